@@ -1,0 +1,109 @@
+"""What the figures are held against: one line a target, met or missed, printed after the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.providers import FUSER, INDUCTOR, SDPA
+from benchmarks.runner import Result, error_ratio, geomean
+
+BIAS_ONLY = ("alibi", "t5_bias", "sliding_window", "gqa_causal", "transformers_causal")
+STRUCTURED = ("sliding_window", "gqa_causal", "transformers_causal")
+CONSTANT_BIAS = ("additive_mask", "alibi", "transformers_causal")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure and the bound it is held against; `least` says which side is the good one."""
+
+    text: str
+    value: float
+    bound: float
+    least: bool
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        verdict = "met   " if self.met else "MISSED"
+        sign = "≥" if self.least else "≤"
+        return f"{verdict}  {self.text}: {self.value:.2f} ({sign} {self.bound:g})"
+
+
+def attention_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for attention on a CPU; those that nothing measured can tell are left out."""
+    checks: list[Check] = []
+    for dtype, bias, lone, cap, train in (
+        (torch.float32, 2.0, 1.4, 1.2, 1.2),
+        (torch.bfloat16, 20.0, None, 6.0, 3.5),
+    ):
+        label = str(dtype).removeprefix("torch.")
+        inferred = [r for r in results if r.dtype == dtype and r.mode == "forward"]
+        trained = [r for r in results if r.dtype == dtype and r.mode == "full"]
+        only = _named(inferred, BIAS_ONLY)
+        capped, constant = _named(inferred, ("softcap",)), _named(trained, CONSTANT_BIAS)
+        text = f"{label} bias-only, fuser over inductor"
+        checks += _at_least(f"{text}, geomean", _speedups(only), bias, geomean)
+        if lone is not None:
+            checks += _at_least(f"{text}, smallest", _speedups(only), lone, min)
+        checks += _at_least(f"{label} softcap, fuser over inductor", _speedups(capped), cap, min)
+        text = f"{label} forward+backward, constant bias, smallest over inductor"
+        checks += _at_least(text, _speedups(constant), train, min)
+        against = _ratios(only, FUSER, SDPA)
+        checks += _at_most(f"{label} bias-only, fuser's time over sdpa, largest", against, 1.3, max)
+    checks += _at_least("any workload, smallest over inductor", _speedups(results), 0.97, min)
+    checks += _error_checks(results)
+    structured = [r for r in _named(results, STRUCTURED) if r.mode == "forward"]
+    sizes = [s for r in structured if (s := _largest_over_query(r)) is not None]
+    checks += _at_most("structured mask, largest tensor over the query's size", sizes, 1.0, max)
+    return checks
+
+
+def model_checks(results: Sequence[Result]) -> list[Check]:
+    """Targets for whole models: 1.15x over Inductor in fp32 inference, no worse in bf16."""
+    fp32 = [r for r in results if r.dtype == torch.float32 and r.mode == "forward"]
+    checks = _at_least("fp32 inference, smallest over inductor", _speedups(fp32), 1.15, min)
+    checks += _at_least("any model, smallest over inductor", _speedups(results), 0.97, min)
+    return checks + _error_checks(results)
+
+
+def _error_checks(results: Sequence[Result]) -> list[Check]:
+    errors = [e for r in results if (e := error_ratio(r, FUSER)) is not None]
+    return _at_most("fuser's error over eager's, largest", errors, 3.0, max)
+
+
+def _named(results: Iterable[Result], names: Sequence[str]) -> list[Result]:
+    return [r for r in results if r.workload.name in names]
+
+
+def _speedups(results: Iterable[Result]) -> list[float]:
+    return _ratios(results, INDUCTOR, FUSER)
+
+
+def _ratios(results: Iterable[Result], slow: str, fast: str) -> list[float]:
+    return [ratio[1] for r in results if (ratio := r.ratio(slow, fast)) is not None]
+
+
+def _largest_over_query(result: Result) -> float | None:
+    """Largest allocation over the size of q, in the workload's dtype."""
+    ours, config = result.measures.get(FUSER), result.workload.config
+    if ours is None or ours.largest_mb is None:
+        return None
+    sizes = [int(str(config[key])) for key in ("B", "H", "D")] + [result.workload.x[1]]
+    return ours.largest_mb * 2**20 / (math.prod(sizes) * result.dtype.itemsize)
+
+
+Pick = Callable[[Sequence[float]], float]
+
+
+def _at_least(text: str, values: Sequence[float], bound: float, pick: Pick) -> list[Check]:
+    return [Check(text, pick(values), bound, least=True)] if values else []
+
+
+def _at_most(text: str, values: Sequence[float], bound: float, pick: Pick) -> list[Check]:
+    return [Check(text, pick(values), bound, least=False)] if values else []

@@ -1,0 +1,105 @@
+"""The Dynamo backend: options, the transformation, and the inner backend."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from . import torch_private
+from .errors import FuserError, FuserWarning, UnknownBackendError
+from .events import Record
+from .options import Options
+from .transform import looks_like_attention, transform
+
+_listeners: ContextVar[tuple[Callable[[Record], None], ...]] = ContextVar("listeners", default=())
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[Record], None]) -> Iterator[None]:
+    """Call `listener` with the record of every graph that is compiled within the block."""
+    token = _listeners.set((*_listeners.get(), listener))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+
+
+def fuser(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """Compile a captured graph; `torch.compile(model, backend="fuser")` calls this.
+
+    Args:
+        gm: the graph that Dynamo captured.
+        example_inputs: fake inputs of that graph.
+        mode: passed to Inductor.
+        options: keys beginning with `fuser.` are ours (see `fuser.options`), others Inductor's.
+
+    Returns:
+        a callable with the graph's signature.
+
+    Raises:
+        UnknownOptionError, InvalidOptionError, UnknownBackendError: a bad option.
+    """
+    parsed, rest = Options.parse(options)
+    inner = _inner(parsed, mode, rest, kwargs)
+    record = _transform(gm, parsed)
+    for listener in _listeners.get():
+        listener(record)
+    if parsed.debug:
+        from .report.debug import write
+
+        write(record, parsed.debug)
+    if parsed.inner != "inductor" or not looks_like_attention(gm):
+        return inner(gm, example_inputs)
+    device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
+    with torch_private.attention_patterns_off(device or torch.device("cpu")):
+        return inner(gm, example_inputs)
+
+
+def _transform(gm: GraphModule, options: Options) -> Record:
+    """The safety net: a failure of ours costs one warning, never the user's program."""
+    try:
+        return transform(gm, options)
+    except Exception as error:
+        if options.strict or torch_private.is_control_flow(error):
+            raise
+        import warnings
+
+        warnings.warn(
+            f"fuser failed and left the graph to the inner backend: "
+            f"{type(error).__name__}: {error} (set fuser.strict to raise instead)",
+            FuserWarning,
+            stacklevel=2,
+        )
+        return Record(graphs=1, nodes=len(gm.graph.nodes))
+
+
+def _inner(
+    options: Options, mode: str | None, rest: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    if options.inner == "inductor":
+        return torch_private.inductor(mode, rest)
+    if options.inner == "fuser":
+        raise FuserError("option 'fuser.inner' is 'fuser': the inner backend must be another one.")
+    from torch._dynamo.backends.registry import list_backends, lookup_backend
+
+    if options.inner not in list_backends(exclude_tags=()):
+        raise UnknownBackendError(options.inner, list_backends(exclude_tags=()))
+    compile_inner = lookup_backend(options.inner)
+    extra: dict[str, Any] = dict(kwargs)
+    if rest:
+        extra["options"] = dict(rest)
+    if mode is not None:
+        extra["mode"] = mode
+    return lambda gm, inputs: compile_inner(gm, inputs, **extra)

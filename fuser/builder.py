@@ -1,0 +1,172 @@
+"""Put nodes into a graph, each with its example value, at one place; equal nodes are made once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from .graph.arrange import Expand, Permute, Step, steps
+from .graph.axes import Dims, Size, same_size
+from .graph.ops import is_tensor, value
+from .pattern import Operand
+from .torch_private import FakeTensorMode, to_expr
+
+_KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
+
+
+class Builder:
+    """Inserts nodes before `anchor`, for the region whose `operands` say where sizes come from.
+
+    Attributes:
+        added: every node that was made, in order; shared ones included.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        anchor: Node,
+        fake_mode: FakeTensorMode,
+        shared: dict[Any, Node] | None = None,
+        sizes_from: Sequence[Node] = (),
+    ) -> None:
+        self.module, self.anchor, self.fake_mode = module, anchor, fake_mode
+        self.added: list[Node] = []
+        self._shared = shared
+        self._made: dict[Any, Node] = {}
+        self._sizes_from = [n for n in sizes_from if is_tensor(n)]
+        self._meta = {k: anchor.meta[k] for k in _KEPT_META if k in anchor.meta}
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        return self._insert("call_function", function, args, kwargs)
+
+    def unshared(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """A call that draws random numbers or has another reason to be made each time."""
+        return self._insert("call_function", function, args, kwargs, share=False)
+
+    def method(self, name: str, *args: Any, **kwargs: Any) -> Node:
+        return self._insert("call_method", name, args, kwargs)
+
+    def attribute(self, name: str, content: Any) -> Node:
+        """A submodule or constant of the graph module, under a free name."""
+        name = self._free_name(name)
+        setattr(self.module, name, content)
+        with self.module.graph.inserting_before(self.anchor):
+            node = self.module.graph.get_attr(name)
+        node.meta.update(self._meta)
+        if not isinstance(content, GraphModule):
+            node.meta["example_value"] = self.fake_mode.from_tensor(content, static_shapes=True)
+        self.added.append(node)
+        return node
+
+    def _free_name(self, prefix: str) -> str:
+        i = 0
+        while hasattr(self.module, f"{prefix}_{i}"):
+            i += 1
+        return f"{prefix}_{i}"
+
+    def _insert(
+        self, op: str, target: Any, args: Any, kwargs: Any, share: bool = True
+    ) -> Node:
+        key = _key(op, target, args, kwargs) if share else None
+        for known in (self._made, self._shared or {}):
+            if key is not None and key in known:
+                return known[key]
+        example = self.fake(op, target, args, kwargs)
+        with self.module.graph.inserting_before(self.anchor):
+            node = self.module.graph.create_node(op, target, args, kwargs)
+        node.meta.update(self._meta)
+        node.meta["example_value"] = example
+        self.added.append(node)
+        if key is not None:
+            self._made[key] = node
+        return node
+
+    def commit(self) -> None:
+        """Offer what was made to later regions of the same graph."""
+        if self._shared is not None:
+            self._shared.update(self._made)
+
+    def roll_back(self) -> None:
+        """Take everything back that is not used."""
+        for node in reversed(self.added):
+            if not node.users:
+                self.module.graph.erase_node(node)
+        self.added.clear()
+
+    def fake(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """The example value that a call would have."""
+        args = map_arg(args, value)
+        kwargs = map_arg(kwargs, value)
+        with self.fake_mode, torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+            if op == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            return target(*args, **kwargs)
+
+    def size(self, size: Size) -> int | Node:
+        """A size as a constant or as a node that computes it from the operands' shapes."""
+        if isinstance(size, int):
+            return size
+        for node in self._sizes_from:
+            for dim, actual in enumerate(value(node).shape):
+                if same_size(to_expr(actual), size):
+                    return self.method("size", node, dim)
+        if isinstance(size, (sympy.Mul, sympy.Add)):
+            combine = operator.mul if isinstance(size, sympy.Mul) else operator.add
+            parts = [self.size(int(a) if a.is_Integer else a) for a in size.args]
+            total = parts[0]
+            for part in parts[1:]:
+                total = self.call(combine, total, part)
+            return total
+        raise KeyError(f"no operand has a dimension of size {size}")
+
+    def apply(self, node: Node, step: Step) -> Node:
+        if isinstance(step, Permute):
+            return self.method("permute", node, step.order)
+        shape = [self.size(s) for s in step.shape]
+        if isinstance(step, Expand):
+            return self.method("expand", node, tuple(shape))
+        symbolic = [i for i, s in enumerate(shape) if isinstance(s, Node)]
+        if len(symbolic) == 1:
+            shape[symbolic[0]] = -1
+        return self.method("reshape", node, tuple(shape))
+
+    def arrange(self, node: Node, dims: Dims, target: Dims, *, materialise: bool = False) -> Node:
+        for step in steps(dims, target, materialise=materialise):
+            node = self.apply(node, step)
+        return node
+
+    def operand(self, operand: Operand, *, materialise: bool = False) -> Node:
+        """An operand in its target arrangement and dtype; scalars and 0-d tensors as they are."""
+        node = operand.node
+        if operand.target:
+            node = self.arrange(node, operand.dims, operand.target, materialise=materialise)
+        if operand.dtype is not None and value(node).dtype != operand.dtype:
+            node = self.method("to", node, dtype=operand.dtype)
+        return node
+
+
+def _key(op: str, target: Any, args: Any, kwargs: Any) -> Any:
+    """What makes two pure calls equal; None for a call that may not be shared."""
+    try:
+        key = (op, target, _freeze(args), _freeze(kwargs))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _freeze(argument: Any) -> Any:
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(_freeze, argument))
+    if isinstance(argument, dict):
+        return tuple(sorted((k, _freeze(v)) for k, v in argument.items()))
+    # 1, 1.0 and True are equal but not the same argument; -0.0 and 0.0 are not either
+    if isinstance(argument, (bool, int, float)):
+        return (type(argument).__name__, repr(argument))
+    return argument

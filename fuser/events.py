@@ -1,0 +1,85 @@
+"""What happened during a compile, as plain data. Every report is a rendering of this record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place in the user's program."""
+
+    node: str
+    file: str = ""
+    line: int = 0
+    code: str = ""
+    module: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else self.node
+        return f"{place} in {self.module}" if self.module else place
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A region was replaced."""
+
+    pattern: str
+    where: Where
+    lowering: str
+    why: str
+    facts: dict[str, str]
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    graph: int = 0
+    sources: tuple[str, ...] = ()
+    """The user's lines behind `removed`."""
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A region was looked at and left alone."""
+
+    pattern: str
+    where: Where
+    reason: str
+    hint: str = ""
+    sound: bool = False
+    """True where the rewrite was proved but left to the inner backend because it does not pay."""
+    graph: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Our own code, or a plug-in's, failed; the region was left alone."""
+
+    pattern: str
+    where: Where
+    error: str
+    graph: int = 0
+
+
+@dataclass
+class Record:
+    """Everything that happened in one or several compiles."""
+
+    rewritten: list[Rewritten] = field(default_factory=list)
+    near_misses: list[NearMiss] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    breaks: list[str] = field(default_factory=list)
+    graphs: int = 0
+    nodes: int = 0
+    seconds: float = 0.0
+
+    def extend(self, other: Record) -> None:
+        self.rewritten += other.rewritten
+        self.near_misses += other.near_misses
+        self.failures += other.failures
+        self.breaks += other.breaks
+        self.graphs += other.graphs
+        self.nodes += other.nodes
+        self.seconds += other.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

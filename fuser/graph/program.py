@@ -1,0 +1,272 @@
+"""Pointwise programs: FX graphs over scalars of one position, printable and hashable.
+
+A program has named inputs and one result. It is kept as an FX graph of torch functions in the
+order in which the user's code applied them, with the user's dtypes: interpreting it on whole
+tensors *is* the reference. `to_json`/`from_json` move it through the string argument of an op.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Graph, Interpreter, Node
+
+from .ops import Kind, Op, is_tensor
+
+_SOURCES = {"torch": torch, "F": F, "operator": operator}
+
+
+def functional(op: Op) -> Any:
+    """The out-of-place torch callable for a canonical pointwise operator."""
+    name = {"bool": "to", "int": "to", "long": "to"}.get(op.name, op.name)
+    for source in (torch, F, torch._C._nn):  # type: ignore[attr-defined]
+        found = getattr(source, name, None)
+        if callable(found) and not isinstance(found, type):
+            return found
+    raise KeyError(op.name)
+
+
+CASTS = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bool": torch.bool,
+    "int": torch.int32,
+    "long": torch.int64,
+}
+IDENTITIES = {"clone", "contiguous", "alias", "positive"}
+
+
+class ProgramBuilder:
+    """Builds one program; nodes of the program stand for values of the region."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.inputs: list[str] = []
+
+    def input(self, name: str) -> Node:
+        """A new input; the JSON form lists inputs first, wherever they were added."""
+        self.inputs.append(name)
+        return self.graph.placeholder(name)
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Node:
+        return self.graph.call_function(function, args, kwargs)
+
+    def pointwise(self, op: Op, node: Node, mapped: Mapping[Node, Node]) -> Node:
+        """Append the operator of `node`, its node arguments replaced by program nodes."""
+        source = op.args.get("input")
+        if op.name in IDENTITIES:
+            return mapped[source]  # type: ignore[index]
+        dtype = node.meta["example_value"].dtype
+        if op.name in ("to", "type_as", "type", *CASTS):
+            if is_tensor(source) and source.meta["example_value"].dtype == dtype:
+                return mapped[source]
+            return self.graph.call_method("to", (mapped[source],), {"dtype": dtype})  # type: ignore[index]
+        mapped = self._natural(op, node, mapped, dtype)
+        args = {k: v for k, v in op.args.items() if k != "inplace"}
+        swap = lambda v: mapped.get(v, v) if isinstance(v, Node) else v  # noqa: E731
+        names = list(args)
+        positional = [swap(args[n]) for n in names if n in _POSITIONAL.get(op.name, ("input", "other"))]
+        keywords = {
+            n: swap(args[n])
+            for n in names
+            if n not in _POSITIONAL.get(op.name, ("input", "other"))
+        }
+        if op.name == "rsub":
+            alpha = keywords.pop("alpha", 1)
+            scaled = positional[0] if alpha == 1 else self.call(torch.mul, positional[0], alpha)
+            return self.call(operator.sub, positional[1], scaled)
+        if op.name in _OPERATORS and not keywords:
+            return self.call(_OPERATORS[op.name], *positional)
+        return self.call(functional(op), *positional, **keywords)
+
+    def _natural(
+        self, op: Op, node: Node, mapped: Mapping[Node, Node], dtype: torch.dtype
+    ) -> Mapping[Node, Node]:
+        """Spell out the cast that autocast made: operands in the dtype of the result."""
+        dtypes = [n.meta["example_value"].dtype for n in node.all_input_nodes if is_tensor(n)]
+        if not dtype.is_floating_point or dtype in dtypes or not any(
+            d.is_floating_point for d in dtypes
+        ):
+            return mapped
+        return {
+            source: self.graph.call_method("to", (inner,), {"dtype": dtype})
+            if is_tensor(source) and source.meta["example_value"].dtype.is_floating_point
+            else inner
+            for source, inner in mapped.items()
+        }
+
+    def finish(self, result: Node) -> Program:
+        self.graph.output(result)
+        self.graph.eliminate_dead_code()
+        return Program(to_json(self.graph))
+
+
+_POSITIONAL = {
+    "where": ("condition", "input", "other"),
+    "masked_fill": ("input", "mask", "value"),
+    "lerp": ("input", "end", "weight"),
+    "addcmul": ("input", "tensor1", "tensor2"),
+    "addcdiv": ("input", "tensor1", "tensor2"),
+}
+# Python scalars may stand on either side of these, which torch.add and its kin do not all take.
+_OPERATORS: dict[str, Any] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "pow": operator.pow, "remainder": operator.mod, "floor_divide": operator.floordiv,
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
+    "gt": operator.gt, "ge": operator.ge, "bitwise_and": operator.and_,
+    "bitwise_or": operator.or_, "bitwise_xor": operator.xor,
+}  # fmt: skip
+
+
+class Program:
+    """An immutable pointwise program; equal and hashable by its text.
+
+    Attributes:
+        text: the JSON form.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    @property
+    def graph(self) -> Graph:
+        return from_json(self.text)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the program on tensors that broadcast against each other."""
+        return _run(self.text, inputs)
+
+    def formula(self) -> str:
+        """One line of readable algebra."""
+        return _formula(self.graph)
+
+    __str__ = formula
+    __repr__ = formula
+
+
+IDENTITY_TEXT = json.dumps({"inputs": ["p"], "body": [], "out": "p"})
+
+
+def _target_name(node: Node) -> str:
+    if node.op == "call_method":
+        return f"method:{node.target}"
+    for prefix, source in _SOURCES.items():
+        name = getattr(node.target, "__name__", "")
+        if getattr(source, name, None) is node.target:
+            return f"{prefix}:{name}"
+    raise KeyError(f"no stable name for {node.target}")
+
+
+def _encode(argument: Any) -> Any:
+    if isinstance(argument, Node):
+        return {"$": argument.name}
+    if isinstance(argument, torch.dtype):
+        return {"dtype": str(argument).removeprefix("torch.")}
+    if isinstance(argument, float):
+        return {"float": argument.hex() if argument == argument and abs(argument) != float("inf") else str(argument)}
+    if argument is None or isinstance(argument, (bool, int, str)):
+        return argument
+    raise KeyError(f"an argument that cannot be serialised: {argument!r}")
+
+
+def _decode(argument: Any, nodes: Mapping[str, Node]) -> Any:
+    if not isinstance(argument, dict):
+        return argument
+    ((kind, content),) = argument.items()
+    if kind == "$":
+        return nodes[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    return float.fromhex(content) if "0x" in content else float(content)
+
+
+def to_json(graph: Graph) -> str:
+    body: list[Any] = []
+    inputs: list[str] = []
+    out = ""
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            inputs.append(node.name)
+        elif node.op == "output":
+            out = node.args[0].name
+        else:
+            kwargs = {k: _encode(v) for k, v in node.kwargs.items()}
+            body.append([node.name, _target_name(node), [_encode(a) for a in node.args], kwargs])
+    return json.dumps({"inputs": inputs, "body": body, "out": out}, separators=(",", ":"))
+
+
+@lru_cache(maxsize=4096)
+def from_json(text: str) -> Graph:
+    data = json.loads(text)
+    graph = Graph()
+    nodes: dict[str, Node] = {name: graph.placeholder(name) for name in data["inputs"]}
+    for name, target, args, kwargs in data["body"]:
+        source, _, attribute = target.partition(":")
+        positional = tuple(_decode(a, nodes) for a in args)
+        keywords = {k: _decode(v, nodes) for k, v in kwargs.items()}
+        if source == "method":
+            node = graph.call_method(attribute, positional, keywords)
+        else:
+            node = graph.call_function(getattr(_SOURCES[source], attribute), positional, keywords)
+        nodes[name] = node
+    graph.output(nodes[data["out"]])
+    return graph
+
+
+@lru_cache(maxsize=4096)
+def _module(text: str) -> torch.fx.GraphModule:
+    return torch.fx.GraphModule({}, from_json(text))
+
+
+def _run(text: str, inputs: Mapping[str, Any]) -> Any:
+    module = _module(text)
+    names = [n.target for n in module.graph.nodes if n.op == "placeholder"]
+    return Interpreter(module).run(*(inputs[str(n)] for n in names))
+
+
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "lt": "<", "le": "<=",
+            "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "and_": "&", "or_": "|"}  # fmt: skip
+
+
+def _formula(graph: Graph) -> str:
+    text: dict[Node, str] = {}
+
+    def show(argument: Any) -> str:
+        if isinstance(argument, Node):
+            return text[argument]
+        if isinstance(argument, float):
+            return f"{argument:.6g}"
+        return str(argument).removeprefix("torch.")
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            text[node] = str(node.target)
+        elif node.op == "output":
+            return show(node.args[0])
+        else:
+            name = str(getattr(node.target, "__name__", node.target))
+            parts = [show(a) for a in node.args] + [show(v) for v in node.kwargs.values()]
+            if name in _SYMBOLS and len(parts) == 2:
+                text[node] = f"({parts[0]} {_SYMBOLS[name]} {parts[1]})"
+            else:
+                text[node] = f"{name}({', '.join(parts)})"
+    return ""
+
+
+__all__ = ["CASTS", "IDENTITIES", "IDENTITY_TEXT", "Kind", "Program", "ProgramBuilder"]

@@ -1,0 +1,209 @@
+"""Axes of a node's inputs, given the axes of its result: one rule for each kind of operator."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from ..torch_private import to_expr
+from .axes import Axis, Dim, Dims, Unproven, broadcast, leaves, regroup, resolve, same_size, size_of
+from .ops import Kind, Op, is_tensor, value
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """`sum over inner of a * b`, with the axes of both operands."""
+
+    a: Node
+    a_dims: Dims
+    b: Node
+    b_dims: Dims
+    inner: Dim
+
+
+def pull_view(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims]:
+    """Axes of the input of a view, given those of its result."""
+    source = op.args["input"]
+    shape = tuple(value(source).shape)
+    dims = resolve(dims)
+    rank = len(shape)
+    match op.name:
+        case "reshape" | "reshape_as" | "flatten" | "unflatten" | "squeeze" | "unsqueeze":
+            return source, regroup(dims, shape)
+        case "getitem":
+            return source, regroup(dims, shape)
+        case "permute":
+            order = [_index(d, rank) for d in op.args["dims"]]
+            return source, _unpermute(dims, order)
+        case "transpose" | "t" | "T" | "mT":
+            first, second = _transposed(op, rank)
+            order = list(range(rank))
+            if rank >= 2:
+                order[first], order[second] = order[second], order[first]
+            return source, _unpermute(dims, order)
+        case "movedim":
+            return source, _unpermute(dims, _moved(op, rank))
+        case "expand" | "expand_as":
+            return source, broadcast(dims, shape)
+        case "repeat" | "tile":
+            return source, _unrepeat(op, dims, shape)
+        case "repeat_interleave":
+            return source, _uninterleave(op, dims, shape)
+    raise Unproven(f"no rule for the view {op.name!r}")
+
+
+def pull_pointwise(node: Node, dims: Dims) -> dict[Node, Dims]:
+    """Axes of every tensor input of a pointwise operator."""
+    return {
+        source: broadcast(dims, value(source).shape)
+        for source in node.all_input_nodes
+        if is_tensor(source)
+    }
+
+
+def pull_contraction(op: Op, node: Node, dims: Dims) -> Contraction:
+    """Axes of both operands of a matmul, bmm, baddbmm or two-operand einsum."""
+    if op.name == "einsum":
+        return _pull_einsum(op, dims)
+    a, b = (
+        (op.args["batch1"], op.args["batch2"])
+        if op.name == "baddbmm"
+        else (op.args["input"], op.args["other"])
+    )
+    a_shape, b_shape = value(a).shape, value(b).shape
+    if len(a_shape) < 2 or len(b_shape) < 2:
+        raise Unproven("a product with a vector")
+    dims = resolve(dims)
+    batch, row, column = dims[:-2], dims[-2], dims[-1]
+    inner = _fresh_dim(a_shape[-1])
+    return Contraction(
+        a,
+        (*broadcast(batch, a_shape[:-2]), row, inner),
+        b,
+        (*broadcast(batch, b_shape[:-2]), inner, column),
+        inner,
+    )
+
+
+def is_contraction(op: Op) -> bool:
+    """A product of two tensors that `pull_contraction` understands."""
+    if op.kind is not Kind.CONTRACT:
+        return False
+    return op.name != "einsum" or (
+        isinstance(op.args.get("equation"), str) and len(op.args.get("operands", ())) == 2
+    )
+
+
+def _pull_einsum(op: Op, dims: Dims) -> Contraction:
+    a, b = op.args["operands"]
+    terms, out = _einsum_terms(op.args["equation"], [len(value(x).shape) for x in (a, b)])
+    if len(set(out)) != len(out):
+        raise Unproven("an einsum that repeats an index in its result")
+    axes: dict[str, Dim] = dict(zip(out, resolve(dims), strict=True))
+    inner_names = [n for n in terms[0] if n in terms[1] and n not in axes]
+    sizes: dict[str, Any] = {}
+    for operand, names in zip((a, b), terms, strict=True):
+        if len(set(names)) != len(names):
+            raise Unproven("an einsum that takes a diagonal")
+        if any(n not in axes and n not in inner_names for n in names):
+            raise Unproven("an einsum that sums an index of one operand alone")
+        for name, size in zip(names, value(operand).shape, strict=True):
+            if name not in sizes or to_expr(sizes[name]) == 1:
+                sizes[name] = size
+    axes |= {name: _fresh_dim(sizes[name]) for name in inner_names}
+    pulled = [
+        tuple(
+            broadcast((axes[name],), (size,))[0]
+            for name, size in zip(names, value(operand).shape, strict=True)
+        )
+        for operand, names in zip((a, b), terms, strict=True)
+    ]
+    return Contraction(a, pulled[0], b, pulled[1], leaves([axes[n] for n in inner_names]))
+
+
+def _einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    spare = [c for c in string.ascii_letters + string.digits if c not in equation]
+    widths = [r - len(t.replace("...", "")) for t, r in zip(inputs, ranks, strict=True)]
+    ellipsis = spare[: max([w for t, w in zip(inputs, widths, strict=True) if "..." in t] or [0])]
+
+    def letters(term: str, width: int) -> list[str]:
+        head, dots, tail = term.partition("...")
+        return [*head, *(ellipsis[len(ellipsis) - width :] if dots and width else []), *tail]
+
+    terms = [letters(t, w) for t, w in zip(inputs, widths, strict=True)]
+    if not arrow:
+        once = [n for n in sorted({*left} - {",", "."}) if left.count(n) == 1]
+        return terms, [*ellipsis, *once]
+    return terms, letters(right, len(ellipsis))
+
+
+def _fresh_dim(size: Any) -> Dim:
+    size = to_expr(size)
+    return () if isinstance(size, int) and size == 1 else (Axis(size, "inner"),)
+
+
+def _index(dim: int, rank: int) -> int:
+    return dim + rank if dim < 0 else dim
+
+
+def _unpermute(dims: Dims, order: Sequence[int]) -> Dims:
+    out: list[Dim] = [()] * len(dims)
+    for position, source in enumerate(order):
+        out[source] = dims[position]
+    return tuple(out)
+
+
+def _transposed(op: Op, rank: int) -> tuple[int, int]:
+    if op.name == "transpose":
+        return _index(op.args["dim0"], rank), _index(op.args["dim1"], rank)
+    if op.name in ("t", "T") and rank > 2:
+        raise Unproven("a reversal of more than two dimensions")
+    return rank - 2, rank - 1
+
+
+def _moved(op: Op, rank: int) -> list[int]:
+    source, destination = op.args["source"], op.args["destination"]
+    sources = [_index(d, rank) for d in ([source] if isinstance(source, int) else source)]
+    targets = [_index(d, rank) for d in ([destination] if isinstance(destination, int) else destination)]
+    order: list[int] = [-1] * rank
+    for s, t in zip(sources, targets, strict=True):
+        order[t] = s
+    rest = iter(d for d in range(rank) if d not in sources)
+    return [next(rest) if d < 0 else d for d in order]
+
+
+def _unrepeat(op: Op, dims: Dims, shape: Sequence[Any]) -> Dims:
+    """`repeat` writes whole copies one after the other: the copy index is the outer one."""
+    if len(op.args["repeats"]) > len(dims) or len(shape) > len(dims):
+        raise Unproven("a repeat whose rank is unclear")
+    out: list[Dim] = []
+    for dim, size in zip(dims[len(dims) - len(shape) :], shape, strict=True):
+        out.append(_inner_part(dim, to_expr(size)))
+    return tuple(out)
+
+
+def _inner_part(dim: Dim, size: Any) -> Dim:
+    if same_size(size_of(dim), size):
+        return dim
+    if isinstance(size, int) and size == 1:
+        return ()
+    total = size_of(dim)
+    copies = total // size if isinstance(total, int) and isinstance(size, int) else total / size
+    return regroup((dim,), (copies, size))[1]
+
+
+def _uninterleave(op: Op, dims: Dims, shape: Sequence[Any]) -> Dims:
+    """`repeat_interleave` repeats each element: the copy index is the inner one."""
+    repeats, dim = op.args["repeats"], op.args.get("dim")
+    if not isinstance(repeats, int) or not isinstance(dim, int):
+        raise Unproven("repeat_interleave with a tensor of repeats or over all dimensions")
+    position = _index(dim, len(shape))
+    out = list(dims)
+    out[position] = regroup((dims[position],), (to_expr(shape[position]), repeats))[0]
+    return tuple(out)

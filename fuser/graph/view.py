@@ -1,0 +1,177 @@
+"""The canonical view of a graph: nodes read as `Op`s, positions, storage, mutations. Read only.
+
+Everything here is computed in one pass over the nodes and looked up afterwards, so that the cost of
+matching grows linearly with the graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from enum import Flag, auto
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .ops import Kind, Op, is_tensor, read, value
+
+
+class Mark(Flag):
+    """What a value was made from, through operators that keep positions apart."""
+
+    NONE = 0
+    SCORES = auto()
+    """A contraction is among the ancestors."""
+    PROBS = auto()
+    """A softmax, or an exponential, is among the ancestors."""
+
+
+_SPREADS_SCORES = {Kind.POINTWISE, Kind.VIEW, Kind.CAT, Kind.SLICE}
+_SPREADS_PROBS = {Kind.POINTWISE, Kind.VIEW, Kind.SLICE, Kind.DROPOUT}
+_MODE_SWITCHES = ("_enter_autocast", "_exit_autocast", "_set_grad_enabled", "inference_mode")
+_RANDOM = {
+    "dropout", "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal",
+    "rand_like", "randn_like", "randint_like", "alpha_dropout", "feature_dropout", "rrelu",
+    "dropout1d", "dropout2d", "dropout3d", "uniform", "exponential", "gumbel_softmax",
+}  # fmt: skip
+
+
+class GraphView:
+    """A graph module under examination.
+
+    Attributes:
+        module: the graph module; never mutated through the view.
+        nodes: its nodes in order.
+        order: position of every node.
+    """
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.graph: Graph = module.graph
+        self.nodes: tuple[Node, ...] = tuple(module.graph.nodes)
+        self.order: dict[Node, int] = {node: i for i, node in enumerate(self.nodes)}
+        self._ops: dict[Node, Op] = {}
+
+    def op(self, node: Node) -> Op:
+        """The node read canonically."""
+        found = self._ops.get(node)
+        if found is None:
+            found = self._ops[node] = read(node)
+        return found
+
+    @cached_property
+    def marks(self) -> dict[Node, Mark]:
+        """Per node, whether scores or probabilities reach it."""
+        marks: dict[Node, Mark] = {}
+        for node in self.nodes:
+            kind = self.op(node).kind
+            mark = Mark.NONE
+            for source in node.all_input_nodes:
+                before = marks[source]
+                if kind in _SPREADS_SCORES:
+                    mark |= before & Mark.SCORES
+                if kind in _SPREADS_PROBS:
+                    mark |= before & Mark.PROBS
+            if kind is Kind.CONTRACT:
+                mark = Mark.SCORES
+            elif kind is Kind.SOFTMAX or self.op(node).name == "exp":
+                mark |= Mark.PROBS
+            marks[node] = mark
+        return marks
+
+    @cached_property
+    def mutations(self) -> tuple[tuple[int, Node], ...]:
+        """Every node that writes to a tensor in place: its position and the tensor it writes to."""
+        found: list[tuple[int, Node]] = []
+        for node in self.nodes:
+            found.extend((self.order[node], target) for target in written(node, self.op(node)))
+        return tuple(found)
+
+    @cached_property
+    def random_positions(self) -> tuple[int, ...]:
+        """Positions of the operators that draw random numbers."""
+        return tuple(i for i, node in enumerate(self.nodes) if draws(node, self.op(node)))
+
+    @cached_property
+    def mode_switches(self) -> tuple[int, ...]:
+        """Positions where autocast or grad mode changes."""
+        return tuple(
+            i
+            for i, node in enumerate(self.nodes)
+            if node.op == "call_function"
+            and any(s in getattr(node.target, "__name__", "") for s in _MODE_SWITCHES)
+        )
+
+    @cached_property
+    def storages(self) -> dict[Node, Any]:
+        """Per tensor node a key that is equal for tensors which may share memory."""
+        keys: dict[Node, Any] = {}
+        for node in self.nodes:
+            example = value(node)
+            if not isinstance(example, torch.Tensor):
+                continue
+            op = self.op(node)
+            source = op.args.get("input")
+            if (op.kind in (Kind.VIEW, Kind.SLICE) or op.inplace) and source in keys:
+                keys[node] = keys[source]
+                continue
+            try:
+                keys[node] = example.untyped_storage()._cdata
+            except (NotImplementedError, RuntimeError):
+                keys[node] = node
+        return keys
+
+    def mutated_between(self, node: Node, first: int, last: int) -> Node | None:
+        """A node that writes to memory shared with `node` at a position in [first, last)."""
+        if not self.mutations:
+            return None
+        storages = self.storages
+        key = storages.get(node)
+        for position, target in self.mutations:
+            if first <= position < last and (target is node or storages.get(target) == key):
+                return self.nodes[position]
+        return None
+
+
+def written(node: Node, op: Op) -> list[Node]:
+    """The tensors that a node writes to in place."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    targets: list[Any] = []
+    if isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema
+        for i, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                targets.append(
+                    node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+                )
+    name = str(getattr(node.target, "__name__", node.target))
+    if op.inplace or node.target is operator.setitem or _ends_inplace(name):
+        targets.append(node.args[0] if node.args else node.kwargs.get("input"))
+    if node.kwargs.get("out") is not None:
+        targets.append(node.kwargs["out"])
+    return [t for t in targets if is_tensor(t)]
+
+
+def draws(node: Node, op: Op) -> bool:
+    """Whether a node takes numbers from the random generator."""
+    if op.kind is Kind.DROPOUT:
+        return dropout_probability(op) > 0
+    name = str(getattr(node.target, "__name__", node.target)).rstrip("_")
+    if name == "scaled_dot_product_attention":
+        probability = op.args.get("dropout_p", 0.0)
+        return not (isinstance(probability, (int, float)) and probability == 0)
+    return node.op in ("call_function", "call_method") and name in _RANDOM
+
+
+def dropout_probability(op: Op) -> float:
+    """Of a dropout node: 0 where it is switched off."""
+    probability = op.args.get("p", 0.5)
+    if op.args.get("training", True) is False:
+        return 0.0
+    return float(probability) if isinstance(probability, (int, float)) else 1.0
+
+
+def _ends_inplace(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")

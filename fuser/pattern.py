@@ -1,0 +1,111 @@
+"""What a pattern is, and what it returns: `Pattern`, `Match`, `Decline`.
+
+A pattern looks at one anchor node through a `GraphView` and returns a `Match` with everything it
+proved, a `Decline` with the reason, or None where the node is nothing to it. It never mutates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch.fx import Node
+
+from .graph.axes import Dims
+from .graph.view import GraphView
+
+if TYPE_CHECKING:
+    from .builder import Builder
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of the graph and the arrangement in which a lowering wants it.
+
+    `dims` are the axes of the tensor as it is, `target` those wanted. An axis of `target` that the
+    tensor lacks is broadcast: a dimension of size one where all its axes are missing. `dtype`,
+    where given, is a cast that the original region made (autocast).
+    """
+
+    node: Node
+    dims: Dims
+    target: Dims
+    dtype: Any = None
+    read_at: int = -1
+    """Position of the first original reader; -1: unknown, the anchor's."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator to put there: its spec and its operands by name."""
+
+    spec: Any
+    operands: Mapping[str, Operand]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A region that was found and proved.
+
+    Attributes:
+        pattern: id of the pattern.
+        anchor: the node at which it was found.
+        nodes: the interior, to be removed; contains the outputs.
+        outputs: nodes whose values are used outside.
+        calls: what to put there; their results, in canonical arrangement `result`, are added up and
+            arranged as `outputs[0]`, whose axes are `dims`.
+        facts: what was proved, for people.
+        replacement: instead of `calls`, inserts the replacement itself and returns one node for
+            each output.
+        random: whether the region draws random numbers.
+    """
+
+    pattern: str
+    anchor: Node
+    nodes: frozenset[Node]
+    outputs: tuple[Node, ...]
+    calls: tuple[Call, ...] = ()
+    result: Dims = ()
+    dims: Dims = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    replacement: Callable[[Builder], Sequence[Node]] | None = None
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A near miss.
+
+    Attributes:
+        reason: why, in plain words.
+        node: where it failed.
+        depth: how many nodes had been proved before; the deepest decline is reported.
+        hint: what to change, where that is known.
+    """
+
+    reason: str
+    node: Node
+    depth: int = 0
+    hint: str = ""
+
+
+class Pattern(ABC):
+    """Base class of structural matchers.
+
+    Attributes:
+        id: dotted, beginning with the family: `attention.softmax`.
+        priority: where regions overlap the higher one wins.
+    """
+
+    id: ClassVar[str] = ""
+    priority: ClassVar[int] = 0
+
+    @abstractmethod
+    def anchors(self, view: GraphView) -> Iterable[Node]:
+        """Nodes at which `match` is worth trying."""
+
+    @abstractmethod
+    def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
+        """Prove the region around an anchor, or say why not."""

@@ -1,0 +1,139 @@
+"""From a graph to what will be done to it: matches that are sound, do not overlap, and pay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from . import soundness
+from .graph.fold import Folder
+from .graph.ops import value
+from .graph.view import GraphView
+from .lowering import Context, Emission, Refusal, candidates
+from .options import LoweringChoice, Options, Policy
+from .pattern import Call, Decline, Match
+from .registry import Registered, patterns
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A rewrite that will be made."""
+
+    match: Match
+    emissions: tuple[Emission, ...]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A region that is left alone, and why."""
+
+    pattern: str
+    decline: Decline
+    sound: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A pattern that raised."""
+
+    pattern: str
+    anchor: Node
+    error: Exception
+
+
+def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]:
+    """Decide for every anchor of every allowed pattern, the highest priority first."""
+    claimed: set[Node] = set()
+    folder = Folder(view)
+    for registered in patterns():
+        if not options.allows(registered.pattern.id):
+            continue
+        for anchor in _anchors(view, registered):
+            if isinstance(anchor, Failed):
+                yield anchor
+                break
+            if anchor in claimed:
+                continue
+            decided = _decide(view, registered, anchor, claimed, folder, options)
+            if decided is None:
+                continue
+            if isinstance(decided, Planned):
+                claimed |= decided.match.nodes
+            yield decided
+
+
+def _anchors(view: GraphView, registered: Registered) -> Iterator[Node | Failed]:
+    try:
+        yield from registered.pattern.anchors(view)
+    except Exception as error:
+        yield Failed(registered.pattern.id, view.nodes[0], error)
+
+
+def _decide(
+    view: GraphView,
+    registered: Registered,
+    anchor: Node,
+    claimed: set[Node],
+    folder: Folder,
+    options: Options,
+) -> Planned | Left | Failed | None:
+    pattern_id = registered.pattern.id
+    try:
+        found = registered.pattern.match(view, anchor)
+        if found is None:
+            return None
+        if isinstance(found, Decline):
+            return Left(pattern_id, found)
+        if found.nodes & claimed:
+            return None
+        unsound = soundness.check(view, found)
+        if unsound is not None:
+            return Left(pattern_id, unsound)
+        return _lower(view, found, folder, options)
+    except Exception as error:
+        return Failed(pattern_id, anchor, error)
+
+
+def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> Planned | Left:
+    emissions: list[Emission] = []
+    for call in match.calls:
+        chosen = choose(call, _context(match, folder), options)
+        if isinstance(chosen, Refusal):
+            return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
+        emissions.append(chosen)
+    return Planned(match, tuple(emissions))
+
+
+def choose(call: Call, context: Context, options: Options) -> Emission | Refusal:
+    """The first lowering that is allowed, possible and, unless the policy is `always`, pays."""
+    reasons: list[str] = []
+    for lowering in candidates(call.spec):
+        wanted = options.lowering
+        if wanted is not LoweringChoice.AUTO and lowering.kind != wanted.value:
+            continue
+        prepared = lowering.prepare(call, context)
+        if isinstance(prepared, Refusal):
+            reasons.append(f"{lowering.kind}: {prepared.reason}")
+        elif (
+            prepared.pays
+            or options.policy is Policy.ALWAYS
+            or wanted is not LoweringChoice.AUTO
+        ):
+            return prepared
+        else:
+            reasons.append(f"{lowering.kind}: is not faster than the inner backend here")
+    return Refusal("; ".join(reasons) or f"no lowering of kind {options.lowering.value} exists")
+
+
+def _context(match: Match, folder: Folder) -> Context:
+    tensors = [
+        example
+        for call in match.calls
+        for operand in call.operands.values()
+        if isinstance(example := value(operand.node), torch.Tensor)
+    ]
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return Context(value(match.anchor).device, training, folder)

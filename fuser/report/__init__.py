@@ -1,0 +1,1 @@
+"""Renderers of the record of a compile: text, JSON."""

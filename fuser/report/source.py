@@ -1,0 +1,66 @@
+"""From a node to the user's program: file, line, code and module path."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..events import Where
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<code>[^\n]+))?')
+_INTERNAL = ("/torch/nn/", "/torch/_", "/torch/utils/", "/fuser/")
+
+
+def where(node: Node) -> Where:
+    """The innermost frame of the user's program in which a node was made."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = list(_FRAME.finditer(trace))
+    own = [f for f in frames if not any(part in f["file"] for part in _INTERNAL)] or frames
+    module = module_path(node)
+    if not own:
+        return Where(node.name, module=module)
+    frame = own[-1]
+    return Where(node.name, frame["file"], int(frame["line"]), (frame["code"] or "").strip(), module)
+
+
+def module_path(node: Node) -> str:
+    """The module that made a node, as a user would write it: `model.layers.3.self_attn`."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    path = re.sub(r"L\[['\"]self['\"]\]\.?", "", path)
+    path = re.sub(r"_modules\[['\"]([^'\"]+)['\"]\]", r"\1", path)
+    return re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path).strip(".")
+
+
+def describe(node: Node) -> str:
+    """One line of FX with its dtype and shape."""
+    example = node.meta.get("example_value")
+    kind = f": {_type(example)}" if isinstance(example, torch.Tensor) else ""
+    if node.op == "get_attr":
+        return f"{node.name}{kind} = self.{node.target}"
+    args = ", ".join([_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()])
+    name = str(node.target)
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", name)
+        if isinstance(node.target, torch._ops.OpOverload):
+            name = str(node.target)
+    return f"{node.name}{kind} = {'.' if node.op == 'call_method' else ''}{name}({args})"
+
+
+def _type(example: torch.Tensor) -> str:
+    sizes = ", ".join(str(s) for s in example.shape)
+    return f"{str(example.dtype).removeprefix('torch.')}[{sizes}]"
+
+
+def _show(argument: Any) -> str:
+    if isinstance(argument, Node):
+        return argument.name
+    if isinstance(argument, (tuple, list)):
+        return f"({', '.join(map(_show, argument))})"
+    text = str(argument).removeprefix("torch.")
+    return text if len(text) < 80 else f"{text[:60]}…{len(text)} characters"

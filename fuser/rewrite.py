@@ -1,0 +1,136 @@
+"""Put the planned replacement in the place of a region, and prove that nobody can tell.
+
+The new value must have the shape, dtype and device of the old one. Strides may differ where
+everything downstream computes the same strides from both (a `transpose(1, 2).contiguous()` does);
+otherwise the old strides are restored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from .builder import Builder
+from .errors import ReplacementMismatchError
+from .graph.ops import value
+from .torch_private import FakeTensorMode, known_true
+
+_MAX_FOLLOWED = 24
+
+
+class Rewriter:
+    """Rewrites one graph; `shared` makes equal replacements' helper nodes common to all regions."""
+
+    def __init__(self, module: GraphModule, fake_mode: FakeTensorMode) -> None:
+        self.module, self.fake_mode = module, fake_mode
+        self.shared: dict[Any, Node] = {}
+
+    def builder(self, anchor: Node, sizes_from: list[Node], *, share: bool) -> Builder:
+        return Builder(
+            self.module, anchor, self.fake_mode, self.shared if share else None, sizes_from
+        )
+
+    def replace(self, builder: Builder, pattern: str, index: int, old: Node, new: Node) -> None:
+        """Make every user of `old` read `new`.
+
+        Raises:
+            ReplacementMismatchError: the two differ in what a user can see.
+        """
+        _require_same(pattern, index, value(old), value(new))
+        if not _same_strides(value(old), value(new)) and not self._follow(old, new):
+            new = _restride(builder, value(old), new)
+        old.replace_all_uses_with(new)
+
+    def _follow(self, old: Node, new: Node) -> bool:
+        """Whether all values downstream keep their strides; updates examples where they may not."""
+        changed: dict[Node, Any] = {old: value(new)}
+        pending = list(old.users)
+        seen: set[Node] = set()
+        while pending:
+            node = pending.pop(0)
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op not in ("call_function", "call_method") or len(seen) > _MAX_FOLLOWED:
+                return False
+            if not isinstance(value(node), torch.Tensor) or _reads_strides(node):
+                return False
+            try:
+                example = self._rerun(node, changed)
+            except Exception:  # a view that needs the old strides
+                return False
+            if not isinstance(example, torch.Tensor) or example.shape != value(node).shape:
+                return False
+            if not _same_strides(value(node), example):
+                changed[node] = example
+                pending.extend(node.users)
+        for node, example in changed.items():
+            node.meta["example_value"] = example
+        return True
+
+    def _rerun(self, node: Node, changed: dict[Node, Any]) -> Any:
+        look = lambda n: changed.get(n, value(n))  # noqa: E731
+        args, kwargs = map_arg(node.args, look), map_arg(node.kwargs, look)
+        with self.fake_mode:
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _reads_strides(node: Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    if name in ("stride", "is_contiguous", "as_strided", "storage_offset") or name.endswith("_"):
+        return True
+    return isinstance(node.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator))
+
+
+def _require_same(pattern: str, index: int, old: Any, new: Any) -> None:
+    if not isinstance(new, torch.Tensor):
+        raise ReplacementMismatchError(pattern, index, "type", "a tensor", type(new).__name__)
+    if len(old.shape) != len(new.shape) or not all(
+        known_true(a == b) for a, b in zip(old.shape, new.shape, strict=True)
+    ):
+        raise ReplacementMismatchError(pattern, index, "shape", tuple(old.shape), tuple(new.shape))
+    for what in ("dtype", "device"):
+        if getattr(old, what) != getattr(new, what):
+            raise ReplacementMismatchError(
+                pattern, index, what, getattr(old, what), getattr(new, what)
+            )
+    if old.requires_grad != new.requires_grad:
+        raise ReplacementMismatchError(
+            pattern, index, "requires_grad", old.requires_grad, new.requires_grad
+        )
+
+
+def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True):
+        if isinstance(size, int) and size == 1:
+            continue
+        if not known_true(x == y):
+            return False
+    return True
+
+
+def _restride(builder: Builder, old: torch.Tensor, new: Node) -> Node:
+    """A copy of `new` with the strides of `old`, which must be dense."""
+    order = sorted(range(old.ndim), key=lambda d: _hint(old.stride(d)), reverse=True)
+    if order == list(range(old.ndim)):
+        node = builder.method("contiguous", new)
+    else:
+        back = [order.index(d) for d in range(old.ndim)]
+        node = builder.method("permute", new, tuple(order))
+        node = builder.method("contiguous", node)
+        node = builder.method("permute", node, tuple(back))
+    if not _same_strides(old, value(node)):
+        raise ReplacementMismatchError("", 0, "strides", old.stride(), value(node).stride())
+    return node
+
+
+def _hint(stride: Any) -> int:
+    if isinstance(stride, int):
+        return stride
+    hint = stride.node.hint
+    return int(hint) if hint is not None else 0

@@ -1,0 +1,120 @@
+"""What must hold for every rewrite, whatever the pattern; the user's patterns too.
+
+`check` is called once for each match, before anything is changed; `Rewriter` compares shapes,
+dtypes, strides and devices under fake execution when it puts the replacement there.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from .graph.view import GraphView
+from .pattern import Decline, Match
+
+
+def check(view: GraphView, match: Match) -> Decline | None:
+    """None where replacing the region is sound, else the reason."""
+    return (
+        _escapes(view, match)
+        or _reenters(view, match)
+        or _mutates(view, match)
+        or _changes_mode(view, match)
+        or _reorders_random(view, match)
+    )
+
+
+def inputs_of(match: Match) -> list[Node]:
+    """Everything that the replacement reads."""
+    operands = [o.node for call in match.calls for o in call.operands.values()]
+    outside = [n for node in match.nodes for n in node.all_input_nodes if n not in match.nodes]
+    return list(dict.fromkeys([*operands, *outside]))
+
+
+def span(view: GraphView, match: Match) -> tuple[int, int]:
+    """Positions of the first and the last interior node."""
+    positions = [view.order[n] for n in match.nodes]
+    return min(positions), max(positions)
+
+
+def _escapes(view: GraphView, match: Match) -> Decline | None:
+    outputs = set(match.outputs)
+    for node in sorted(match.nodes, key=view.order.__getitem__):
+        if node in outputs:
+            continue
+        for user in node.users:
+            if user not in match.nodes:
+                what = "is returned" if user.op == "output" else f"is used elsewhere, by `{user.name}`"
+                return Decline(f"an intermediate value {what}", node)
+    return None
+
+
+def _reenters(view: GraphView, match: Match) -> Decline | None:
+    """The replacement stands where the last output stood: every outside use must come later."""
+    _, last = span(view, match)
+    for output in match.outputs:
+        for user in output.users:
+            if user not in match.nodes and view.order[user] < last:
+                return Decline("an output is used before the region is complete", user)
+    return None
+
+
+def _mutates(view: GraphView, match: Match) -> Decline | None:
+    if not view.mutations:
+        return None
+    first, last = span(view, match)
+    inside = match.nodes
+    for position, target in view.mutations:
+        node = view.nodes[position]
+        if node in inside and not _functional_inside(view, match, node, target):
+            return Decline("a tensor that is used elsewhere is mutated within the region", node)
+    for call in match.calls:
+        for operand in call.operands.values():
+            read = operand.read_at if operand.read_at >= 0 else first
+            writer = view.mutated_between(operand.node, min(read, first) + 1, last)
+            if writer is not None and writer not in inside:
+                return Decline("an input is mutated between its use and the end of the region", writer)
+    for node in inputs_of(match):
+        readers = [view.order[u] for u in node.users if u in inside]
+        writer = view.mutated_between(node, min(readers, default=last) + 1, last)
+        if writer is not None and writer not in inside:
+            return Decline("an input is mutated between its use and the end of the region", writer)
+    for node in match.nodes:
+        writer = view.mutated_between(node, view.order[node] + 1, len(view.nodes))
+        if writer is not None and writer not in inside and node not in match.outputs:
+            return Decline("an intermediate value is mutated outside the region", writer)
+    return None
+
+
+def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) -> bool:
+    """An in-place operator may be read as its functional form when nobody sees the difference:
+    what it overwrites was made inside, and all later readers read its result."""
+    if target not in match.nodes:
+        return False
+    key = view.storages.get(target)
+    position = view.order[node]
+    for other in view.nodes[: position + 1]:
+        if view.storages.get(other) != key or other is node:
+            continue
+        if other not in match.nodes:
+            return False
+        if any(view.order[user] > position for user in other.users):
+            return False
+    return True
+
+
+def _changes_mode(view: GraphView, match: Match) -> Decline | None:
+    first, last = span(view, match)
+    for position in view.mode_switches:
+        if first < position < last:
+            return Decline("autocast or grad mode changes within the region", view.nodes[position])
+    return None
+
+
+def _reorders_random(view: GraphView, match: Match) -> Decline | None:
+    if not match.random:
+        return None
+    first, last = span(view, match)
+    for position in view.random_positions:
+        if first < position < last and view.nodes[position] not in match.nodes:
+            return Decline("another random operator stands within the region", view.nodes[position])
+    return None

@@ -1,0 +1,73 @@
+"""Specs: the contract between what a pattern found and what a lowering puts there.
+
+A spec says *what* is computed, on operands in a canonical arrangement, and nothing about where
+they came from. It is frozen, hashable and has a text form, which is the string argument of the
+operator that carries it; a compiled artifact needs nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from .graph.program import Program
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Softmax attention with any pointwise score program.
+
+        s_i = q_i k_iᵀ;  p = softmax(score(s_0, s_1, ..., c_0, ...)) over keys;  o = probs(p, c_0, ...) v
+
+    Operands: `q_i: (B, H, Sq, D_i)`, `k_i: (B, Hkv, Sk, D_i)`, `v: (B, Hkv, Sk, Dv)` with H a
+    multiple of Hkv (query head h reads key head `h // (H / Hkv)`), and captured tensors `c_j` that
+    are 0-d or broadcast against `(B, H, Sq, Sk)`. The result is `(B, H, Sq, Dv)`.
+    """
+
+    contractions: int
+    captured: int
+    score: Program
+    probs: Program
+    dtype: torch.dtype
+    """Of the result."""
+    score_dtype: torch.dtype
+    """Of q, k and their product."""
+    softmax_dtype: torch.dtype
+    """In which the softmax is computed and returned."""
+    sink: str = ""
+    """A captured tensor `(·, ·, ·, 1)` that joins the denominator as one more logit; "0" for
+    softmax-plus-one; "" for none."""
+    dead_rows_are_zero: bool = False
+    """A query whose keys are all at -inf gives zeros (SDPA's definition) instead of NaN (softmax's)."""
+    dropout: float = 0.0
+    """Probability with which an element of p is dropped; the others grow by 1 / (1 - dropout)."""
+
+    def to_text(self) -> str:
+        fields = {
+            "contractions": self.contractions,
+            "captured": self.captured,
+            "score": self.score.text,
+            "probs": self.probs.text,
+            "dtype": _name(self.dtype),
+            "score_dtype": _name(self.score_dtype),
+            "softmax_dtype": _name(self.softmax_dtype),
+            "sink": self.sink,
+            "dead_rows_are_zero": self.dead_rows_are_zero,
+            "dropout": self.dropout,
+        }
+        return json.dumps(fields, separators=(",", ":"))
+
+    @staticmethod
+    def from_text(text: str) -> AttentionSpec:
+        data = json.loads(text)
+        for key in ("dtype", "score_dtype", "softmax_dtype"):
+            data[key] = getattr(torch, data[key])
+        for key in ("score", "probs"):
+            data[key] = Program(data[key])
+        return AttentionSpec(**data)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,137 @@
+"""The only module that touches what is private in torch, each with its reason.
+
+Versions: written against torch 2.13, meant to work from 2.11.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo import exc as dynamo_exc
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "attention_patterns_off",
+    "counters",
+    "differentiable",
+    "eager_world",
+    "inductor",
+    "is_control_flow",
+    "known_true",
+    "to_expr",
+]
+
+
+def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:
+    """A dimension as an int, or as the sympy expression behind a SymInt (no guard is added)."""
+    if isinstance(size, int):
+        return size
+    expr = size.node.expr if isinstance(size, torch.SymInt) else size
+    return int(expr) if expr.is_Integer else expr
+
+
+def known_true(condition: Any) -> bool:
+    """Whether a (symbolic) boolean holds for certain, without adding a guard."""
+    return bool(statically_known_true(condition))
+
+
+def is_control_flow(error: BaseException) -> bool:
+    """Dynamo restarts its analysis by raising; such exceptions are not failures and pass through.
+
+    `RestartAnalysis` and its kin derive from TorchDynamoException, and so do the errors that
+    Dynamo wants to see itself (Unsupported, BackendCompilerFailed with a cause of that kind).
+    """
+    return isinstance(error, dynamo_exc.TorchDynamoException)
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Record gradients inside an operator's kernel, which the dispatcher runs below autograd."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
+def eager_world() -> Iterator[None]:
+    """Run real tensor code in the middle of a compile: no fake mode, no functorch, no autocast."""
+    with (
+        unset_fake_temporarily(),
+        torch.utils._python_dispatch._disable_current_modes(),
+        torch.no_grad(),
+        torch._C._DisableAutocast(),
+        torch._C.DisableTorchFunctionSubclass(),
+    ):
+        yield
+
+
+# Inductor's own attention patterns ignore constants and axes (pytorch#196468) and crash on integer
+# or tensor scales. Each pattern's check is wrapped once; the wrapper answers "no match" only while
+# this context variable is set, so other compiles, in this thread or another, see no change.
+_patterns_off: contextvars.ContextVar[bool] = contextvars.ContextVar("patterns_off", default=False)
+_wrap_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def attention_patterns_off(device: torch.device) -> Iterator[None]:
+    """Within the block, Inductor's serialised attention patterns (`_sfdp_*`) do not match."""
+    _wrap_attention_patterns(device)
+    token = _patterns_off.set(True)
+    try:
+        yield
+    finally:
+        _patterns_off.reset(token)
+
+
+def _wrap_attention_patterns(device: torch.device) -> None:
+    from torch._inductor.fx_passes import fuse_attention, joint_graph
+
+    with _wrap_lock:
+        joint_graph.lazy_init(device)
+        for entries in joint_graph.patterns.patterns.values():
+            for entry in entries:
+                check = getattr(entry, "extra_check", None)
+                if check is None or hasattr(check, "fuser_wrapped"):
+                    continue
+                if _closes_over_module(check, fuse_attention.__name__):
+                    entry.extra_check = _switchable(check)
+
+
+def _switchable(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def checked(match: Any) -> bool:
+        return False if _patterns_off.get() else check(match)
+
+    checked.fuser_wrapped = True  # type: ignore[attr-defined]
+    return checked
+
+
+def _closes_over_module(function: Callable[..., Any], module: str) -> bool:
+    cells = getattr(function, "__closure__", None) or ()
+    contents = [function]
+    for cell in cells:
+        with contextlib.suppress(ValueError):
+            contents.append(cell.cell_contents)
+    return any(getattr(c, "__module__", None) == module for c in contents)
+
+
+def inductor(mode: str | None, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Inductor exactly as `torch.compile(backend="inductor", mode=..., options=...)` runs it.
+
+    The wrapper class checks option names and merges a mode's settings; there is no public way to
+    have both from inside another backend.
+    """
+    wrapper = torch._TorchCompileInductorWrapper(mode, dict(options) or None, None)
+    return lambda gm, inputs: wrapper(gm, inputs)

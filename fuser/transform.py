@@ -1,0 +1,208 @@
+"""Transform one captured graph, and the bodies of its higher-order operators, in place."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .builder import Builder
+from .errors import FuserWarning
+from .events import Failure, NearMiss, Record, Rewritten
+from .graph.ops import Kind, value
+from .graph.view import GraphView, draws
+from .options import Options
+from .plan import Failed, Left, Planned, plan
+from .report.source import describe, where
+from .rewrite import Rewriter
+from .torch_private import FakeTensor, FakeTensorMode, counters, is_control_flow
+
+_CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_function_apply"}
+"""Higher-order operators whose bodies are not plain parts of the model."""
+
+
+def transform(module: GraphModule, options: Options, graph: int = 0) -> Record:
+    """Rewrite what pays in a graph captured by Dynamo.
+
+    Args:
+        module: changed in place where something matches, untouched otherwise.
+        options: of this compile.
+        graph: its number, for reports.
+
+    Returns:
+        everything that happened.
+    """
+    start = time.perf_counter()
+    record = Record(graphs=1, nodes=len(module.graph.nodes))
+    for body in bodies(module):
+        record.extend(transform(body, options, graph))
+        record.graphs -= 1
+    _transform(module, options, graph, record)
+    record.seconds = time.perf_counter() - start
+    return record
+
+
+def bodies(module: GraphModule) -> Iterable[GraphModule]:
+    """Graph modules that a higher-order operator of this graph runs."""
+    for node in module.graph.nodes:
+        if node.op != "get_attr" or "." in str(node.target):
+            continue
+        body = getattr(module, str(node.target), None)
+        if isinstance(body, GraphModule) and not any(_is_closed(u) for u in node.users):
+            yield body
+
+
+def looks_like_attention(module: GraphModule) -> bool:
+    """Whether a graph has probabilities that Inductor's own attention patterns could look at."""
+    names = ("softmax", "exp", "_softmax")
+    return any(
+        getattr(n.target, "__name__", n.target) in names for n in module.graph.nodes
+    ) or any(looks_like_attention(body) for body in bodies(module))
+
+
+def _is_closed(user: Node) -> bool:
+    name = getattr(user.target, "__name__", "") or str(user.target)
+    return any(closed in name for closed in _CLOSED_BODIES)
+
+
+def _transform(module: GraphModule, options: Options, graph: int, record: Record) -> None:
+    view = GraphView(module)
+    planned: list[Planned] = []
+    for decision in plan(view, options):
+        if isinstance(decision, Planned):
+            planned.append(decision)
+        elif isinstance(decision, Left):
+            decline = decision.decline
+            record.near_misses.append(
+                NearMiss(
+                    decision.pattern,
+                    where(decline.node),
+                    decline.reason,
+                    decline.hint,
+                    decision.sound,
+                    graph,
+                )
+            )
+        else:
+            _failed(decision, options, record, graph)
+    if not planned:
+        return
+    fake_mode = _fake_mode(view)
+    if fake_mode is None:
+        return
+    rewriter = Rewriter(module, fake_mode)
+    for item in sorted(planned, key=lambda p: max(view.order[n] for n in p.match.nodes)):
+        _apply(view, rewriter, item, options, record, graph)
+    module.graph.lint()
+    module.recompile()
+
+
+def _fake_mode(view: GraphView) -> FakeTensorMode | None:
+    """The mode of the example values; the ambient one is another, made for AOTAutograd."""
+    for node in view.nodes:
+        example = value(node)
+        if isinstance(example, FakeTensor):
+            return example.fake_mode
+    return None
+
+
+def _apply(
+    view: GraphView,
+    rewriter: Rewriter,
+    planned: Planned,
+    options: Options,
+    record: Record,
+    graph: int,
+) -> None:
+    match = planned.match
+    anchor = max(match.nodes, key=view.order.__getitem__)
+    sizes_from = [o.node for call in match.calls for o in call.operands.values()]
+    builder = rewriter.builder(anchor, sizes_from, share=not view.mutations)
+    removed = sorted(match.nodes, key=view.order.__getitem__)
+    lines = tuple(describe(n) for n in removed)
+    sources = tuple(dict.fromkeys(str(where(n)) for n in removed))
+    place = where(match.anchor)
+    try:
+        results = _emit(builder, planned)
+        for index, (old, new) in enumerate(zip(match.outputs, results, strict=True)):
+            rewriter.replace(builder, match.pattern, index, old, new)
+    except Exception as error:
+        builder.roll_back()
+        _failed(Failed(match.pattern, match.anchor, error), options, record, graph)
+        return
+    builder.commit()
+    added = tuple(describe(n) for n in builder.added)
+    _erase(view, removed)
+    counters["fuser"][match.pattern] += 1
+    facts = dict(match.facts)
+    for emission in planned.emissions:
+        facts.update(emission.facts)
+    names = dict.fromkeys(e.name for e in planned.emissions)
+    reasons = dict.fromkeys(e.why for e in planned.emissions)
+    record.rewritten.append(
+        Rewritten(
+            match.pattern,
+            place,
+            "; ".join(names) or "replacement",
+            "; ".join(reasons) or "registered with the pattern",
+            facts,
+            lines,
+            added,
+            graph,
+            sources,
+        )
+    )
+
+
+def _emit(builder: Builder, planned: Planned) -> list[Node]:
+    match = planned.match
+    if match.replacement is not None:
+        return list(match.replacement(builder))
+    total: Node | None = None
+    for emission in planned.emissions:
+        part = emission.emit(builder)
+        total = part if total is None else builder.call(torch.add, total, part)
+    assert total is not None
+    return [builder.arrange(total, match.result, match.dims, materialise=True)]
+
+
+def _erase(view: GraphView, removed: list[Node]) -> None:
+    """Erase the region, and views and pointwise operators above it that nobody reads any more."""
+    pending = list(reversed(removed))
+    while pending:
+        node = pending.pop(0)
+        if node.users or node.op in ("placeholder", "output") or node._erased:
+            continue
+        if node not in removed and not _is_pure(view, node):
+            continue
+        sources = list(node.all_input_nodes)
+        node.graph.erase_node(node)
+        pending.extend(s for s in sources if s not in pending)
+
+
+def _is_pure(view: GraphView, node: Node) -> bool:
+    if node not in view.order or node.op not in ("call_function", "call_method"):
+        return False
+    op = view.op(node)
+    return op.kind is not Kind.OTHER and not op.inplace and not draws(node, op)
+
+
+def _failed(failed: Failed, options: Options, record: Record, graph: int) -> None:
+    if is_control_flow(failed.error):
+        raise failed.error
+    if options.strict:
+        raise failed.error
+    place = where(failed.anchor)
+    text = f"{type(failed.error).__name__}: {failed.error}"
+    record.failures.append(Failure(failed.pattern, place, text, graph))
+    warnings.warn(
+        f"fuser left a region at {place} to the inner backend because the pattern "
+        f"{failed.pattern!r} failed: {text} (set fuser.strict to raise instead)",
+        FuserWarning,
+        stacklevel=3,
+    )
+
+

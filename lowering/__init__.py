@@ -1,0 +1,13 @@
+"""What to put there. One lowering is one way to compute what a spec says.
+
+`candidates(spec)` lists the lowerings of a spec's kind in the order of preference. A lowering
+either prepares an emission or answers with the reason why it cannot.
+"""
+
+from __future__ import annotations
+
+from .base import Context, Emission, Lowering, Refusal, candidates, register_lowering
+
+__all__ = ["Context", "Emission", "Lowering", "Refusal", "candidates", "register_lowering"]
+
+from . import attention  # noqa: E402, F401  registers its lowerings

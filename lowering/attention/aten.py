@@ -1,0 +1,284 @@
+"""Library kernels: programs that are `scale · s + bias` with masks, on SDPA and the CPU flash kernel.
+
+Emitted as ordinary graph nodes, so autograd and Inductor see through them. The bias is one tensor,
+made once for each graph and shared by the layers that share it; a causal mask is never made.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.ops import value
+from fuser.pattern import Call
+from fuser.specs import AttentionSpec
+
+from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from . import affine
+from .affine import NotAffine
+from .bias import Bias, Rows, analyse, reads_gradient
+from .evaluate import Evaluator, FreeEmitter, varies_over
+from .reference import operands
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_LOWEST = torch.finfo(torch.float32).min
+
+Factors = tuple[tuple[str, Any], ...]
+"""`("mul" | "div", number or free node)`, applied in order."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A call as a library kernel sees it."""
+
+    scale: float
+    q_factors: tuple[Factors, ...]
+    """For each contraction, what is multiplied into q because it is not one number for all."""
+    bias: Bias
+    output_factors: Factors
+
+
+@register_lowering(AttentionSpec, order=10)
+class LibraryAttention(Lowering):
+    """SDPA, or the flash kernel behind it where a causal mask and a bias meet."""
+
+    kind: ClassVar[str] = "aten"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        try:
+            form = _read(call, context)
+        except NotAffine as error:
+            return Refusal(str(error))
+        refusal = _refuse(call, form, context)
+        if refusal is not None:
+            return refusal
+        kernel = _kernel(call.spec, form, context)
+        facts = {
+            "scale": f"{form.scale:.6g}",
+            "mask": form.bias.describe(),
+            "rows": form.bias.rows.value,
+        }
+        if form.bias.terms:
+            facts["bias"] = "added as one tensor"
+
+        def emit(builder: Builder) -> Node:
+            return _Emitter(builder, call, form, context).run()
+
+        return Emission(emit, kernel, "the program is a scale and a bias", True, facts)
+
+
+def _read(call: Call, context: Context) -> _Form:
+    spec: AttentionSpec = call.spec
+    evaluator = Evaluator(call, context.folder)
+    scores, _ = affine.read(spec.score, evaluator.number)
+    probs, _ = affine.read(spec.probs, evaluator.number)
+    if probs.terms or probs.keeps:
+        raise NotAffine("probabilities are added to, or masked after the softmax")
+    if len(scores.scales) != spec.contractions:
+        raise NotAffine("a product of q and k is not used")
+    factors = [scores.scales[f"s{i}"] for i in range(spec.contractions)]
+    for _, factor in (*(f for product in factors for f in product), *probs.scales["p"]):
+        if varies_over(call, factor, 3):
+            raise NotAffine("scores or probabilities are scaled by a tensor over keys")
+    scale = 1.0
+    if len(factors) == 1:
+        for how, factor in factors[0]:
+            if not isinstance(factor, Node):
+                scale = scale * factor if how == "mul" else scale / factor
+        factors = [tuple(f for f in factors[0] if isinstance(f[1], Node))]
+    return _Form(scale, tuple(factors), analyse(call, scores, evaluator), probs.scales["p"])
+
+
+def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
+    spec, bias = call.spec, form.bias
+    if spec.dropout:
+        return Refusal("no CPU library kernel drops probabilities")
+    if context.training and reads_gradient(call, bias):
+        return Refusal("the bias needs a gradient, which the library kernels do not give")
+    if context.training and spec.sink:
+        return Refusal("the library kernels give no gradient for the log-sum-exp that a sink needs")
+    if context.device.type != "cpu":
+        if spec.sink or (bias.rows is not Rows.KEPT and not spec.dead_rows_are_zero):
+            return Refusal("a query may have no key at all, where SDPA and softmax differ")
+    return None
+
+
+def _kernel(spec: AttentionSpec, form: _Form, context: Context) -> str:
+    if form.bias.empty and not spec.sink:
+        return "aten.sdpa, causal" if form.bias.causal else "aten.sdpa"
+    if context.device.type != "cpu":
+        return "aten.sdpa, bias"
+    causal = ", causal" if form.bias.causal else ""
+    extra = ", bias" if not form.bias.empty else ""
+    sink = ", sink" if spec.sink else ""
+    guarded = context.training and form.bias.rows is not Rows.KEPT
+    return f"{'guarded' if guarded else 'aten'}.flash{causal}{extra}{sink}"
+
+
+class _Emitter:
+    """Inserts the nodes of one call."""
+
+    def __init__(self, builder: Builder, call: Call, form: _Form, context: Context) -> None:
+        self.builder, self.call, self.form, self.context = builder, call, form, context
+        self.spec: AttentionSpec = call.spec
+        self.free = FreeEmitter(builder, call)
+
+    def run(self) -> Node:
+        q, k, v, features = self._operands()
+        bias = self._bias(value(q).dtype)
+        out, lse = self._attend(q, k, v, bias)
+        if features is not None:
+            out = self._narrow(out, features)
+        if lse is not None and self.spec.sink:
+            out = self._sink(out, lse)
+        elif lse is not None and not self.spec.dead_rows_are_zero:
+            dead = self.builder.method("unsqueeze", self.builder.call(torch.eq, lse, -torch.inf), -1)
+            out = self.builder.method("masked_fill", out, dead, torch.nan)
+        out = self._scaled(out, self.form.output_factors)
+        if value(out).dtype != self.spec.dtype:
+            out = self.builder.method("to", out, dtype=self.spec.dtype)
+        return out
+
+    def _operands(self) -> tuple[Node, Node, Node, Any]:
+        q, k, v = operands(self.builder, self.call)
+        dtype = self._dtype()
+        q = [
+            self._to(self._scaled(x, factors), dtype)
+            for x, factors in zip(q, self.form.q_factors, strict=True)
+        ]
+        k, v = [self._to(x, dtype) for x in k], self._to(v, dtype)
+        joined_q, joined_k = q[0], k[0]
+        if len(q) > 1:
+            k = [self._same_heads(x, k) for x in k]
+            joined_q = self.builder.call(torch.cat, tuple(q), dim=-1)
+            joined_k = self.builder.call(torch.cat, tuple(k), dim=-1)
+        have, want = value(joined_q).shape[-1], value(v).shape[-1]
+        features = None
+        if have != want:
+            wider = max(have, want)
+            joined_q, joined_k, v = (self._pad(x, wider) for x in (joined_q, joined_k, v))
+            features = want if want < wider else None
+        return (*(self._dense(x) for x in (joined_q, joined_k, v)), features)
+
+    def _dtype(self) -> torch.dtype:
+        """The library computes in the result's dtype where q, k and v are exact in it."""
+        own = {value(o.node).dtype for n, o in self.call.operands.items() if n[0] in "qkv"}
+        if own == {self.spec.dtype} or self.spec.score_dtype == self.spec.dtype:
+            return self.spec.dtype
+        return torch.float32
+
+    def _to(self, node: Node, dtype: torch.dtype) -> Node:
+        if value(node).dtype == dtype:
+            return node
+        if node.target == "to" and value(node.args[0]).dtype == dtype:  # type: ignore[arg-type]
+            return node.args[0]  # type: ignore[return-value]
+        return self.builder.method("to", node, dtype=dtype)
+
+    def _same_heads(self, node: Node, others: list[Node]) -> Node:
+        most = max(value(x).shape[1] for x in others)
+        shape = value(node).shape
+        return node if shape[1] == most else self.builder.method("expand", node, -1, most, -1, -1)
+
+    def _pad(self, node: Node, features: Any) -> Node:
+        missing = features - value(node).shape[-1]
+        return self.builder.call(F.pad, node, (0, missing)) if missing else node
+
+    def _dense(self, node: Node) -> Node:
+        last = value(node).stride(-1)
+        return node if isinstance(last, int) and last == 1 else self.builder.method("contiguous", node)
+
+    def _narrow(self, out: Node, features: Any) -> Node:
+        return self.builder.call(operator.getitem, out, (Ellipsis, slice(None, features)))
+
+    def _scaled(self, node: Node, factors: Factors) -> Node:
+        number, dtype = 1.0, value(node).dtype
+        for how, factor in factors:
+            if isinstance(factor, Node):
+                function = torch.mul if how == "mul" else torch.div
+                node = self.builder.call(function, node, self.free(factor))
+            else:
+                number = number * factor if how == "mul" else number / factor
+        if number != 1.0:
+            node = self.builder.call(torch.mul, node, number)
+        return node if value(node).dtype == dtype else self.builder.method("to", node, dtype=dtype)
+
+    def _bias(self, dtype: torch.dtype) -> Node | None:
+        bias = self.form.bias
+        if bias.empty:
+            return None
+        total: Node | None = None
+        for term in bias.terms:
+            node = self._term(term)
+            total = node if total is None else self.builder.call(torch.add, total, node)
+        for keep in bias.keeps:
+            fill = keep.fill if keep.fill == -torch.inf else _LOWEST
+            kept = total if total is not None else 0.0
+            condition = self.free(keep.condition)
+            chosen = (fill, kept) if keep.negated else (kept, fill)
+            if total is None:
+                device = value(condition).device
+                zero = self.builder.call(torch.zeros, (), dtype=torch.float32, device=device)
+                chosen = (fill, zero) if keep.negated else (zero, fill)
+            elif value(total).dtype != torch.float32 and fill != -torch.inf:
+                total = self.builder.method("to", total, dtype=torch.float32)
+                chosen = (fill, total) if keep.negated else (total, fill)
+            total = self.builder.call(torch.where, condition, *chosen)
+        assert total is not None
+        allowed = (torch.float32, dtype)
+        return total if value(total).dtype in allowed else self._to(total, torch.float32)
+
+    def _term(self, term: affine.Term) -> Node:
+        node = self.free(term.value)
+        for how, operand in term.steps:
+            if how == "to":
+                node = self.builder.method("to", node, dtype=operand)
+            else:
+                function = torch.mul if how == "mul" else torch.div
+                node = self.builder.call(function, node, self.free(operand))
+        if not isinstance(node, Node) or value(node).ndim == 0:
+            node = self.builder.call(torch.full, (1, 1, 1, 1), node)
+        return node
+
+    def _attend(
+        self, q: Node, k: Node, v: Node, bias: Node | None
+    ) -> tuple[Node, Node | None]:
+        """The kernel; with the log-sum-exp where something still has to be done with it."""
+        form, spec = self.form, self.spec
+        needs_lse = bool(spec.sink) or form.bias.rows is Rows.UNKNOWN
+        on_cpu = self.context.device.type == "cpu"
+        if not on_cpu or (bias is None and not spec.sink):
+            keywords: dict[str, Any] = {"scale": form.scale}
+            if bias is not None:
+                keywords["attn_mask"] = self._to(bias, value(q).dtype)
+            if form.bias.causal:
+                keywords["is_causal"] = True
+            if value(q).shape[1] != value(k).shape[1]:
+                keywords["enable_gqa"] = True
+            return self.builder.call(F.scaled_dot_product_attention, q, k, v, **keywords), None
+        if self.context.training and form.bias.rows is not Rows.KEPT:
+            flash = torch.ops.fuser.flash_attention.default
+            pair = self.builder.call(flash, q, k, v, bias, form.bias.causal, form.scale)
+            return self.builder.call(operator.getitem, pair, 0), None
+        pair = self.builder.call(
+            _FLASH, q, k, v, 0.0, form.bias.causal, attn_mask=bias, scale=form.scale
+        )
+        out = self.builder.call(operator.getitem, pair, 0)
+        return out, self.builder.call(operator.getitem, pair, 1) if needs_lse else None
+
+    def _sink(self, out: Node, lse: Node) -> Node:
+        """One more logit z in the denominator: `o · exp(lse) / (exp(lse) + exp(z))`."""
+        logit = self.builder.method("unsqueeze", lse, -1)
+        if self.spec.sink != "0":
+            sink = self.builder.operand(self.call.operands[self.spec.sink])
+            logit = self.builder.call(torch.sub, logit, sink)
+        share = self.builder.call(torch.sigmoid, logit)
+        dtype = value(out).dtype
+        return self._to(self.builder.call(torch.mul, out, share), dtype)
+
+

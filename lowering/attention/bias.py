@@ -1,0 +1,133 @@
+"""Everything that a program adds to the scores, sorted into what is known and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuser.graph.ops import value as example_of
+from fuser.pattern import Call
+
+from .affine import Affine, Keep, Term
+from .evaluate import Evaluator, captured_by, parts
+from .flash import LIMIT
+from .mask import MaskFacts, MaskKind, classify, keep_of
+
+
+class Rows(Enum):
+    """What is proved about queries all of whose keys are masked."""
+
+    KEPT = "every query keeps a key"
+    FINITE = "a query without keys gets finite scores"
+    UNKNOWN = "a query may have nothing but -inf"
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What a kernel has to be given.
+
+    Attributes:
+        terms, keeps: to be added up into one bias tensor.
+        mask: structure of the known masks; None where there are none.
+        causal: the known masks are causal and not part of `keeps` and `terms` any more.
+        rows: whether queries without keys can occur.
+    """
+
+    terms: tuple[Term, ...]
+    keeps: tuple[Keep, ...]
+    mask: MaskFacts | None
+    causal: bool
+    rows: Rows
+    has_unknown: bool
+
+    @property
+    def empty(self) -> bool:
+        return not self.terms and not self.keeps
+
+    def describe(self) -> str:
+        known = str(self.mask) if self.mask is not None else ""
+        data = "from data" if any(self.keeps) and self.has_unknown else ""
+        return ", ".join(x for x in (known, data) if x) or "none"
+
+
+def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
+    """Evaluate what is known, classify the masks in it, and prove what can be about rows."""
+    masks: list[Tensor] = []
+    known_bias: list[Tensor] = []
+    unknown: list[Term | Keep] = []
+    general: list[Term | Keep] = []
+    masked: list[Term | Keep] = []
+    minus_infinity = False
+    for item in (*form.terms, *form.keeps):
+        found = evaluator.value(item)
+        if isinstance(item, Keep):
+            minus_infinity |= item.fill == -torch.inf and form.floor == -torch.inf
+        if found is None:
+            unknown.append(item)
+            general.append(item)
+            minus_infinity |= isinstance(item, Term) and form.floor == -torch.inf
+            continue
+        keep = found if isinstance(item, Keep) else keep_of(found)
+        if keep is None:
+            known_bias.append(found)
+            general.append(item)
+            minus_infinity |= bool((found == -torch.inf).any())
+        else:
+            masks.append(keep)
+            masked.append(item)
+            minus_infinity |= isinstance(item, Term) and bool((found == -torch.inf).any())
+    facts = _classify(call, masks)
+    causal = facts is not None and facts.kind is MaskKind.CAUSAL
+    dropped = causal or (facts is not None and facts.kind is MaskKind.NONE)
+    kept_items = general if dropped else general + masked
+    moderate = all(bool((b.abs() <= LIMIT).all()) for b in known_bias)
+    if not unknown and moderate and (facts is None or facts.full_rows):
+        proved = Rows.KEPT
+    else:
+        proved = Rows.UNKNOWN if minus_infinity else Rows.FINITE
+    return Bias(
+        tuple(t for t in kept_items if isinstance(t, Term)),
+        tuple(k for k in kept_items if isinstance(k, Keep)),
+        facts,
+        causal,
+        proved,
+        bool(unknown),
+    )
+
+
+def _classify(call: Call, masks: list[Tensor]) -> MaskFacts | None:
+    if not masks:
+        return None
+    keep = masks[0]
+    for other in masks[1:]:
+        keep = keep & other
+    keep = keep.reshape((1,) * (4 - keep.ndim) + tuple(keep.shape))
+    sizes = [_size(call, name) for name in ("q0", "k0")]
+    rows = sizes[0] if keep.shape[-2] == 1 else keep.shape[-2]
+    keys = sizes[1] if keep.shape[-1] == 1 else keep.shape[-1]
+    if not isinstance(rows, int) or not isinstance(keys, int):
+        return MaskFacts(MaskKind.OTHER, bool(keep.any(-1).all()))
+    return classify(keep, rows, keys)
+
+
+def _size(call: Call, name: str) -> Any:
+    """Canonical length of q or k: the product of its row or key axes."""
+    total: Any = 1
+    for axis in call.operands[name].target[2]:
+        for leaf in axis.resolve():
+            total = total * leaf.size
+    return total
+
+
+def reads_gradient(call: Call, bias: Bias) -> bool:
+    """Whether a part of the bias wants a gradient, which no CPU flash kernel gives."""
+    return any(
+        isinstance(example := example_of(operand.node), Tensor) and example.requires_grad
+        for item in (*bias.terms, *bias.keeps)
+        for part in parts(item)
+        for operand in captured_by(call, part)
+    )

@@ -1,0 +1,126 @@
+"""`fuser::flash_attention`: the CPU flash kernel, safe for rows whose keys are all masked.
+
+The library kernel's forward is right for such rows except that it gives zeros where softmax gives
+NaN; its backward recomputes p as exp(s - lse), where adding log(n) to a huge lse is lost to
+rounding, and is wrong by a factor of n. Both are told by the lse, which costs nothing to look at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIMIT = 1e4
+"""Beyond it, adding log(n) to an fp32 lse is no longer exact enough."""
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+@torch.library.custom_op("fuser::flash_attention", mutates_args=(), device_types="cpu")
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention with an additive bias, and NaN for queries without any key.
+
+    Args:
+        q: `(B, H, Sq, D)`.
+        k, v: `(B, Hkv, Sk, D)`.
+        bias: broadcasts against `(B, H, Sq, Sk)`; None for none. Gets no gradient.
+        is_causal: query i sees keys 0..i.
+        scale: of q kᵀ.
+
+    Returns:
+        the result `(B, H, Sq, D)` and the log-sum-exp of the scores `(B, H, Sq)` in fp32.
+    """
+    out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
+    dead = lse == -torch.inf
+    if bool(dead.any()):
+        out = out.masked_fill(dead.unsqueeze(-1), torch.nan)
+    return out.clone() if out._is_view() else out, lse.contiguous()
+
+
+@flash_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
+    return out, lse.new_empty(lse.shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("fuser::flash_attention_backward", mutates_args=(), device_types="cpu")
+def flash_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; dense and exact where a row's log-sum-exp is out of range."""
+    if bool((lse.abs() > LIMIT).any()):
+        return _dense_backward(grad, q, k, v, bias, is_causal, scale)
+    grads = _backward(grad, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
+    return tuple(g.contiguous() for g in grads)  # type: ignore[return-value]
+
+
+@flash_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _dense_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, kv_heads = q.shape[1], k.shape[1]
+    wide = [x.float() for x in (grad, q, k, v)]
+    dy, qf = wide[:2]
+    kf, vf = (x.repeat_interleave(heads // kv_heads, 1) for x in wide[2:])
+    score = qf @ kf.mT * scale
+    if bias is not None:
+        score = score + bias
+    if causal:
+        seen = torch.ones(score.shape[-2:], dtype=torch.bool).tril()
+        score = score.masked_fill(~seen, -torch.inf)
+    p = torch.softmax(score, -1)
+    dp = dy @ vf.mT
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * scale
+
+    def fold(x: Tensor) -> Tensor:
+        return x if heads == kv_heads else x.unflatten(1, (kv_heads, -1)).sum(2)
+
+    dq, dk, dv = ds @ kf, fold(ds.mT @ qf), fold(p.mT @ dy)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bias, ctx.is_causal, ctx.scale = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, bias, out, lse)
+    ctx.mark_non_differentiable(lse)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    q, k, v, bias, out, lse = ctx.saved_tensors
+    grads = flash_attention_backward(
+        grad, q, k, v, out, lse, bias, ctx.is_causal, ctx.scale
+    )
+    return (*grads, None, None, None)
+
+
+flash_attention.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,90 @@
+"""The interface of a lowering, and the list of them by spec."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.fold import Folder
+from fuser.pattern import Call
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a replacement will run.
+
+    Attributes:
+        device: of the operands.
+        training: whether a gradient will be taken through the region.
+        folder: values that are known while compiling.
+    """
+
+    device: torch.device
+    training: bool
+    folder: Folder
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a lowering cannot take a spec, in plain words."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A prepared replacement.
+
+    Attributes:
+        emit: inserts the nodes and returns the result in canonical arrangement.
+        name: what is put there, for people: `aten.flash, causal`.
+        why: the rule that chose it.
+        pays: False where the inner backend is expected to be at least as fast.
+        facts: what was found out on the way (mask kind, scale, ...).
+    """
+
+    emit: Callable[[Builder], Node]
+    name: str
+    why: str
+    pays: bool
+    facts: dict[str, str]
+
+
+class Lowering(ABC):
+    """One way to compute a spec.
+
+    Attributes:
+        kind: `reference`, `aten` or `triton`: the value of `fuser.lowering` that allows it.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        """Decide whether and how this call is computed; changes nothing."""
+
+
+L = TypeVar("L", bound=type[Lowering])
+_lowerings: dict[type, list[tuple[int, Lowering]]] = {}
+
+
+def register_lowering(spec: type, *, order: int) -> Callable[[L], L]:
+    """Class decorator: offer a lowering for a kind of spec; lower `order` is tried first."""
+
+    def register(cls: L) -> L:
+        _lowerings.setdefault(spec, []).append((order, cls()))
+        _lowerings[spec].sort(key=lambda item: item[0])
+        return cls
+
+    return register
+
+
+def candidates(spec: Any) -> list[Lowering]:
+    """The lowerings for a spec, in the order of preference."""
+    return [lowering for _, lowering in _lowerings.get(type(spec), [])]

@@ -1,0 +1,278 @@
+"""Softmax attention, found by structure.
+
+The anchor is the product of probabilities with v. From there everything is walked upwards with its
+axes, so whatever spelling the author chose, what is proved is the same: the softmax runs over
+exactly the axis that is contracted with v, and a product of q and k gave its scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Axis, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
+from fuser.graph.ops import is_tensor, value
+from fuser.graph.pull import Contraction, is_contraction, pull_contraction
+from fuser.graph.view import GraphView, Mark
+from fuser.pattern import Call, Decline, Match, Operand, Pattern
+from fuser.registry import register_pattern
+from fuser.specs import AttentionSpec
+
+from .layout import Layout, group
+from .walk import (
+    Captured,
+    Declined,
+    ProbabilityWalk,
+    ScoreWalk,
+    Source,
+    peel,
+    probability_program,
+)
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One softmax with its contractions and programs."""
+
+    source: Source
+    walk: ScoreWalk
+    score: Node
+    captured: Captured
+
+
+@register_pattern
+class SoftmaxAttention(Pattern):
+    """Fuse softmax attention with any pointwise score program.
+
+        contract(q, k) -> score program -> softmax over keys -> contract(p, v)   =>   fuser::attention
+
+    Sound when: the softmax runs over exactly the key axis; nothing in between escapes.
+    Declines:   probabilities are used elsewhere; a program that mixes key positions.
+    """
+
+    id: ClassVar[str] = "attention.softmax"
+    priority: ClassVar[int] = 10
+
+    def anchors(self, view: GraphView) -> Iterable[Node]:
+        for node in view.nodes:
+            if is_contraction(view.op(node)) and _probability_operands(view, node):
+                yield node
+
+    def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
+        declined: Decline | None = None
+        for operand in _probability_operands(view, anchor):
+            try:
+                return _prove(view, anchor, operand)
+            except Declined as error:
+                found = Decline(error.reason, error.node, hint=error.hint)
+            except Unproven as error:
+                found = Decline(str(error), anchor)
+            declined = declined or found
+        return declined
+
+
+def _probability_operands(view: GraphView, node: Node) -> list[Node]:
+    op = view.op(node)
+    if op.name == "baddbmm" and op.args.get("beta", 1) != 0:
+        return []
+    names = ("batch1", "batch2") if op.name == "baddbmm" else ("input", "other")
+    operands = op.args["operands"] if op.name == "einsum" else [op.args[n] for n in names]
+    return [n for n in operands if is_tensor(n) and view.marks[n] & Mark.PROBS]
+
+
+def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
+    op = view.op(anchor)
+    if op.name == "baddbmm" and op.args.get("alpha", 1) != 1:
+        raise Declined("the product with v is scaled", anchor)
+    out_dims = fresh(value(anchor).shape, "o")
+    product = pull_contraction(op, anchor, out_dims)
+    if product.a is product.b:
+        raise Declined("probabilities are multiplied with themselves", anchor)
+    p_dims, v, v_dims = (
+        (product.a_dims, product.b, product.b_dims)
+        if p is product.a
+        else (product.b_dims, product.a, product.a_dims)
+    )
+    keys = product.inner
+    if not keys:
+        raise Declined("there is only one key", anchor)
+    probabilities = ProbabilityWalk(view, keys)
+    sources = probabilities.sources(p, p_dims)
+    interior = {anchor, *probabilities.interior}
+    branches = []
+    for source in sources:
+        captured = Captured()
+        walk = ScoreWalk(view, keys, captured)
+        score = walk.run(source.scores, source.dims)
+        interior |= walk.interior
+        branches.append(_Branch(source, walk, score, captured))
+    _require_dtypes(interior, v)
+    return _match(view, anchor, branches, interior, p_dims, v, v_dims, out_dims, keys)
+
+
+def _match(
+    view: GraphView,
+    anchor: Node,
+    branches: Sequence[_Branch],
+    interior: set[Node],
+    p_dims: Dims,
+    v: Node,
+    v_dims: Dims,
+    out_dims: Dims,
+    keys: tuple[Axis, ...],
+) -> Match:
+    v_chain = peel(view, v, v_dims)
+    chains = [
+        [(peel(view, c.a, c.a_dims), peel(view, c.b, c.b_dims), c) for _, c in b.walk.contractions]
+        for b in branches
+    ]
+    key_axes = set(leaves((keys,)))
+    used = _axes(v_chain)
+    for branch in chains:
+        for _, k_chain, _ in branch:
+            used |= _axes(k_chain)
+    row_axes = set(leaves(p_dims)) - key_axes
+    layout = group(
+        p_dims,
+        keys,
+        used & row_axes,
+        [d for b in branches for _, d in b.captured.operands if set(leaves(d)) & key_axes],
+    )
+    inner_v = tuple(a for a in leaves(v_dims) if a not in key_axes and a not in row_axes)
+    calls, facts = [], {}
+    for branch, products in zip(branches, chains, strict=True):
+        call = _call(view, branch, products, layout, v_chain, inner_v, anchor)
+        calls.append(call)
+        facts = _facts(call, layout, branch, len(branches))
+    return Match(
+        pattern=SoftmaxAttention.id,
+        anchor=anchor,
+        nodes=frozenset(interior),
+        outputs=(anchor,),
+        calls=tuple(calls),
+        result=layout.results(inner_v),
+        dims=resolve(out_dims),
+        facts=facts,
+        random=any(b.source.dropout for b in branches),
+    )
+
+
+def _call(
+    view: GraphView,
+    branch: _Branch,
+    products: Sequence[tuple[list[tuple[Node, Dims]], list[tuple[Node, Dims]], Contraction]],
+    layout: Layout,
+    v_chain: list[tuple[Node, Dims]],
+    inner_v: tuple[Axis, ...],
+    anchor: Node,
+) -> Call:
+    captured = branch.captured
+    builder, result = probability_program(branch.source, captured)
+    sink = branch.source.sink
+    sink_name = sink if isinstance(sink, str) else "" if sink is None else captured.add(*sink)
+    operands: dict[str, Operand] = {}
+    first = branch.walk.contractions[0][0]
+    score_dtype = value(first).dtype
+    for i, (q_chain, k_chain, product) in enumerate(products):
+        inner = leaves((product.inner,))
+        _require_distinct(k_chain, layout, inner, anchor)
+        dtype = value(branch.walk.contractions[i][0]).dtype
+        operands[f"q{i}"] = _operand(view, q_chain, layout.queries(inner), dtype)
+        operands[f"k{i}"] = _operand(view, k_chain, layout.key_values(inner), dtype)
+    operands["v"] = _operand(view, v_chain, layout.key_values(inner_v), value(anchor).dtype)
+    for i, (node, dims) in enumerate(captured.operands):
+        target = layout.scores() if dims else ()
+        if isinstance(value(node), torch.Tensor) and value(node).ndim == 0:
+            target = ()
+        operands[f"c{i}"] = Operand(node, dims, target, read_at=view.order[node])
+        foreign = set(leaves(dims)) - set(leaves(layout.scores()))
+        if foreign:
+            raise Declined("a captured tensor has an axis that the scores do not have", node)
+    spec = AttentionSpec(
+        contractions=len(products),
+        captured=len(captured.operands),
+        score=branch.walk.builder.finish(branch.score),
+        probs=builder.finish(result),
+        dtype=value(anchor).dtype,
+        score_dtype=score_dtype,
+        softmax_dtype=branch.source.dtype,
+        sink=sink_name,
+        dropout=branch.source.dropout,
+    )
+    return Call(spec, operands)
+
+
+def _operand(
+    view: GraphView, chain: list[tuple[Node, Dims]], target: Dims, dtype: torch.dtype
+) -> Operand:
+    """The nearest tensor in the chain that is arranged as wanted, else the nearest that holds
+    nothing repeated."""
+    target = resolve(target)
+    fewest = min(len(leaves(dims)) for _, dims in chain)
+    position = next((i for i, (_, dims) in enumerate(chain) if dims == target), None)
+    if position is None:
+        position = next(i for i, (_, dims) in enumerate(chain) if len(leaves(dims)) == fewest)
+    node, dims = chain[position]
+    reader = chain[position - 1][0] if position else None
+    cast = None if value(node).dtype == dtype else dtype
+    read_at = view.order[reader] if reader is not None else -1
+    return Operand(node, dims, target, cast, read_at)
+
+
+def _axes(chain: list[tuple[Node, Dims]]) -> set[Axis]:
+    """Axes that an operand really has: those left when every repetition is peeled off."""
+    return set(leaves(min((dims for _, dims in chain), key=lambda d: len(leaves(d)))))
+
+
+def _require_dtypes(interior: set[Node], v: Node) -> None:
+    for node in (*interior, v):
+        example = value(node)
+        if not isinstance(example, torch.Tensor):
+            continue
+        if example.dtype is torch.float64:
+            raise Declined("a part of it is computed in float64", node)
+        if example.dtype.is_complex:
+            raise Declined("a part of it is complex", node)
+    if value(v).dtype not in _DTYPES:
+        raise Declined(f"v is {str(value(v).dtype).removeprefix('torch.')}", v)
+
+
+def _require_distinct(
+    chain: list[tuple[Node, Dims]], layout: Layout, inner: Sequence[Axis], anchor: Node
+) -> None:
+    """Keys must be told from features: ambiguous when k is square and its keys come last."""
+    node, dims = chain[-1]
+    if dims and set(dims[-1]) & set(layout.keys) and not set(dims[-1]) & set(inner):
+        if same_size(size_of(layout.keys), size_of(inner)):
+            raise Declined(
+                "k is square and its keys stand last: keys and features cannot be told apart",
+                node,
+                "transpose k, or write the product as an einsum over named axes",
+            )
+
+
+def _facts(call: Call, layout: Layout, branch: _Branch, branches: int) -> dict[str, str]:
+    spec = call.spec
+    facts = {
+        "heads": f"{size_of(layout.heads)} query, {size_of(layout.kv_heads)} key-value",
+        "program": spec.score.formula(),
+        "softmax": f"over {size_of(layout.keys)} keys in {str(spec.softmax_dtype)[6:]}",
+    }
+    if spec.contractions > 1:
+        facts["contractions"] = str(spec.contractions)
+    if spec.sink:
+        facts["sink"] = "softmax plus one" if spec.sink == "0" else "learned logit"
+    if spec.dropout:
+        facts["dropout"] = str(spec.dropout)
+    if branches > 1:
+        facts["terms"] = f"{branches} softmaxes, added up"
+    facts["inputs"] = ", ".join(
+        f"{name}={operand.node.name}" for name, operand in call.operands.items()
+    )
+    return facts
