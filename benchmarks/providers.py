@@ -33,7 +33,7 @@ class Provider:
     """
 
     name: str
-    backend: str | None = None
+    backend: str | Function | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     yardstick: bool = False
 

@@ -9,6 +9,7 @@ weights (nothing is downloaded), at sizes where a step takes 0.1 to 1 s on two c
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -65,14 +66,14 @@ def show(outcomes: dict[str, Outcome], console: Console) -> None:
     """Prints the table."""
     table = Table(title="fp32 inference; errors relative to eager's largest value; median ms")
     table.add_column("model")
-    table.add_column("rewrites found")
+    table.add_column("rewrites found", no_wrap=True)
     for header in (
-        "error inductor",
-        "error fuser",
+        "inductor error",
+        "fuser error",
         "eager ms",
         "inductor ms",
         "fuser ms",
-        "fuser over inductor",
+        "faster than inductor",
     ):
         table.add_column(header, justify="right")
     for name, outcome in outcomes.items():
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stand-in", metavar="BACKEND", help="a backend to run in fuser's place")
     args = parser.parse_args(argv)
     torch.set_num_threads(THREADS)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     providers = choose([EAGER, INDUCTOR, FUSER], {}, args.stand_in)
     effort = QUICK if args.quick else Effort(min_rounds=5, max_rounds=15, budget_s=8.0)
     specs = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -67,6 +68,12 @@ def test_folder_is_one_package_through_a_relative_link(name: str) -> None:
     assert link.readlink() == Path("..") / name
     assert link.resolve() == ROOT / name
     assert (link / "__init__.py").is_file()
+
+
+def test_linked_folders_never_import_their_top_level_names() -> None:
+    banned = re.compile(r"^\s*(?:from|import) (?:patterns|lowering)\b", re.MULTILINE)
+    files = [f for name in ("patterns", "lowering") for f in (ROOT / name).rglob("*.py")]
+    assert [f for f in files if banned.search(f.read_text())] == []
 
 
 def test_wheel_holds_the_package_and_nothing_else() -> None:

@@ -207,3 +207,18 @@ def _uninterleave(op: Op, dims: Dims, shape: Sequence[Any]) -> Dims:
     out = list(dims)
     out[position] = regroup((dims[position],), (to_expr(shape[position]), repeats))[0]
     return tuple(out)
+
+
+def repeated_heads(batch: Dims, shape: Sequence[Any]) -> Dims:
+    """Batch dimensions of a key or value that SDPA's `enable_gqa` repeats: the head axis of the
+    query splits into key head (outer) and member of the group (inner)."""
+    if not batch or len(shape) != len(batch):
+        raise Unproven("grouped heads of unclear rank")
+    heads = to_expr(shape[-1])
+    total = size_of(batch[-1])
+    if same_size(total, heads):
+        return batch
+    if isinstance(heads, int) and heads == 1:
+        return (*batch[:-1], ())
+    groups = total // heads if isinstance(total, int) and isinstance(heads, int) else total / heads
+    return (*batch[:-1], regroup((batch[-1],), (heads, groups))[0])

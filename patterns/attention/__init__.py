@@ -1,5 +1,5 @@
 """Attention: structural softmax attention, native SDPA calls, one-node composites."""
 
-from . import softmax
+from . import sdpa, softmax
 
-__all__ = ["softmax"]
+__all__ = ["sdpa", "softmax"]

@@ -23,6 +23,7 @@ from fuser.registry import register_pattern
 from fuser.specs import AttentionSpec
 
 from .layout import Layout, group
+from .operand import axes_of, operand_from
 from .walk import (
     Captured,
     Declined,
@@ -133,10 +134,10 @@ def _match(
         for b in branches
     ]
     key_axes = set(leaves((keys,)))
-    used = _axes(v_chain)
+    used = axes_of(v_chain)
     for branch in chains:
         for _, k_chain, _ in branch:
-            used |= _axes(k_chain)
+            used |= axes_of(k_chain)
     row_axes = set(leaves(p_dims)) - key_axes
     layout = group(
         p_dims,
@@ -183,9 +184,9 @@ def _call(
         inner = leaves((product.inner,))
         _require_distinct(k_chain, layout, inner, anchor)
         dtype = value(branch.walk.contractions[i][0]).dtype
-        operands[f"q{i}"] = _operand(view, q_chain, layout.queries(inner), dtype)
-        operands[f"k{i}"] = _operand(view, k_chain, layout.key_values(inner), dtype)
-    operands["v"] = _operand(view, v_chain, layout.key_values(inner_v), value(anchor).dtype)
+        operands[f"q{i}"] = operand_from(view, q_chain, layout.queries(inner), dtype)
+        operands[f"k{i}"] = operand_from(view, k_chain, layout.key_values(inner), dtype)
+    operands["v"] = operand_from(view, v_chain, layout.key_values(inner_v), value(anchor).dtype)
     for i, (node, dims) in enumerate(captured.operands):
         target = layout.scores() if dims else ()
         if isinstance(value(node), torch.Tensor) and value(node).ndim == 0:
@@ -206,28 +207,6 @@ def _call(
         dropout=branch.source.dropout,
     )
     return Call(spec, operands)
-
-
-def _operand(
-    view: GraphView, chain: list[tuple[Node, Dims]], target: Dims, dtype: torch.dtype
-) -> Operand:
-    """The nearest tensor in the chain that is arranged as wanted, else the nearest that holds
-    nothing repeated."""
-    target = resolve(target)
-    fewest = min(len(leaves(dims)) for _, dims in chain)
-    position = next((i for i, (_, dims) in enumerate(chain) if dims == target), None)
-    if position is None:
-        position = next(i for i, (_, dims) in enumerate(chain) if len(leaves(dims)) == fewest)
-    node, dims = chain[position]
-    reader = chain[position - 1][0] if position else None
-    cast = None if value(node).dtype == dtype else dtype
-    read_at = view.order[reader] if reader is not None else -1
-    return Operand(node, dims, target, cast, read_at)
-
-
-def _axes(chain: list[tuple[Node, Dims]]) -> set[Axis]:
-    """Axes that an operand really has: those left when every repetition is peeled off."""
-    return set(leaves(min((dims for _, dims in chain), key=lambda d: len(leaves(d)))))
 
 
 def _require_dtypes(interior: set[Node], v: Node) -> None:

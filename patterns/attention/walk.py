@@ -471,7 +471,7 @@ def peel(view: GraphView, node: Node, dims: Dims) -> list[tuple[Node, Dims]]:
                 node, dims = pull_view(op, node, dims)
             except Unproven:
                 break
-        elif op.kind is Kind.POINTWISE and _is_copy(op, node):
+        elif op.kind is Kind.POINTWISE and (_is_copy(op, node) or _widens(op, node)):
             node = op.args["input"]
         else:
             break
@@ -485,6 +485,18 @@ def _is_copy(op: Op, node: Node) -> bool:
     source = op.args.get("input")
     same = is_tensor(source) and value(source).dtype == value(node).dtype
     return _is_cast(op) and same and value(source).device == value(node).device
+
+
+def _widens(op: Op, node: Node) -> bool:
+    """A cast that loses nothing."""
+    source = op.args.get("input")
+    return (
+        _is_cast(op)
+        and is_tensor(source)
+        and value(source).dtype in (torch.bfloat16, torch.float16)
+        and value(node).dtype is torch.float32
+        and value(source).device == value(node).device
+    )
 
 
 def _is_cast(op: Op) -> bool:

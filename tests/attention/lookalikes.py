@@ -1,9 +1,10 @@
 """All programs that resemble attention and must keep their outputs and gradients.
 
-    lookalikes_axes       contractions, softmaxes and broadcasts over the wrong axis
-    lookalikes_escapes    intermediates used elsewhere, written to, detached
-    lookalikes_programs   mixed keys or heads, changed probabilities, no softmax, randomness
-    lookalikes_numbers    rows without a key, float64, complex and integer tensors
+    lookalikes_axes           contractions, softmaxes and broadcasts over the wrong axis
+    lookalikes_escapes        intermediates used elsewhere, written to, detached
+    lookalikes_programs       scores mixed over keys or heads, read back, or random; odd slices
+    lookalikes_probabilities  changed probabilities, other contractions, no softmax
+    lookalikes_numbers        rows without a key, float64, complex and integer tensors
 
 Reasons in use: "axis", "used elsewhere", "mutated", "gradient", "autograd", "key positions",
 "heads", "after the softmax", "data-dependent", "contraction", "no softmax", "random", "row",
@@ -16,8 +17,9 @@ from .cases import LookAlike
 from .lookalikes_axes import AXES
 from .lookalikes_escapes import ESCAPES
 from .lookalikes_numbers import NUMBERS
+from .lookalikes_probabilities import PROBABILITIES
 from .lookalikes_programs import PROGRAMS
 
-LOOKALIKES: tuple[LookAlike, ...] = (*AXES, *ESCAPES, *PROGRAMS, *NUMBERS)
+LOOKALIKES: tuple[LookAlike, ...] = (*AXES, *ESCAPES, *PROGRAMS, *PROBABILITIES, *NUMBERS)
 
 __all__ = ["LOOKALIKES", "LookAlike"]

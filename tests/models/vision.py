@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -124,7 +125,7 @@ class _Anything(type):
 class _StandIn(ModuleType):
     """A module that holds whatever is imported from it."""
 
-    __path__: Sequence[str] = ()
+    __path__ = []  # noqa: RUF012
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -147,7 +148,7 @@ class _TorchvisionStub(MetaPathFinder, Loader):
 
 
 @contextmanager
-def _torchvision_stubbed() -> Iterator[None]:
+def _torchvision_stubbed() -> Generator[None]:
     """timm imports torchvision for its image transforms, which a forward never needs.
 
     The stub is gone afterwards, so that nobody else takes torchvision to be there.

@@ -1,0 +1,269 @@
+"""The benchmark runner: its arithmetic, its CSV, and one quick run in eager."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import __main__ as command
+from benchmarks import attention, compile, records, runner, targets
+from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose, distinct
+from benchmarks.runner import Case, Effort, Measure, Result, Workload
+
+CPU = torch.device("cpu")
+LIGER = (
+    "kernel_name provider mode metric x_name x_value y_value_50 y_value_20 y_value_80 "
+    "extra_config gpu_name version"
+).split()
+
+
+def double(x: Tensor) -> Tensor:
+    """Something to time."""
+    return x + x
+
+
+def make_result(name: str = "alibi", mode: str = "forward", **times: list[float]) -> Result:
+    """A result with these times and errors of 1e-6 (eager) and 2e-6 (the others)."""
+    config = {"B": 1, "H": 8, "D": 64}
+    work = Workload("attention", name, lambda *_: Case(double, ()), config=config)
+    measures = {
+        who: Measure(ms, error=1e-6 if who == EAGER else 2e-6, peak_mb=4.0, largest_mb=2.0)
+        for who, ms in times.items()
+    }
+    return Result(work, mode, torch.float32, measures)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_quantile_agrees_with_torch(q: float, n: int) -> None:
+    samples = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    assert runner.quantile(samples.tolist(), q) == pytest.approx(samples.quantile(q).item())
+
+
+def test_quantile_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        runner.quantile([], 0.5)
+
+
+def test_ratio_is_paired_by_round() -> None:
+    # Every round is twice as slow as the one before; the ratio within each is 3.
+    result = make_result(inductor=[3.0, 6.0, 12.0], fuser=[1.0, 2.0, 4.0])
+    assert result.ratio(INDUCTOR, FUSER) == pytest.approx((3.0, 3.0, 3.0))
+    assert result.ratio(FUSER, INDUCTOR) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+
+
+def test_ratio_without_times_is_none() -> None:
+    result = make_result(inductor=[], fuser=[1.0])
+    assert result.ratio(INDUCTOR, FUSER) is None
+    assert result.ratio(SDPA, FUSER) is None
+
+
+def test_ratios_from_different_rounds_are_an_error() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        runner.paired_ratios([1.0, 2.0], [1.0])
+
+
+def test_geomean() -> None:
+    assert runner.geomean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+
+
+def test_error_ratio() -> None:
+    result = make_result(eager=[1.0], fuser=[1.0])
+    assert runner.error_ratio(result, FUSER) == pytest.approx(2.0)
+    result.measures[EAGER].error = 0.0
+    assert runner.error_ratio(result, FUSER) == math.inf
+    result.measures[FUSER].error = 0.0
+    assert runner.error_ratio(result, FUSER) == 1.0
+
+
+def test_relative_error_sees_sizes_and_nans() -> None:
+    want = torch.tensor([0.0, 2.0, math.nan])
+    got = torch.tensor([0.5, 2.0, math.nan])
+    assert runner.relative_error((got,), (want,)) == pytest.approx(0.25)
+    assert runner.relative_error((got.nan_to_num(),), (want,)) == math.inf
+
+
+def test_reference_runs_fp32_steps_in_fp64() -> None:
+    seen: list[torch.dtype] = []
+
+    def upcasts(x: Tensor) -> Tensor:
+        y = torch.softmax(x, -1, dtype=torch.float32)
+        seen.extend([y.dtype, x.float().dtype, x.to(torch.float32).dtype])
+        return y
+
+    (out,) = runner.reference(Case(upcasts, (torch.randn(3),)))
+    assert seen == [torch.float64] * 3
+    assert out.dtype == torch.float64
+
+
+def test_step_with_a_cotangent_returns_gradients() -> None:
+    x = torch.ones(3, requires_grad=True)
+    case = Case(double, (x,), cotangent=torch.full((3,), 5.0))
+    out, grad = case.step(case.fn)
+    assert out.tolist() == [2.0] * 3
+    assert grad.tolist() == [10.0] * 3
+    assert [t.dtype for t in runner.reference(case)] == [torch.float64] * 2
+
+
+def test_interleave_rotates_and_keeps_rounds_together() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    effort = Effort(min_rounds=3, max_rounds=3, min_sample_ms=0.0)
+    times = runner.interleave(calls, effort, CPU)
+    assert {name: len(ms) for name, ms in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert "".join(order[6:]) == "abcbcacab"  # after two warm-up calls of each
+
+
+def test_allocations_show_the_largest_tensor() -> None:
+    def call() -> Tensor:
+        return torch.empty(2**20, dtype=torch.float32).sum() + torch.empty(2**19).sum()
+
+    peak, largest = runner.allocations(call, CPU)
+    assert largest == pytest.approx(4.0, abs=0.01)
+    assert peak == pytest.approx(4.0, abs=0.1)
+
+
+def test_distinct_has_its_own_code_and_the_same_closure() -> None:
+    offset = 3
+
+    def add(x: int, *, more: int = 1) -> int:
+        return x + offset + more
+
+    copy = distinct(add, "fuser")
+    assert copy.__code__ is not add.__code__
+    assert copy.__code__ != add.__code__
+    assert copy(1) == add(1) == 5
+
+
+def test_csv_has_ligers_columns(tmp_path: Path) -> None:
+    theirs, ours = [3.0, 4.0, 5.0], [1.0, 2.0, 4.0]
+    result = make_result(eager=[6.0] * 3, inductor=theirs, fuser=ours, sdpa=[2.0] * 3)
+    result.measures[FUSER].rewrites = {"attention.softmax": 2}
+    result.measures[EAGER].failure = "RuntimeError: no"
+    result.measures[EAGER].times_ms = []
+    path = tmp_path / "deep" / "a.csv"
+    records.write_csv(path, records.rows(result, CPU))
+    with path.open() as file:
+        reader = csv.DictReader(file)
+        lines = list(reader)
+    assert reader.fieldnames == LIGER
+    found = {(row["provider"], row["metric"]): row for row in lines}
+    time = found[FUSER, "time_ms"]
+    assert time["kernel_name"] == "attention.alibi"
+    assert (time["x_name"], time["x_value"], time["mode"]) == ("S", "1024", "forward")
+    figures = [float(time[f"y_value_{q}"]) for q in (20, 50, 80)]
+    assert figures == pytest.approx(list(runner.spread([1.0, 2.0, 4.0])))
+    speedup = float(found[FUSER, "speedup_over_inductor"]["y_value_50"])
+    assert speedup == pytest.approx(2.0)  # the median of 3, 2 and 1.25
+    assert json.loads(time["extra_config"])["rewrites"] == {"attention.softmax": 2}
+    assert json.loads(found[EAGER, "failure"]["extra_config"])["failure"] == "RuntimeError: no"
+    assert (INDUCTOR, "speedup_over_inductor") not in found
+
+
+def test_targets_say_what_is_met() -> None:
+    good = make_result(eager=[9.0], inductor=[5.0], fuser=[2.0], sdpa=[1.8])
+    bad = make_result("gqa_causal", eager=[9.0], inductor=[2.6], fuser=[2.0], sdpa=[1.0])
+    checks = {c.text: c for c in targets.attention_checks([good, bad])}
+    geomean = checks["float32 bias-only, fuser over inductor, geomean"]
+    assert geomean.value == pytest.approx(math.sqrt(2.5 * 1.3))
+    assert not geomean.met
+    assert not checks["float32 bias-only, fuser over inductor, smallest"].met
+    assert checks["any workload, smallest over inductor"].met
+    assert not checks["float32 bias-only, fuser's time over sdpa, largest"].met
+    assert checks["fuser's error over eager's, largest"].value == pytest.approx(2.0)
+    # 2 MiB is just the size of q at B1 H8 S1024 D64
+    structured = checks["structured mask, largest tensor over the query's size"]
+    assert structured.value == pytest.approx(1.0)
+    assert structured.met
+    assert not any("bfloat16" in text for text in checks)
+
+
+def test_growth_is_the_exponent() -> None:
+    graph = compile.Graph("pointwise", double, (), cold=False)
+
+    def square(n: int) -> compile.Cost:
+        return compile.Cost(graph, nodes=n, ours_ms=[(n / 1000) ** 2] * 3)
+
+    assert compile.growth([square(n) for n in (1000, 3000, 20000)]) == pytest.approx(2.0)
+    assert compile.growth([square(1000)]) is None
+    assert compile.growth([square(100), square(1000)]) is None
+    assert square(2000).ms_per_1000 == pytest.approx(2.0)
+
+
+def test_cost_gives_the_backend_a_copy_each_time() -> None:
+    sizes: list[int] = []
+
+    def eats_a_node(gm: torch.fx.GraphModule, inputs: object, options: dict[str, object]) -> None:
+        assert options == {"fuser.inner": "eager"}
+        sizes.append(len(gm.graph.nodes))
+        assert all("example_value" in n.meta for n in gm.graph.nodes if n.op != "output")
+        gm.graph.erase_node(gm.graph.output_node())
+
+    graph = compile.chain("near_misses", 20, CPU, cold=False)
+    cost = compile.cost(graph, eats_a_node, repeats=2)
+    assert sizes == [cost.nodes] * 3
+    assert cost.nodes > 20
+    assert len(cost.ours_ms) == 2
+    assert cost.share is None
+
+
+@pytest.mark.parametrize("name", list(attention.SPELLINGS))
+def test_spellings_agree_with_plain_attention_where_they_should(name: str) -> None:
+    shape = attention.Shape(s=16, d=8)
+    case = attention.build(attention.SPELLINGS[name], shape, torch.float32, CPU, "full")
+    out, *grads = case.step(case.fn)
+    assert out.shape == case.cotangent.shape
+    assert len(grads) == sum(a.requires_grad for a in case.args)
+    assert runner.relative_error((out, *grads), runner.reference(case)) < 1e-5
+    assert case.step(case.yardstick)[0].shape == out.shape
+    if name == "plain":
+        torch.testing.assert_close(out, case.yardstick(*case.args))
+
+
+def test_measure_reports_a_crash_and_goes_on() -> None:
+    def broken(gm: torch.fx.GraphModule, inputs: object) -> None:
+        raise RuntimeError("no luck")
+
+    work = Workload("test", "crash", lambda *_: Case(double, (torch.ones(2),)))
+    chosen = [PROVIDERS[EAGER], Provider(FUSER, backend=broken)]
+    result = runner.measure(work, "forward", torch.float32, CPU, chosen, runner.QUICK)
+    assert "no luck" in (result.measures[FUSER].failure or "")
+    assert len(result.measures[EAGER].times_ms) == runner.QUICK.min_rounds
+
+
+def test_quick_run_in_eager(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "prime", lambda: None)
+    path = tmp_path / "attention.csv"
+    threads = torch.get_num_threads()
+    arguments = ["attention", "--quick", "--only", "alibi", "--csv", str(path)]
+    try:
+        command.main([*arguments, "--providers", EAGER, SDPA])
+    finally:
+        torch.set_num_threads(threads)
+    assert "alibi" in capsys.readouterr().out
+    with path.open() as file:
+        lines = list(csv.DictReader(file))
+    assert {row["provider"] for row in lines} == {EAGER, SDPA}
+    assert {row["mode"] for row in lines} == {"forward", "full"}
+    assert {"time_ms", "error", "peak_mb", "largest_mb"} <= {row["metric"] for row in lines}
+    machine = json.loads(path.with_suffix(".machine.json").read_text())
+    assert machine["torch_threads"] == runner.THREADS
+
+
+def test_a_stand_in_runs_under_fusers_name() -> None:
+    stand_in, real = (choose([FUSER], {"fuser.strict": True}, s)[0] for s in ("eager", None))
+    assert (stand_in.name, stand_in.backend, stand_in.options) == (FUSER, "eager", {})
+    assert (real.backend, real.options) == (FUSER, {"fuser.strict": True})
+
+
+def test_options_are_parsed() -> None:
+    found = command.options_of(["fuser.policy=always", "fuser.strict=true"])
+    assert found == {"fuser.policy": "always", "fuser.strict": True}
