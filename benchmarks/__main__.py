@@ -48,9 +48,14 @@ def options_of(texts: Sequence[str]) -> dict[str, Any]:
     return {key: words.get(value.lower(), value) for key, _, value in pairs}
 
 
-def run_family(family: str, args: argparse.Namespace, console: Console, out: Path | None) -> None:
+def run_family(
+    family: str,
+    args: argparse.Namespace,
+    chosen: Sequence[providers.Provider],
+    console: Console,
+    out: Path | None,
+) -> None:
     """Measures one family of workloads, printing as it goes."""
-    chosen = providers.choose(args.providers, options_of(args.option), args.stand_in)
     effort = runner.QUICK if args.quick else runner.Effort()
     results: list[runner.Result] = []
     lines = list[records.Row]()
@@ -99,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     args.dtype = args.dtype or (["float32"] if args.quick else ["float32", "bfloat16"])
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    runner.prime()
+    chosen = providers.choose(args.providers, options_of(args.option), args.stand_in)
+    runner.prime(chosen, args.device)
     for family in dict.fromkeys(args.families):
         load = os.getloadavg()[0]
         out = args.csv
@@ -110,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if family == "compile":
             run_compile(args, console, out)
         else:
-            run_family(family, args, console, out)
+            run_family(family, args, chosen, console, out)
         if out is not None:
             records.write_machine(out, ["python -m benchmarks", *(argv or sys.argv[1:])], load)
 

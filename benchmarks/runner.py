@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -278,7 +279,8 @@ def allocations(call: Call, device: torch.device) -> tuple[float, float]:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, profile_memory=True, acc_events=True) as record:
         call()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    profiler: Any = record.profiler
+    events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
     events = [e for e in events if (e.device_type().name == "CUDA") == (device.type == "cuda")]
     now = peak = largest = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -321,7 +323,7 @@ def measure(
         try:
             calls[provider.name] = _first_call(provider, case, expected, record, device)
         except Exception as error:  # a benchmark reports a crash, whatever it is, and goes on
-            record.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            record.failure = shorten(f"{type(error).__name__}: {error}", width=400)
     with torch.compiler.set_stance("fail_on_recompile"):
         times = interleave(calls, effort, device)
     for name, samples in times.items():
@@ -352,13 +354,19 @@ def _first_call(
     return call
 
 
-def prime() -> None:
-    """Compiles something small, so that no workload pays for the precompiled C++ headers."""
+def prime(providers: Sequence[Provider], device: torch.device) -> None:
+    """A small forward and backward by every compiler, so that no workload pays for first-time work.
 
-    def nothing(x: torch.Tensor) -> torch.Tensor:
-        return x.sin() + 1
+    That is: imports, Inductor's own pattern tables, the precompiled C++ headers.
+    """
 
-    torch.compile(nothing)(torch.ones(8))
+    def small(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ x.mT, -1) @ x.sin()
+
+    x = torch.ones(1, 2, 4, 4, device=device, requires_grad=True)
+    for provider in providers:
+        if provider.backend is not None:
+            provider.prepare(small)(x).sum().backward()
 
 
 def error_ratio(result: Result, name: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from .graph.arrange import Expand, Permute, Step, steps
+from .graph.arrange import Expand, Permute, Select, Step, steps
 from .graph.axes import Dims, Size, same_size
 from .graph.ops import is_tensor, value
 from .pattern import Operand
@@ -34,13 +34,21 @@ class Builder:
         fake_mode: FakeTensorMode,
         shared: dict[Any, Node] | None = None,
         sizes_from: Sequence[Node] = (),
+        replaced: Mapping[Node, Node] | None = None,
     ) -> None:
         self.module, self.anchor, self.fake_mode = module, anchor, fake_mode
         self.added: list[Node] = []
         self._shared = shared
         self._made: dict[Any, Node] = {}
-        self._sizes_from = [n for n in sizes_from if is_tensor(n)]
+        self._replaced = replaced or {}
+        self._sizes_from = [self.current(n) for n in sizes_from if is_tensor(n)]
         self._meta = {k: anchor.meta[k] for k in _KEPT_META if k in anchor.meta}
+
+    def current(self, node: Node) -> Node:
+        """What stands for a node of the captured graph now, if its region was rewritten before."""
+        while node in self._replaced:
+            node = self._replaced[node]
+        return node
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         return self._insert("call_function", function, args, kwargs)
@@ -73,6 +81,7 @@ class Builder:
     def _insert(
         self, op: str, target: Any, args: Any, kwargs: Any, share: bool = True
     ) -> Node:
+        args, kwargs = map_arg(args, self.current), map_arg(kwargs, self.current)
         key = _key(op, target, args, kwargs) if share else None
         for known in (self._made, self._shared or {}):
             if key is not None and key in known:
@@ -128,6 +137,8 @@ class Builder:
     def apply(self, node: Node, step: Step) -> Node:
         if isinstance(step, Permute):
             return self.method("permute", node, step.order)
+        if isinstance(step, Select):
+            return self.method("select", node, step.dim, step.index)
         shape = [self.size(s) for s in step.shape]
         if isinstance(step, Expand):
             return self.method("expand", node, tuple(shape))
@@ -143,9 +154,12 @@ class Builder:
 
     def operand(self, operand: Operand, *, materialise: bool = False) -> Node:
         """An operand in its target arrangement and dtype; scalars and 0-d tensors as they are."""
-        node = operand.node
+        node = self.current(operand.node)
         if operand.target:
-            node = self.arrange(node, operand.dims, operand.target, materialise=materialise)
+            fixed = dict(operand.fixed)
+            views = steps(operand.dims, operand.target, materialise=materialise, fixed=fixed)
+            for step in views:
+                node = self.apply(node, step)
         if operand.dtype is not None and value(node).dtype != operand.dtype:
             node = self.method("to", node, dtype=operand.dtype)
         return node

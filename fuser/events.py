@@ -35,6 +35,8 @@ class Rewritten:
     graph: int = 0
     sources: tuple[str, ...] = ()
     """The user's lines behind `removed`."""
+    count: int = 1
+    """How many operators were put there: two for a difference of two attentions."""
 
 
 @dataclass(frozen=True)

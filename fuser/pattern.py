@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.fx import Node
 
-from .graph.axes import Dims
+from .graph.axes import Axis, Dims
 from .graph.view import GraphView
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Operand:
     dtype: Any = None
     read_at: int = -1
     """Position of the first original reader; -1: unknown, the anchor's."""
+    fixed: tuple[tuple[Axis, int], ...] = ()
+    """Axes of the tensor at which only one index is read."""
 
 
 @dataclass(frozen=True)

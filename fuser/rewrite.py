@@ -27,10 +27,16 @@ class Rewriter:
     def __init__(self, module: GraphModule, fake_mode: FakeTensorMode) -> None:
         self.module, self.fake_mode = module, fake_mode
         self.shared: dict[Any, Node] = {}
+        self.replaced: dict[Node, Node] = {}
 
     def builder(self, anchor: Node, sizes_from: list[Node], *, share: bool) -> Builder:
         return Builder(
-            self.module, anchor, self.fake_mode, self.shared if share else None, sizes_from
+            self.module,
+            anchor,
+            self.fake_mode,
+            self.shared if share else None,
+            sizes_from,
+            self.replaced,
         )
 
     def replace(self, builder: Builder, pattern: str, index: int, old: Node, new: Node) -> None:
@@ -43,6 +49,7 @@ class Rewriter:
         if not _same_strides(value(old), value(new)) and not self._follow(old, new):
             new = _restride(builder, value(old), new)
         old.replace_all_uses_with(new)
+        self.replaced[old] = new
 
     def _follow(self, old: Node, new: Node) -> bool:
         """Whether all values downstream keep their strides; updates examples where they may not."""

@@ -136,7 +136,8 @@ def _apply(
     builder.commit()
     added = tuple(describe(n) for n in builder.added)
     _erase(view, removed)
-    counters["fuser"][match.pattern] += 1
+    count = max(1, len(planned.emissions))
+    counters["fuser"][match.pattern] += count
     facts = dict(match.facts)
     for emission in planned.emissions:
         facts.update(emission.facts)
@@ -153,6 +154,7 @@ def _apply(
             added,
             graph,
             sources,
+            count,
         )
     )
 

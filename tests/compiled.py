@@ -33,7 +33,9 @@ class Run:
     record: Record = field(default_factory=Record)
 
     def rewrites(self, family: str = "attention") -> int:
-        return sum(r.pattern.startswith(family + ".") for r in self.record.rewritten)
+        return sum(
+            r.count for r in self.record.rewritten if r.pattern.startswith(family + ".")
+        )
 
     def reasons(self) -> str:
         return "; ".join(n.reason for n in self.record.near_misses)

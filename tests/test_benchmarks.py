@@ -237,10 +237,7 @@ def test_measure_reports_a_crash_and_goes_on() -> None:
     assert len(result.measures[EAGER].times_ms) == runner.QUICK.min_rounds
 
 
-def test_quick_run_in_eager(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "prime", lambda: None)
+def test_quick_run_in_eager(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "attention.csv"
     threads = torch.get_num_threads()
     arguments = ["attention", "--quick", "--only", "alibi", "--csv", str(path)]

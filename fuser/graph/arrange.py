@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,26 +24,40 @@ class Expand:
     shape: tuple[Size, ...]
 
 
-Step: TypeAlias = "Reshape | Permute | Expand"
+@dataclass(frozen=True)
+class Select:
+    dim: int
+    index: int
 
 
-def steps(dims: Dims, target: Dims, *, materialise: bool = False) -> list[Step]:
+Step: TypeAlias = "Reshape | Permute | Expand | Select"
+
+
+def steps(
+    dims: Dims,
+    target: Dims,
+    *,
+    materialise: bool = False,
+    fixed: Mapping[Axis, int] | None = None,
+) -> list[Step]:
     """Views that turn a tensor with `dims` into one with `target`.
 
-    Axes of `target` that the tensor lacks are broadcast: a dimension all of whose axes are missing
+    At an axis in `fixed` only the given index is taken. Axes of `target` that the tensor lacks are broadcast: a dimension all of whose axes are missing
     gets size one, unless `materialise` asks for its full size.
 
     Raises:
         Unproven: the tensor has an axis that the target does not have.
     """
     dims, target = resolve(dims), resolve(target)
+    out: list[Step] = []
+    if fixed:
+        dims = _take(dims, fixed, out)
     have, want = leaves(dims), leaves(target)
     if set(have) - set(want) or len(set(have)) != len(have):
         raise Unproven("a tensor has an axis that its place does not have")
     wanted = _full(dims, target, have, materialise)
     if dims == wanted:
-        return []
-    out: list[Step] = []
+        return out
     shape = [size_of(d) for d in dims]
     flat = [axis.size for axis in have]
     order = [a for a in want if a in have]
@@ -57,6 +71,22 @@ def steps(dims: Dims, target: Dims, *, materialise: bool = False) -> list[Step]:
         shape = [a.size for a in order]
     out.extend(_grow(shape, order, target, wanted))
     return out
+
+
+def _take(dims: Dims, fixed: Mapping[Axis, int], out: list[Step]) -> Dims:
+    """Open every dimension that holds a fixed axis, and select."""
+    if not set(leaves(dims)) & set(fixed):
+        return dims
+    opened = tuple((axis,) for axis in leaves(dims))
+    if opened != dims:
+        out.append(Reshape(tuple(axis.size for (axis,) in opened)))
+    remaining = list(opened)
+    for axis, index in fixed.items():
+        if (axis,) in remaining:
+            position = remaining.index((axis,))
+            out.append(Select(position, index))
+            del remaining[position]
+    return tuple(remaining)
 
 
 def _full(dims: Dims, target: Dims, have: Sequence[Axis], materialise: bool) -> Dims:

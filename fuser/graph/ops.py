@@ -7,6 +7,7 @@ The tables below are all there is to add for a new spelling; matchers only see `
 from __future__ import annotations
 
 import operator
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -170,6 +171,7 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
     "narrow": (Kind.SLICE, "input dim start length"),
     "cat": (Kind.CAT, "tensors dim"),
     "dropout": (Kind.DROPOUT, "input p training inplace"),
+    "pad": (Kind.OTHER, "input pad mode value"),
     "scaled_dot_product_attention": (
         Kind.ATTENTION,
         "query key value attn_mask dropout_p is_causal scale enable_gqa",
@@ -247,6 +249,7 @@ def _functions() -> dict[Callable[..., Any], tuple[str, bool]]:
 
 
 FUNCTIONS = _functions()
+_LETTERS = string.ascii_letters
 _OTHER = Op(Kind.OTHER, "", {})
 
 
@@ -295,8 +298,8 @@ def _bind(node: Node, kind: Kind, name: str, names: tuple[str, ...], inplace: bo
     positional = node.args
     if name in _VARIADIC and len(positional) > 1 and not isinstance(positional[1], (tuple, list)):
         positional = (positional[0], tuple(positional[1:]))
-    if name == "einsum" and not isinstance(positional[-1], (tuple, list)):
-        positional = (positional[0], tuple(positional[1:]))
+    if name == "einsum":
+        positional = _einsum_arguments(positional)
     args: dict[str, Any] = dict(zip(names, positional, strict=False))
     for extra in range(len(names), len(positional)):
         args[f"_{extra}"] = positional[extra]
@@ -316,6 +319,28 @@ def _bind(node: Node, kind: Kind, name: str, names: tuple[str, ...], inplace: bo
     if kind is Kind.SLICE and name == "getitem" and _only_new_axes(args["index"]):
         kind, name = Kind.VIEW, "getitem"
     return Op(kind, name, args, inplace)
+
+
+def _einsum_arguments(positional: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Bring `einsum(equation, *operands)` and the sublist form to `(equation, operands)`."""
+    if positional and isinstance(positional[0], str):
+        operands = positional[1:]
+        single = len(operands) == 1 and isinstance(operands[0], (tuple, list))
+        return (positional[0], tuple(operands[0]) if single else tuple(operands))
+    lists = [x for x in positional if isinstance(x, (tuple, list))]
+    operands = tuple(x for x in positional if isinstance(x, Node))
+    if not all(isinstance(i, int) and i < len(_LETTERS) for x in lists for i in x):
+        return ("", ())
+    terms = ["".join(_LETTERS[i] for i in x) for x in lists]
+    left = ",".join(terms[: len(operands)])
+    return (f"{left}->{terms[-1]}" if len(terms) > len(operands) else left, operands)
+
+
+def data_inputs(op: Op, node: Node) -> list[Node]:
+    """The tensor inputs whose elements are read: `x.to(other)` reads `x` alone."""
+    if op.name in ("to", "type_as", "type"):
+        return [op.args["input"]]
+    return [n for n in node.all_input_nodes if is_tensor(n)]
 
 
 def _only_new_axes(index: Any) -> bool:

@@ -72,13 +72,9 @@ class ProgramBuilder:
         mapped = self._natural(op, node, mapped, dtype)
         args = {k: v for k, v in op.args.items() if k != "inplace"}
         swap = lambda v: mapped.get(v, v) if isinstance(v, Node) else v  # noqa: E731
-        names = list(args)
-        positional = [swap(args[n]) for n in names if n in _POSITIONAL.get(op.name, ("input", "other"))]
-        keywords = {
-            n: swap(args[n])
-            for n in names
-            if n not in _POSITIONAL.get(op.name, ("input", "other"))
-        }
+        order = _POSITIONAL.get(op.name, ("input", "other"))
+        positional = [swap(args[n]) for n in order if n in args]
+        keywords = {n: swap(a) for n, a in args.items() if n not in order}
         if op.name == "rsub":
             alpha = keywords.pop("alpha", 1)
             scaled = positional[0] if alpha == 1 else self.call(torch.mul, positional[0], alpha)

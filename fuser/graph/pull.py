@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..torch_private import to_expr
 from .axes import Axis, Dim, Dims, Unproven, broadcast, leaves, regroup, resolve, same_size, size_of
-from .ops import Kind, Op, is_tensor, value
+from .ops import Kind, Op, data_inputs, value
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,10 @@ def pull_view(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims]:
     raise Unproven(f"no rule for the view {op.name!r}")
 
 
-def pull_pointwise(node: Node, dims: Dims) -> dict[Node, Dims]:
+def pull_pointwise(op: Op, node: Node, dims: Dims) -> dict[Node, Dims]:
     """Axes of every tensor input of a pointwise operator."""
     return {
-        source: broadcast(dims, value(source).shape)
-        for source in node.all_input_nodes
-        if is_tensor(source)
+        source: broadcast(dims, value(source).shape) for source in data_inputs(op, node)
     }
 
 

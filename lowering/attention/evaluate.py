@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fuser.builder import Builder
-from fuser.graph.arrange import Permute, Reshape, steps
+from fuser.graph.arrange import Permute, Reshape, Select, steps
 from fuser.graph.axes import leaves
 from fuser.graph.fold import Folder
 from fuser.pattern import Call, Operand
@@ -100,9 +100,11 @@ class Evaluator:
         found = self.folder.tensor(operand.node)
         if found is None or not operand.target:
             return found
-        for step in steps(operand.dims, operand.target):
+        for step in steps(operand.dims, operand.target, fixed=dict(operand.fixed)):
             if isinstance(step, Permute):
                 found = found.permute(step.order)
+            elif isinstance(step, Select):
+                found = found.select(step.dim, step.index)
             else:
                 shape = [int(s) for s in step.shape]
                 found = found.reshape(shape) if isinstance(step, Reshape) else found.expand(shape)

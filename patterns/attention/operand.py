@@ -12,7 +12,11 @@ from fuser.pattern import Operand
 
 
 def operand_from(
-    view: GraphView, chain: list[tuple[Node, Dims]], target: Dims, dtype: torch.dtype
+    view: GraphView,
+    chain: list[tuple[Node, Dims]],
+    target: Dims,
+    dtype: torch.dtype,
+    fixed: tuple[tuple[Axis, int], ...] = (),
 ) -> Operand:
     """The nearest tensor in the chain that is arranged as wanted, else the nearest that holds
     nothing repeated. A cast in the chain is part of the operand."""
@@ -26,7 +30,7 @@ def operand_from(
     reader = chain[position - 1][0] if position else None
     cast = None if value(node).dtype == dtype else dtype
     read_at = view.order[reader] if reader is not None else -1
-    return Operand(node, resolve(dims), target, cast, read_at)
+    return Operand(node, resolve(dims), target, cast, read_at, fixed)
 
 
 def _past_widening(chain: list[tuple[Node, Dims]], position: int) -> int:

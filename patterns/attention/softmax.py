@@ -139,12 +139,14 @@ def _match(
         for _, k_chain, _ in branch:
             used |= axes_of(k_chain)
     row_axes = set(leaves(p_dims)) - key_axes
+    used &= row_axes
     layout = group(
         p_dims,
         keys,
-        used & row_axes,
+        used,
         [d for b in branches for _, d in b.captured.operands if set(leaves(d)) & key_axes],
     )
+    _require_whole(branches)
     inner_v = tuple(a for a in leaves(v_dims) if a not in key_axes and a not in row_axes)
     calls, facts = [], {}
     for branch, products in zip(branches, chains, strict=True):
@@ -184,15 +186,17 @@ def _call(
         inner = leaves((product.inner,))
         _require_distinct(k_chain, layout, inner, anchor)
         dtype = value(branch.walk.contractions[i][0]).dtype
-        operands[f"q{i}"] = operand_from(view, q_chain, layout.queries(inner), dtype)
-        operands[f"k{i}"] = operand_from(view, k_chain, layout.key_values(inner), dtype)
+        fixed = branch.source.fixed
+        operands[f"q{i}"] = operand_from(view, q_chain, layout.queries(inner), dtype, fixed)
+        operands[f"k{i}"] = operand_from(view, k_chain, layout.key_values(inner), dtype, fixed)
     operands["v"] = operand_from(view, v_chain, layout.key_values(inner_v), value(anchor).dtype)
     for i, (node, dims) in enumerate(captured.operands):
         target = layout.scores() if dims else ()
         if isinstance(value(node), torch.Tensor) and value(node).ndim == 0:
             target = ()
-        operands[f"c{i}"] = Operand(node, dims, target, read_at=view.order[node])
-        foreign = set(leaves(dims)) - set(leaves(layout.scores()))
+        fixed = branch.source.fixed
+        operands[f"c{i}"] = Operand(node, dims, target, read_at=view.order[node], fixed=fixed)
+        foreign = set(leaves(dims)) - set(leaves(layout.scores())) - {axis for axis, _ in fixed}
         if foreign:
             raise Declined("a captured tensor has an axis that the scores do not have", node)
     spec = AttentionSpec(
@@ -207,6 +211,12 @@ def _call(
         dropout=branch.source.dropout,
     )
     return Call(spec, operands)
+
+
+def _require_whole(branches: Sequence[_Branch]) -> None:
+    for branch in branches:
+        if any(axis.parts for axis, _ in branch.source.fixed):
+            raise Declined("one index is taken of an axis that is cut elsewhere", branch.source.softmax)
 
 
 def _require_dtypes(interior: set[Node], v: Node) -> None:

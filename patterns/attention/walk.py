@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dims, Unproven, broadcast, leaves, resolve
+from fuser.graph.axes import Axis, Dims, Unproven, broadcast, fresh, leaves, resolve
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import ProgramBuilder
 from fuser.graph.pull import (
@@ -28,6 +28,7 @@ from fuser.graph.pull import (
 )
 from fuser.graph.view import GraphView, Mark, draws, dropout_probability
 
+_WRONG_AXIS = "the softmax runs over another axis than the one that is contracted with v"
 MAX_NODES = 256
 """Longest score program considered; keeps matching linear in the size of the graph."""
 
@@ -81,6 +82,8 @@ class Source:
     """Applied in order: ("op", (op, node, dims by input)), ("neg", None)."""
     sink: tuple[Node, Dims] | str | None = None
     dropout: float = 0.0
+    fixed: tuple[tuple[Axis, int], ...] = ()
+    """Axes of the softmax at which p is one index: a part of its heads."""
 
 
 class ProbabilityWalk:
@@ -107,7 +110,7 @@ class ProbabilityWalk:
         if op.kind is Kind.VIEW:
             return self.sources(*pull_view(op, node, dims))
         if op.kind is Kind.SLICE:
-            return [self._sink_slice(op, node, dims)]
+            return self._slice(op, node, dims)
         if op.kind is Kind.POINTWISE:
             manual = self._manual(op, node, dims)
             if manual is not None:
@@ -119,8 +122,7 @@ class ProbabilityWalk:
         dim = op.args.get("dim")
         self._require_key_axis(dim, node, dims)
         scores = op.args["input"]
-        if dim in (-1, len(dims) - 1):
-            scores = self._strip_shift(scores)
+        scores, _ = self._strip_shift(scores, dims)
         return Source(node, scores, dims, value(node).dtype)
 
     def _require_key_axis(self, dim: Any, node: Node, dims: Dims) -> None:
@@ -129,9 +131,7 @@ class ProbabilityWalk:
         if not isinstance(dim, int):
             raise Declined("the axis of the softmax is not a constant", node)
         if set(leaves((dims[dim],))) != set(leaves((self.keys,))):
-            raise Declined(
-                "the softmax runs over another axis than the one that is contracted with v", node
-            )
+            raise Declined(_WRONG_AXIS, node)
 
     def _dropout(self, op: Op, node: Node, dims: Dims) -> list[Source]:
         below = self.sources(op.args["input"], dims)
@@ -145,7 +145,7 @@ class ProbabilityWalk:
         return [replace(below[0], dropout=probability)]
 
     def _pointwise(self, op: Op, node: Node, dims: Dims) -> list[Source]:
-        pulled = pull_pointwise(node, dims)
+        pulled = pull_pointwise(op, node, dims)
         probs = [n for n in pulled if self.view.marks[n] & Mark.PROBS]
         if len(probs) == 2 and op.name in ("add", "sub") and op.args.get("alpha", 1) == 1:
             first = self.sources(op.args["input"], pulled[op.args["input"]])
@@ -162,137 +162,210 @@ class ProbabilityWalk:
         step = ("op", (op, node, pulled, inner))
         return [replace(s, steps=(*s.steps, step)) for s in below]
 
-    def _sink_slice(self, op: Op, node: Node, dims: Dims) -> Source:
-        """`softmax(cat([scores, sink]))[..., :-1]`: one more logit in the denominator."""
+    def _slice(self, op: Op, node: Node, dims: Dims) -> list[Source]:
+        selected = _selected_axis(op, dims)
+        if selected is None:
+            return [self._sink_slice(op, node, dims)]
+        position, index = selected
         source = op.args["input"]
-        rank = len(dims)
-        if not _drops_last(op, node, rank):
+        (axis,) = fresh((value(source).shape[position],), "selected")[0] or (None,)
+        if axis is None:
+            return self.sources(source, (*dims[:position], (), *dims[position:]))
+        below = self.sources(source, (*dims[:position], (axis,), *dims[position:]))
+        return [replace(s, fixed=((axis, index), *s.fixed)) for s in below]
+
+    def _sink_slice(self, op: Op, node: Node, dims: Dims) -> Source:
+        """`softmax(cat([scores, sink]))[..., :-1]`: one more logit in the denominator.
+
+        The joined tensor has an axis of its own, of one more position than there are keys.
+        """
+        at_end = _one_column_less(op, node, len(dims))
+        if at_end is None:
             raise Declined("a part of the probabilities is cut out", node)
-        inner, path = source, [source]
-        while self.view.op(inner).kind is Kind.POINTWISE and _is_cast(self.view.op(inner)):
-            inner = self.view.op(inner).args["input"]
-            path.append(inner)
-        softmax = self.view.op(inner)
-        if softmax.kind is not Kind.SOFTMAX:
-            raise Declined("a part of the probabilities is cut out", node)
-        dim = softmax.args.get("dim")
-        if not isinstance(dim, int) or dim % rank != rank - 1:
-            raise Declined("the softmax runs over another axis than the keys", inner)
         if set(leaves((dims[-1],))) != set(leaves((self.keys,))):
-            raise Declined(
-                "the softmax runs over another axis than the one that is contracted with v", inner
-            )
-        self.interior.update(path)
-        cat_node = self._strip_shift(softmax.args["input"])
-        cat = self.view.op(cat_node)
-        tensors = cat.args.get("tensors", ())
-        cat_dim = cat.args.get("dim", 0)
-        if cat.kind is not Kind.CAT or len(tensors) != 2 or cat_dim % rank != rank - 1:
-            raise Declined("the probabilities lose a column that is not a sink", node)
-        scores, sink = tensors
-        if value(sink).shape[-1] != 1:
-            raise Declined("the sink has more than one column, or stands before the keys", cat_node)
-        self.interior.add(cat_node)
-        dtype = value(source).dtype
-        sink_dims = (*broadcast(dims[:-1], value(sink).shape[:-1]), ())
-        return Source(inner, scores, dims, dtype, sink=(sink, sink_dims))
+            raise Declined(_WRONG_AXIS, node)
+        source = op.args["input"]
+        (joined,) = fresh((value(source).shape[-1],), "joined")
+        walk = ProbabilityWalk(self.view, joined)
+        (inner, *more) = walk.sources(source, (*dims[:-1], joined))
+        if more or inner.sink is not None or inner.dropout or inner.fixed:
+            raise Declined("a part of the probabilities is cut out", node)
+        if any(kind != "op" or not is_cast(detail[0]) for kind, detail in inner.steps):
+            raise Declined("the sink's column is changed before it is dropped", node)
+        self.interior |= walk.interior
+        scores, sink, sink_dims = self._joined(inner.scores, dims, at_end)
+        return replace(inner, scores=scores, dims=dims, sink=sink if sink == "0" else (sink, sink_dims))
 
-    def _strip_shift(self, node: Node) -> Node:
-        """`x - max(x)` is `x` to a softmax; returns x and takes the shift into the region."""
+    def _joined(self, node: Node, dims: Dims, at_end: bool) -> tuple[Node, Any, Dims]:
+        """Reads `cat([scores, column])`, or a padding with zeros, as scores and a sink."""
         op = self.view.op(node)
-        if op.kind is not Kind.POINTWISE or op.name != "sub" or not is_tensor(op.args.get("other")):
-            return node
-        shifted, shift = op.args["input"], op.args["other"]
-        if not is_tensor(shifted) or op.args.get("alpha", 1) != 1:
-            return node
-        path = self._row_maximum(shift, shifted)
-        if path is None:
-            return node
-        self.interior.update((node, *path))
-        return shifted
+        rank = len(dims)
+        if op.name == "pad" and op.args.get("mode", "constant") == "constant":
+            if op.args.get("value") in (None, 0, 0.0) and tuple(op.args["pad"]) == (
+                (0, 1) if at_end else (1, 0)
+            ):
+                self.interior.add(node)
+                return op.args["input"], "0", ()
+        tensors = op.args.get("tensors", ())
+        if op.kind is not Kind.CAT or len(tensors) != 2 or op.args.get("dim", 0) % rank != rank - 1:
+            raise Declined("the probabilities lose a column that is not a sink", node)
+        scores, sink = tensors if at_end else (tensors[1], tensors[0])
+        if value(sink).shape[-1] != 1:
+            raise Declined("the sink has more than one column, or stands on the other side", node)
+        self.interior.add(node)
+        return scores, sink, (*broadcast(dims[:-1], value(sink).shape[:-1]), ())
 
-    def _row_maximum(self, node: Node, of: Node) -> list[Node] | None:
-        """The nodes of `of.max(-1, keepdim=True)` (values) or `of.amax(...)`, or None."""
-        path = [node]
+    def _strip_shift(self, node: Node, dims: Dims) -> tuple[Node, Node | None]:
+        """`x - r` is `x` to a softmax where r is the same for all keys.
+
+        Returns x and r; what computes r from x becomes part of the region.
+        """
+        op = self.view.op(node)
+        shift = op.args.get("other")
+        shifted = op.args.get("input")
+        if op.name != "sub" or op.args.get("alpha", 1) != 1 or not is_tensor(shifted):
+            return node, None
+        if not is_tensor(shift) or value(shifted).shape != value(node).shape:
+            return node, None
+        if set(leaves(broadcast(dims, value(shift).shape))) & set(leaves((self.keys,))):
+            return node, None
+        self.interior.add(node)
+        self.interior.update(self._between(shifted, shift))
+        return shifted, shift
+
+    def _between(self, source: Node, target: Node) -> list[Node]:
+        """The nodes on paths from `source` to `target`, the latter included if there is a path."""
+        first = self.view.order[source]
+        reaches: dict[Node, bool] = {source: True}
+        stack = [target]
+        while stack and len(reaches) < MAX_NODES:
+            node = stack[-1]
+            if node in reaches:
+                stack.pop()
+                continue
+            later = [n for n in node.all_input_nodes if self.view.order[n] >= first]
+            unknown = [n for n in later if n not in reaches]
+            if unknown:
+                stack.extend(unknown)
+                continue
+            reaches[node] = any(reaches[n] for n in later)
+            stack.pop()
+        return [n for n, found in reaches.items() if found and n is not source]
+
+    def _manual(self, op: Op, node: Node, dims: Dims) -> Source | None:
+        """`exp(x) / sum(exp(x))`, with one more term in the sum or not, and `exp(x - logsumexp(x))`."""
+        if op.name == "exp":
+            return self._exp_of_difference(op, node, dims)
+        top, bottom = self._fraction(op)
+        if top is None or bottom is None:
+            return None
+        exp = self.view.op(top)
+        if exp.name != "exp":
+            return None
+        found = self._denominator(bottom, broadcast(dims, value(bottom).shape), top, dims)
+        if found is None:
+            return None
+        extra, passed = found
+        scores, shift = self._strip_shift(exp.args["input"], dims)
+        sink: Any = None
+        if extra is not None:
+            sink = self._extra_logit(extra, shift, scores, dims, node)
+        self.interior.update((top, *passed))
+        return Source(node, scores, dims, value(node).dtype, sink=sink)
+
+    def _fraction(self, op: Op) -> tuple[Node | None, Node | None]:
+        """Numerator and denominator of `a / b` or `a * reciprocal(b)`."""
+        a, b = op.args.get("input"), op.args.get("other")
+        if not is_tensor(a) or not is_tensor(b):
+            return None, None
+        if op.name == "div" and op.args.get("rounding_mode") is None:
+            return a, b
+        if op.name == "mul":
+            for x, y in ((a, b), (b, a)):
+                inverse = self.view.op(y)
+                if inverse.name == "reciprocal":
+                    self.interior.add(y)
+                    return x, inverse.args["input"]
+                if inverse.name == "div" and inverse.args["input"] in (1, 1.0):
+                    self.interior.add(y)
+                    return x, inverse.args["other"]
+        return None, None
+
+    def _denominator(
+        self, bottom: Node, below: Dims, top: Node, dims: Dims
+    ) -> tuple[Any, list[Node]] | None:
+        """Reads the denominator as `sum(top)` or `sum(top) + extra`; which extra, and the nodes."""
+        passed: list[Node] = [bottom]
+        extra: Any = None
+        node = bottom
         while True:
             op = self.view.op(node)
-            if node.op == "call_method" and node.target == "detach":
-                node = node.args[0]  # type: ignore[assignment]
-            elif node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem":
-                if node.args[1] != 0:
+            if op.kind is Kind.VIEW:
+                node, below = pull_view(op, node, below)
+            elif op.name == "add" and op.args.get("alpha", 1) == 1 and extra is None:
+                a, b = op.args["input"], op.args["other"]
+                if is_tensor(a) and self._is_sum(a, top):
+                    node, extra = a, b
+                elif is_tensor(b) and self._is_sum(b, top):
+                    node, extra = b, a
+                else:
                     return None
-                node = node.args[0]  # type: ignore[assignment]
-            elif node.op == "call_function" and node.target is getattr:
-                if node.args[1] != "values":
-                    return None
-                node = node.args[0]  # type: ignore[assignment]
+                below = broadcast(below, value(node).shape)
             else:
                 break
-            path.append(node)
-        if op.name not in ("amax", "max") or op.args.get("input") is not of:
+            passed.append(node)
+        if op.name != "sum" or op.args.get("input") is not top or op.args.get("dtype") is not None:
             return None
         dim = op.args.get("dim")
         dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
-        if not isinstance(dim, int) or op.args.get("keepdim") is not True:
-            return None
-        return path if dim % len(value(of).shape) == len(value(of).shape) - 1 else None
+        self._require_key_axis(dim, node, dims)
+        kept = list(dims)
+        if op.args.get("keepdim") is True:
+            kept[dim] = ()
+        else:
+            del kept[dim]
+        if resolve(kept) != resolve(below):
+            raise Declined("the denominator is not laid out as a dimension of its own", node)
+        return extra, passed
 
-    def _manual(self, op: Op, node: Node, dims: Dims) -> Source | None:
-        """`exp(x) / sum(exp(x))`, `exp(x) / (1 + sum(exp(x)))`, `exp(x - logsumexp(x))`."""
-        if op.name == "exp":
-            return self._exp_of_difference(op, node, dims)
-        if op.name != "div" or op.args.get("rounding_mode") is not None:
-            return None
-        top, bottom = op.args["input"], op.args["other"]
-        if not is_tensor(top) or not is_tensor(bottom):
-            return None
-        exp = self.view.op(top)
-        if exp.name != "exp" or exp.inplace:
-            return None
-        total, plus, passed = self._sum_and_more(bottom, top)
-        if total is None:
-            return None
-        sum_op = self.view.op(total)
-        if sum_op.args.get("keepdim") is not True:
-            raise Declined("the denominator is not kept as a dimension of its own", total)
-        self._require_key_axis(sum_op.args.get("dim"), total, dims)
-        shifted = exp.args["input"]
-        scores = self._strip_shift(shifted)
-        sink: str | None = None
-        if plus is not None:
-            sink = self._plus_one(plus, scores, shifted, node)
-        self.interior.update((top, total, *passed))
-        return Source(node, scores, dims, value(node).dtype, sink=sink)
+    def _is_sum(self, node: Node, top: Node) -> bool:
+        while self.view.op(node).kind is Kind.VIEW:
+            node = self.view.op(node).args["input"]
+        op = self.view.op(node)
+        return op.name == "sum" and op.args.get("input") is top
 
-    def _sum_and_more(self, bottom: Node, top: Node) -> tuple[Node | None, Any, list[Node]]:
-        """Reads the denominator as `sum(top)` or `sum(top) + more`."""
-        op = self.view.op(bottom)
-        if op.name == "sum" and op.args.get("input") is top:
-            return bottom, None, []
-        if op.name == "add" and op.args.get("alpha", 1) == 1:
-            for a, b in (("input", "other"), ("other", "input")):
-                part = op.args[a]
-                if is_tensor(part):
-                    inner = self.view.op(part)
-                    if inner.name == "sum" and inner.args.get("input") is top:
-                        return part, op.args[b], [bottom]
-        return None, None, []
-
-    def _plus_one(self, plus: Any, scores: Node, shifted: Node, node: Node) -> str:
-        """The extra term must be one at the scale of the exponentials."""
-        if shifted is scores and plus in (1, 1.0):
+    def _extra_logit(
+        self, extra: Any, shift: Node | None, scores: Node, dims: Dims, node: Node
+    ) -> Any:
+        """One more term `exp(z - shift)` in the sum is one more logit z: "0", or z with its axes."""
+        if shift is None and isinstance(extra, (int, float)) and extra == 1:
             return "0"
-        if is_tensor(plus) and shifted is not scores:
-            # exp(-m) beside exp(x - m) is one more logit of zero
-            exp = self.view.op(plus)
+        if is_tensor(extra):
+            exp = self.view.op(extra)
             inner = exp.args.get("input")
             if exp.name == "exp" and is_tensor(inner):
-                negated = self.view.op(inner)
-                shift = self.view.op(shifted).args["other"]
-                if negated.name == "neg" and negated.args.get("input") is shift:
-                    self.interior.update((plus, inner))
-                    return "0"
+                found = self._logit(inner, shift)
+                if found is not None:
+                    self.interior.update((extra, *self._between(scores, extra)))
+                    if found == "0":
+                        return found
+                    if shift is not None:
+                        self.interior.add(inner)
+                    axes = broadcast(dims, value(found).shape)
+                    if not set(leaves(axes)) & set(leaves((self.keys,))):
+                        return (found, axes)
         raise Declined("the denominator has a term that is not one more logit", node)
+
+    def _logit(self, inner: Node, shift: Node | None) -> Any:
+        """z of `z - shift`, `-shift`, or of z alone where nothing was shifted."""
+        if shift is None:
+            return inner
+        op = self.view.op(inner)
+        if op.name == "neg" and op.args["input"] is shift:
+            return "0"
+        if op.name == "sub" and op.args["other"] is shift and op.args.get("alpha", 1) == 1:
+            return op.args["input"] if is_tensor(op.args["input"]) else None
+        return None
 
     def _exp_of_difference(self, op: Op, node: Node, dims: Dims) -> Source | None:
         inner = op.args["input"]
@@ -306,13 +379,24 @@ class ProbabilityWalk:
         scores, lse = sub.args["input"], sub.args["other"]
         if not is_tensor(lse) or not is_tensor(scores):
             return None
-        reduce = self.view.op(lse)
+        below = broadcast(dims, value(lse).shape)
+        passed = [inner, lse]
+        while (reduce := self.view.op(lse)).kind is Kind.VIEW:
+            lse, below = pull_view(reduce, lse, below)
+            passed.append(lse)
         if reduce.name != "logsumexp" or reduce.args.get("input") is not scores:
             return None
-        if reduce.args.get("keepdim") is not True:
-            raise Declined("the denominator is not kept as a dimension of its own", lse)
-        self._require_key_axis(reduce.args.get("dim"), lse, dims)
-        self.interior.update((inner, lse))
+        dim = reduce.args.get("dim")
+        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+        self._require_key_axis(dim, lse, dims)
+        kept = list(dims)
+        if reduce.args.get("keepdim") is True:
+            kept[dim] = ()
+        else:
+            del kept[dim]
+        if resolve(kept) != resolve(below):
+            raise Declined("the denominator is not laid out as a dimension of its own", lse)
+        self.interior.update(passed)
         return Source(node, scores, dims, value(node).dtype)
 
 
@@ -365,7 +449,7 @@ class ScoreWalk:
         return result
 
     def _pointwise(self, op: Op, node: Node, dims: Dims) -> Node | None:
-        pulled = pull_pointwise(node, dims)
+        pulled = pull_pointwise(op, node, dims)
         mapped = {source: self._visit(source, axes) for source, axes in pulled.items()}
         if all(result is None for result in mapped.values()):
             return None
@@ -373,12 +457,12 @@ class ScoreWalk:
             source: result if result is not None else self.inputs(source, pulled[source])
             for source, result in mapped.items()
         }
-        self._scalars(node, complete)
+        self._scalars(op, node, complete)
         return self.builder.pointwise(op, node, complete)
 
-    def _scalars(self, node: Node, complete: dict[Node, Node]) -> None:
+    def _scalars(self, op: Op, node: Node, complete: dict[Node, Node]) -> None:
         for source in node.all_input_nodes:
-            if source not in complete:
+            if source not in complete and not is_tensor(source):
                 complete[source] = self.inputs(source, ())
 
     def _contraction(self, op: Op, node: Node, dims: Dims) -> Node | None:
@@ -455,7 +539,7 @@ def probability_program(
             if other is not inner:
                 mapped[other] = inputs(other, dims)
         for other in node.all_input_nodes:
-            if other not in mapped:
+            if other not in mapped and not is_tensor(other):
                 mapped[other] = inputs(other, ())
         current = builder.pointwise(op, node, mapped)
     return builder, current
@@ -484,14 +568,14 @@ def _is_copy(op: Op, node: Node) -> bool:
         return True
     source = op.args.get("input")
     same = is_tensor(source) and value(source).dtype == value(node).dtype
-    return _is_cast(op) and same and value(source).device == value(node).device
+    return is_cast(op) and same and value(source).device == value(node).device
 
 
 def _widens(op: Op, node: Node) -> bool:
     """A cast that loses nothing."""
     source = op.args.get("input")
     return (
-        _is_cast(op)
+        is_cast(op)
         and is_tensor(source)
         and value(source).dtype in (torch.bfloat16, torch.float16)
         and value(node).dtype is torch.float32
@@ -499,36 +583,55 @@ def _widens(op: Op, node: Node) -> bool:
     )
 
 
-def _is_cast(op: Op) -> bool:
+def is_cast(op: Op) -> bool:
     return op.name in ("to", "type_as", "type", "float", "half", "bfloat16")
 
 
 def _linear_in(op: Op, inner: Node) -> bool:
-    if op.name in ("mul", "neg") or _is_cast(op) or op.name in ("clone", "contiguous", "alias"):
+    if op.name in ("mul", "neg") or is_cast(op) or op.name in ("clone", "contiguous", "alias"):
         return True
     return op.name == "div" and op.args.get("input") is inner
 
 
-def _drops_last(op: Op, node: Node, rank: int) -> bool:
-    """`x[..., :-1]` or an equal narrow over the last dimension."""
-    source = value(op.args["input"]).shape
+def _one_column_less(op: Op, node: Node, rank: int) -> bool | None:
+    """Whether the last (True) or first (False) column of the last dimension is cut off; else None."""
+    source = value(op.args["input"]).shape[-1]
+    if value(node).shape[-1] != source - 1 or value(node).ndim != rank:
+        return None
     if op.name == "narrow":
-        dim, start = op.args.get("dim"), op.args.get("start")
-        return dim in (-1, rank - 1) and start == 0 and value(node).shape[-1] == source[-1] - 1
+        if op.args.get("dim") not in (-1, rank - 1):
+            return None
+        return {0: True, 1: False}.get(op.args.get("start"))
     index = op.args["index"]
     parts = index if isinstance(index, tuple) else (index,)
-    if not parts or not isinstance(parts[-1], slice):
-        return False
-    if Ellipsis not in parts and len(parts) != rank:
-        return False
-    rest = [p for p in parts[:-1] if p is not Ellipsis]
-    if any(not isinstance(p, slice) or p != slice(None) for p in rest):
-        return False
+    if not isinstance(parts[-1], slice) or (Ellipsis not in parts and len(parts) != rank):
+        return None
+    if any(isinstance(p, slice) and p != slice(None) for p in parts[:-1]):
+        return None
+    if any(not isinstance(p, slice) and p is not Ellipsis for p in parts):
+        return None
     last = parts[-1]
-    if last.step not in (None, 1) or last.start not in (None, 0):
-        return False
-    stop = last.stop
-    return stop == -1 or (isinstance(stop, int) and source[-1] - 1 == stop)
+    if last.step not in (None, 1):
+        return None
+    return last.start in (None, 0)
+
+
+def _selected_axis(op: Op, dims: Dims) -> tuple[int, int] | None:
+    """Position and index of the one dimension that an integer index removes, or None."""
+    if op.name != "getitem":
+        return None
+    index = op.args["index"]
+    parts = index if isinstance(index, tuple) else (index,)
+    numbers = [p for p in parts if isinstance(p, int) and not isinstance(p, bool)]
+    slices = [p for p in parts if isinstance(p, slice) and p == slice(None)]
+    dots = [p for p in parts if p is Ellipsis]
+    if len(numbers) != 1 or len(numbers) + len(slices) + len(dots) != len(parts) or len(dots) > 1:
+        return None
+    at = next(i for i, p in enumerate(parts) if p is numbers[0])
+    if dots and parts.index(Ellipsis) < at:
+        at = len(dims) + 1 - (len(parts) - at)
+    size = value(op.args["input"]).shape[at]
+    return (at, numbers[0] % size) if isinstance(size, int) else None
 
 
 def _spelled(node: Node) -> str:

@@ -8,7 +8,9 @@
 
 Reasons in use: "axis", "used elsewhere", "mutated", "gradient", "autograd", "key positions",
 "heads", "after the softmax", "data-dependent", "contraction", "no softmax", "random", "row",
-"float64", "complex", "integer"; empty where a faithful rewrite is as good as a decline.
+"float64", "complex", "integer"; empty where a faithful rewrite is as good as a decline. A lowering
+that keeps empty rows exactly may rewrite the "row" cases too: the numbers decide, NaN included.
+Cases with `random` can be compared by their statistics only.
 """
 
 from __future__ import annotations

@@ -123,6 +123,8 @@ def mha_weights_returned(x: Tensor, wi: Tensor, bi: Tensor, wo: Tensor, bo: Tens
 class Recorder(nn.Module):
     """The probabilities are kept on the module."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.zeros(S, SK))

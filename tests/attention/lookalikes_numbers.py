@@ -25,6 +25,7 @@ def _left_padded() -> Tensor:
 
 
 _rows = partial(_lookalike, take(*qkv(), fixed(_left_padded)), "row")
+_exact = partial(_lookalike, take(*qkv(), fixed(_left_padded)), "")
 _built = partial(_lookalike, take(*qkv()), "row")
 _double = partial(
     _lookalike, take(*(normal(B, H, n, D, dtype=torch.float64) for n in (S, SK, SK))), "float64"
@@ -108,7 +109,7 @@ def hidden_rows_safe(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return torch.where(empty, 0.0, scores.softmax(-1)) @ v
 
 
-@_rows()
+@_exact()
 def hidden_rows_moderate(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """A moderate number added to all keys of a row changes nothing but the rounding."""
     scores = (_scores(q, k)).float() + (1 - keep.float()) * -1024.0
@@ -150,13 +151,13 @@ def hidden_rows_capped(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return (torch.tanh((_scores(q, k) + bias) / 3) * 3).softmax(-1) @ v
 
 
-@_rows(trains=False)
+@_exact(trains=False)
 def hidden_rows_library(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """The library call with a bool mask gives zeros."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
 
 
-@_rows(trains=False)
+@_exact(trains=False)
 def hidden_rows_library_lowest(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """The library call with a float mask of lowest numbers."""
     bias = _zeros(keep, q).masked_fill(~keep, torch.finfo(q.dtype).min)

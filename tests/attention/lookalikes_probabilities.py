@@ -15,6 +15,7 @@ _lookalike = partial(lookalike, PROBABILITIES)
 _after = partial(_lookalike, take(*qkv(sk=SK)), "after the softmax")
 _without = partial(_lookalike, take(*qkv(sk=SK)), "no softmax")
 _product = partial(_lookalike, take(*qkv(sk=SK)), "contraction")
+_welcome = partial(_lookalike, take(*qkv(sk=SK)), "")
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ def logarithms_of_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.log_softmax(_scores(q, k), dim=-1) @ v
 
 
-@_without()
+@_welcome()
 def softmin(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmin is a softmax of negated scores, easily read as a softmax of scores."""
     return F.softmin(_scores(q, k), dim=-1) @ v
@@ -233,7 +234,7 @@ def absolute_normalisation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores / scores.abs().sum(-1, keepdim=True)) @ v
 
 
-@_without()
+@_welcome()
 def powers_of_two(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """exp2 over its sum is a softmax at another temperature."""
     scores = _scores(q, k)
@@ -266,7 +267,7 @@ def numerator_and_denominator_differ(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (e.masked_fill(~mask, 0.0) / e.sum(-1, keepdim=True)) @ v
 
 
-@_without()
+@_welcome()
 def normalised_after_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Division by the sum comes after the second product."""
     scores = _scores(q, k)

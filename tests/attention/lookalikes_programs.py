@@ -201,7 +201,7 @@ def heads_repeated_over_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _scores(q, keys).softmax(-1) @ values.roll(1, dims=1)
 
 
-@_random()
+@_welcome(random=True)
 def dropout_on_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Training dropout after the softmax."""
     return F.dropout(_scores(q, k).softmax(-1), 0.3, training=True) @ v

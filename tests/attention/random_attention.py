@@ -8,7 +8,7 @@ one perturbation from PERTURBATIONS, each of which makes attention into somethin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,7 +58,7 @@ class Plan:
         return " | ".join((*chain, *tail, str(self.sizes)))
 
 
-def _choice(table: Sequence[str] | dict[str, Callable[..., object]]) -> st.SearchStrategy[str]:
+def _choice(table: Iterable[str]) -> st.SearchStrategy[str]:
     return st.sampled_from(list(table))
 
 

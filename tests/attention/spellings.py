@@ -1,12 +1,12 @@
 """All the spellings of attention that must be rewritten, gathered from their modules.
 
-    spellings_forms        contraction forms, layouts, projections, rotary positions
-    spellings_scales       scale placements, soft caps, pointwise shapes
-    spellings_masks        masks, however they reach the scores
-    spellings_biases       additive position biases
-    spellings_softmax      casts, dropout without effect, sinks, softmax by hand
-    spellings_heads        shared heads, caches, latent keys, differences of attentions
-    spellings_composites   one-node forms and torch's modules
+spellings_forms        contraction forms, layouts, projections, rotary positions
+spellings_scales       scale placements, soft caps, pointwise shapes
+spellings_masks        masks, however they reach the scores
+spellings_biases       additive position biases
+spellings_softmax      casts, dropout without effect, sinks, softmax by hand
+spellings_heads        shared heads, caches, latent keys, differences of attentions
+spellings_composites   one-node forms and torch's modules
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ _self(attentions=2)(BucketedBiasTwice)
 class WindowTable(nn.Module):
     """A trained table indexed by a buffer, for windows of 3 x 3 tokens."""
 
+    index: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(25, H))

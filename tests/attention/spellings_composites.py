@@ -249,9 +249,9 @@ class EncoderLayerCausal(EncoderLayer):
 class EncoderLayerPadded(EncoderLayer):
     """The layer with padded keys hidden."""
 
-    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """(B, S, E) tokens and a (B, S) mask."""
-        return self.layer(x, src_key_padding_mask=~kept)
+        return self.layer(x, src_key_padding_mask=None if kept is None else ~kept)
 
 
 class DecoderLayer(nn.Module):

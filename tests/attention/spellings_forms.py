@@ -258,9 +258,7 @@ def gated_output_heads(x: Tensor, weight: Tensor) -> Tensor:
 
 @_spelling(take(normal(B, S, H, D), normal(B, SK, H, D), normal(B, S, H, DV),
                 normal(B, SK, H, DV), normal(D), normal(D)))  # fmt: skip
-def joint_streams(
-    q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, wq: Tensor, wk: Tensor
-) -> Tensor:
+def joint_streams(q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, wq: Tensor, wk: Tensor) -> Tensor:
     """Two streams joined along the sequence, queries and keys normalised by RMS."""
     both = torch.cat([q, k], dim=1)
     queries = F.rms_norm(both, (D,), wq, 1e-6).transpose(1, 2)

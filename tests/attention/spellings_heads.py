@@ -144,9 +144,7 @@ _decode = (*qkv(kv=KV, sq=1, sk=SK), normal(B, KV, 1, D), normal(B, KV, 1, D))
 
 
 @_spelling(take(*_decode))
-def decode_joined_cache(
-    q: Tensor, past_k: Tensor, past_v: Tensor, k: Tensor, v: Tensor
-) -> Tensor:
+def decode_joined_cache(q: Tensor, past_k: Tensor, past_v: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One new key is joined to the cache, one query reads all."""
     k, v = torch.cat([past_k, k], dim=-2), torch.cat([past_v, v], dim=-2)
     return attend(q, _repeated(k, G), _repeated(v, G))
@@ -221,9 +219,7 @@ def latent_absorbed(
 
 
 @_spelling(take(*_latent, normal(B, H, SK, DV)))
-def summed_contractions(
-    q: Tensor, q2: Tensor, latent: Tensor, k2: Tensor, v: Tensor
-) -> Tensor:
+def summed_contractions(q: Tensor, q2: Tensor, latent: Tensor, k2: Tensor, v: Tensor) -> Tensor:
     """Two scaled products of different depths are summed, heads shared in the second."""
     k = latent[:, None, :, :D]
     scores = (q @ k.mT) * D**-0.5 + torch.matmul(q2 * 6**-0.5, k2.unsqueeze(1).transpose(2, 3))

@@ -158,6 +158,8 @@ def where_made_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class SlicedBuffer(nn.Module):
     """A float triangle kept larger than needed, sliced and compared with zero."""
 
+    bias: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bias", torch.tril(torch.ones(40, 40)).view(1, 1, 40, 40))
@@ -174,6 +176,8 @@ _causal()(SlicedBuffer)
 
 class BoolBuffer(nn.Module):
     """A bool triangle sliced with an offset, chosen by where."""
+
+    keep: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -209,6 +209,8 @@ def hand_written_tanh_cap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class ScaleBuffer(nn.Module):
     """The scale is a buffer of the module."""
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(D**-0.5))
