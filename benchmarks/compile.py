@@ -11,6 +11,7 @@ copy of the captured graph each time (a rewrite happens in place). "cold" is the
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -181,6 +182,7 @@ def cost(graph: Graph, fuser: Backend, repeats: int = REPEATS) -> Cost:
         taken: list[float] = []
         # One more than is kept: the first pays for lazy imports.
         for copy in [copy_of(gm) for _ in range(repeats + 1)]:
+            gc.collect()
             start = time.perf_counter()
             fuser(copy, inputs, options={"fuser.inner": "eager"})
             taken.append((time.perf_counter() - start) * 1e3)
@@ -220,9 +222,10 @@ def count_nodes(gm: fx.GraphModule) -> int:
 def growth(costs: Sequence[Cost]) -> float | None:
     """How time grows with the node count: the slope of log time over log nodes (1 is linear).
 
-    Least squares over chains of 1,000 nodes and more, where fixed costs no longer show.
+    Least squares over the fastest repetitions (of an algorithm, not of the machine's other work)
+    of chains of 1,000 nodes and more, where fixed costs no longer show.
     """
-    points = [(math.log(c.nodes), math.log(spread(c.ours_ms)[1])) for c in costs if c.nodes >= 900]
+    points = [(math.log(c.nodes), math.log(min(c.ours_ms))) for c in costs if c.nodes >= 900]
     if len({x for x, _ in points}) < 2:
         return None
     mean_x = sum(x for x, _ in points) / len(points)

@@ -48,6 +48,41 @@ class PatternError(FuserError):
     """A pattern that cannot be registered as it was given."""
 
 
+class UntraceablePatternError(PatternError):
+    """`find` or `replace` could not be recorded as a graph."""
+
+    def __init__(self, pattern_id: str, role: str, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        super().__init__(
+            f"pattern {pattern_id!r}: `{role}` could not be traced: {text} "
+            "Write it as straight-line PyTorch over its arguments: no `if`, loop, len() or float() "
+            "that depends on a tensor or on an argument (register one pattern a case instead), and "
+            "pass weights, modules' parameters and constants as arguments."
+        )
+
+
+class UnrunnablePatternError(PatternError):
+    """`find` or `replace` fails on the example inputs."""
+
+    def __init__(self, pattern_id: str, role: str, step: str, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        super().__init__(
+            f"pattern {pattern_id!r}: `{role}` fails on the example inputs, at `{step}`: {text} "
+            "Give examples that the function accepts; values that depend on the content of a "
+            "tensor (item(), nonzero(), boolean indexing) are not supported."
+        )
+
+
+class PatternOutputsError(PatternError):
+    """`find` and `replace` disagree in what they return for the example inputs."""
+
+    def __init__(self, pattern_id: str, what: str, found: object, replaced: object) -> None:
+        super().__init__(
+            f"pattern {pattern_id!r}: `find` and `replace` differ in {what} for the example "
+            f"inputs: `find` gives {found}, `replace` {replaced}."
+        )
+
+
 class DuplicatePatternError(PatternError, ValueError):
     """Two patterns with one id."""
 

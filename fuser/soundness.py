@@ -6,8 +6,10 @@ dtypes, strides and devices under fake execution when it puts the replacement th
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Node
 
+from .graph.ops import value
 from .graph.view import GraphView
 from .pattern import Decline, Match
 
@@ -42,10 +44,18 @@ def _escapes(view: GraphView, match: Match) -> Decline | None:
         if node in outputs:
             continue
         for user in node.users:
-            if user not in match.nodes:
+            if user not in match.nodes and not reads_shape_alone(view, user, node):
                 what = "is returned" if user.op == "output" else f"is used elsewhere, by `{user.name}`"
                 return Decline(f"an intermediate value {what}", node)
     return None
+
+
+def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
+    """Whether a user wants no element of `node`, only its static shape or dtype."""
+    op = view.op(user)
+    if op.name not in ("reshape_as", "expand_as", "type_as") or op.args.get("input") is node:
+        return False
+    return all(isinstance(size, int) for size in value(node).shape)
 
 
 def _reenters(view: GraphView, match: Match) -> Decline | None:
@@ -63,6 +73,7 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
         return None
     first, last = span(view, match)
     inside = match.nodes
+    end = len(view.nodes) if _is_differentiated(match) else last
     for position, target in view.mutations:
         node = view.nodes[position]
         if node in inside and not _functional_inside(view, match, node, target):
@@ -70,7 +81,7 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
     for call in match.calls:
         for operand in call.operands.values():
             read = operand.read_at if operand.read_at >= 0 else first
-            writer = view.mutated_between(operand.node, min(read, first) + 1, last)
+            writer = view.mutated_between(operand.node, min(read, first) + 1, end)
             if writer is not None and writer not in inside:
                 return Decline("an input is mutated between its use and the end of the region", writer)
     for node in inputs_of(match):
@@ -83,6 +94,11 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
         if writer is not None and writer not in inside and node not in match.outputs:
             return Decline("an intermediate value is mutated outside the region", writer)
     return None
+
+
+def _is_differentiated(match: Match) -> bool:
+    """The replacement may keep its inputs for the backward, where the original did not."""
+    return torch.is_grad_enabled() and any(value(o).requires_grad for o in match.outputs)
 
 
 def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) -> bool:

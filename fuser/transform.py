@@ -18,6 +18,7 @@ from .options import Options
 from .plan import Failed, Left, Planned, plan
 from .report.source import describe, where
 from .rewrite import Rewriter
+from .soundness import reads_shape_alone
 from .torch_private import FakeTensor, FakeTensorMode, counters, is_control_flow
 
 _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_function_apply"}
@@ -126,6 +127,7 @@ def _apply(
     sources = tuple(dict.fromkeys(str(where(n)) for n in removed))
     place = where(match.anchor)
     try:
+        _free_shape_readers(view, match)
         results = _emit(builder, planned)
         for index, (old, new) in enumerate(zip(match.outputs, results, strict=True)):
             rewriter.replace(builder, match.pattern, index, old, new)
@@ -157,6 +159,22 @@ def _apply(
             count,
         )
     )
+
+
+def _free_shape_readers(view: GraphView, match: Match) -> None:
+    """`x.reshape_as(inner)` reads a shape that is known: spell it out, so that inner can go."""
+    for node in match.nodes:
+        for user in list(node.users):
+            if user in match.nodes or not reads_shape_alone(view, user, node):
+                continue
+            source = view.op(user).args["input"]
+            name = view.op(user).name
+            user.op, user.kwargs = "call_method", {}
+            if name == "type_as":
+                user.target, user.args = "to", (source, value(node).dtype)
+            else:
+                user.target = name.removesuffix("_as")
+                user.args = (source, tuple(value(node).shape))
 
 
 def _emit(builder: Builder, planned: Planned) -> list[Node]:

@@ -76,7 +76,12 @@ class LibraryAttention(Lowering):
 def _read(call: Call, context: Context) -> _Form:
     spec: AttentionSpec = call.spec
     evaluator = Evaluator(call, context.folder)
-    scores, _ = affine.read(spec.score, evaluator.number)
+    if _narrower(spec.score_dtype, spec.dtype):
+        raise NotAffine("scores are rounded more coarsely than the result")
+    scores, graph = affine.read(spec.score, evaluator.number)
+    for node in graph.nodes:
+        if node.target == "to" and _narrower(node.kwargs["dtype"], spec.dtype):
+            raise NotAffine("scores are rounded more coarsely than the result")
     probs, _ = affine.read(spec.probs, evaluator.number)
     if probs.terms or probs.keeps:
         raise NotAffine("probabilities are added to, or masked after the softmax")
@@ -95,12 +100,21 @@ def _read(call: Call, context: Context) -> _Form:
     return _Form(scale, tuple(factors), analyse(call, scores, evaluator), probs.scales["p"])
 
 
+def _narrower(a: torch.dtype, b: torch.dtype) -> bool:
+    return a.is_floating_point and b.is_floating_point and a.itemsize < b.itemsize
+
+
 def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
     spec, bias = call.spec, form.bias
     if spec.dropout:
         return Refusal("no CPU library kernel drops probabilities")
     if context.training and reads_gradient(call, bias):
         return Refusal("the bias needs a gradient, which the library kernels do not give")
+    if context.training and bias.rows is not Rows.KEPT and not spec.dead_rows_are_zero:
+        if bias.filled and bias.added:
+            return Refusal(
+                "masks are both added and filled in, and a query may have no key: the gradients differ"
+            )
     if context.training and spec.sink:
         return Refusal("the library kernels give no gradient for the log-sum-exp that a sink needs")
     if context.device.type != "cpu":
@@ -117,8 +131,16 @@ def _kernel(spec: AttentionSpec, form: _Form, context: Context) -> str:
     causal = ", causal" if form.bias.causal else ""
     extra = ", bias" if not form.bias.empty else ""
     sink = ", sink" if spec.sink else ""
-    guarded = context.training and form.bias.rows is not Rows.KEPT
+    guarded = _is_guarded(spec, form, context)
     return f"{'guarded' if guarded else 'aten'}.flash{causal}{extra}{sink}"
+
+
+def _is_guarded(spec: AttentionSpec, form: _Form, context: Context) -> bool:
+    """Whether rows without any key must be looked for at run time."""
+    if spec.dead_rows_are_zero or spec.sink:
+        return False
+    wanted = (Rows.UNKNOWN, Rows.FINITE) if context.training else (Rows.UNKNOWN,)
+    return form.bias.rows in wanted
 
 
 class _Emitter:
@@ -135,11 +157,8 @@ class _Emitter:
         out, lse = self._attend(q, k, v, bias)
         if features is not None:
             out = self._narrow(out, features)
-        if lse is not None and self.spec.sink:
+        if lse is not None:
             out = self._sink(out, lse)
-        elif lse is not None and not self.spec.dead_rows_are_zero:
-            dead = self.builder.method("unsqueeze", self.builder.call(torch.eq, lse, -torch.inf), -1)
-            out = self.builder.method("masked_fill", out, dead, torch.nan)
         out = self._scaled(out, self.form.output_factors)
         if value(out).dtype != self.spec.dtype:
             out = self.builder.method("to", out, dtype=self.spec.dtype)
@@ -250,7 +269,6 @@ class _Emitter:
     ) -> tuple[Node, Node | None]:
         """The kernel; with the log-sum-exp where something still has to be done with it."""
         form, spec = self.form, self.spec
-        needs_lse = bool(spec.sink) or form.bias.rows is Rows.UNKNOWN
         on_cpu = self.context.device.type == "cpu"
         if not on_cpu or (bias is None and not spec.sink):
             keywords: dict[str, Any] = {"scale": form.scale}
@@ -261,15 +279,16 @@ class _Emitter:
             if value(q).shape[1] != value(k).shape[1]:
                 keywords["enable_gqa"] = True
             return self.builder.call(F.scaled_dot_product_attention, q, k, v, **keywords), None
-        if self.context.training and form.bias.rows is not Rows.KEPT:
+        if _is_guarded(spec, form, self.context):
             flash = torch.ops.fuser.flash_attention.default
-            pair = self.builder.call(flash, q, k, v, bias, form.bias.causal, form.scale)
+            filled = form.bias.filled
+            pair = self.builder.call(flash, q, k, v, bias, form.bias.causal, form.scale, filled)
             return self.builder.call(operator.getitem, pair, 0), None
         pair = self.builder.call(
             _FLASH, q, k, v, 0.0, form.bias.causal, attn_mask=bias, scale=form.scale
         )
         out = self.builder.call(operator.getitem, pair, 0)
-        return out, self.builder.call(operator.getitem, pair, 1) if needs_lse else None
+        return out, self.builder.call(operator.getitem, pair, 1) if spec.sink else None
 
     def _sink(self, out: Node, lse: Node) -> Node:
         """One more logit z in the denominator: `o · exp(lse) / (exp(lse) + exp(z))`."""

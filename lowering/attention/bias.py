@@ -43,6 +43,10 @@ class Bias:
     causal: bool
     rows: Rows
     has_unknown: bool
+    filled: bool
+    """All masks overwrite scores (masked_fill, where); none is added."""
+    added: bool
+    """A part that is added may be as low as a mask."""
 
     @property
     def empty(self) -> bool:
@@ -80,6 +84,8 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
             masks.append(keep)
             masked.append(item)
             minus_infinity |= isinstance(item, Term) and bool((found == -torch.inf).any())
+    lowering = [t for t in (*masked, *unknown) if isinstance(t, Term)]
+    minus_infinity |= len(lowering) > 1 and form.floor == -torch.inf
     facts = _classify(call, masks)
     causal = facts is not None and facts.kind is MaskKind.CAUSAL
     dropped = causal or (facts is not None and facts.kind is MaskKind.NONE)
@@ -96,6 +102,8 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
         causal,
         proved,
         bool(unknown),
+        bool(form.keeps),
+        bool(lowering),
     )
 
 

@@ -1,8 +1,9 @@
 """`fuser::flash_attention`: the CPU flash kernel, safe for rows whose keys are all masked.
 
-The library kernel's forward is right for such rows except that it gives zeros where softmax gives
-NaN; its backward recomputes p as exp(s - lse), where adding log(n) to a huge lse is lost to
-rounding, and is wrong by a factor of n. Both are told by the lse, which costs nothing to look at.
+The library kernel's forward is right for such rows except that it gives zeros (and an lse of zero)
+where softmax gives NaN; its backward recomputes p as exp(s - lse), where adding log(n) to a huge
+lse is lost to rounding, and is wrong by a factor of n. Both cases are told by the lse, which costs
+nothing to look at; only then are they treated exactly.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIMIT = 1e4
-"""Beyond it, adding log(n) to an fp32 lse is no longer exact enough."""
+from .affine import HUGE
+
+LIMIT = 256.0
+"""Beyond it, adding log(n) to an fp32 lse is no longer exact enough: 3e-5 is lost at 256."""
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -21,7 +24,13 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 @torch.library.custom_op("fuser::flash_attention", mutates_args=(), device_types="cpu")
 def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    filled: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attention with an additive bias, and NaN for queries without any key.
 
@@ -31,20 +40,27 @@ def flash_attention(
         bias: broadcasts against `(B, H, Sq, Sk)`; None for none. Gets no gradient.
         is_causal: query i sees keys 0..i.
         scale: of q kᵀ.
+        filled: huge negative biases stand for scores that were overwritten, not lowered, so that
+            no gradient passes there.
 
     Returns:
         the result `(B, H, Sq, D)` and the log-sum-exp of the scores `(B, H, Sq)` in fp32.
     """
     out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
-    dead = lse == -torch.inf
-    if bool(dead.any()):
-        out = out.masked_fill(dead.unsqueeze(-1), torch.nan)
+    if bias is not None and bool((lse == 0).any()):
+        out = out.masked_fill(_dead(bias, q, k, is_causal), torch.nan)
     return out.clone() if out._is_view() else out, lse.contiguous()
 
 
 @flash_attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    filled: bool,
 ) -> tuple[Tensor, Tensor]:
     out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
     return out, lse.new_empty(lse.shape, dtype=torch.float32)
@@ -61,10 +77,11 @@ def flash_attention_backward(
     bias: Tensor | None,
     is_causal: bool,
     scale: float,
+    filled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; dense and exact where a row's log-sum-exp is out of range."""
-    if bool((lse.abs() > LIMIT).any()):
-        return _dense_backward(grad, q, k, v, bias, is_causal, scale)
+    if bool((lse.abs() > LIMIT).any()) or bool(out[..., 0].isnan().any()):
+        return _dense_backward(grad, q, k, v, bias, is_causal, scale, filled)
     grads = _backward(grad, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
     return tuple(g.contiguous() for g in grads)  # type: ignore[return-value]
 
@@ -80,12 +97,28 @@ def _(
     bias: Tensor | None,
     is_causal: bool,
     scale: float,
+    filled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _dead(bias: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """Queries all of whose keys are at -inf, as (B, H, Sq, 1)."""
+    gone = bias == -torch.inf
+    if causal:
+        gone = gone | torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+    return gone.all(-1, keepdim=True)
+
+
 def _dense_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float,
+    filled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, kv_heads = q.shape[1], k.shape[1]
     wide = [x.float() for x in (grad, q, k, v)]
@@ -100,6 +133,8 @@ def _dense_backward(
     p = torch.softmax(score, -1)
     dp = dy @ vf.mT
     ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * scale
+    if filled and bias is not None:
+        ds = ds.masked_fill(bias <= -HUGE, 0)
 
     def fold(x: Tensor) -> Tensor:
         return x if heads == kv_heads else x.unflatten(1, (kv_heads, -1)).sum(2)
@@ -109,18 +144,17 @@ def _dense_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bias, ctx.is_causal, ctx.scale = inputs
+    q, k, v, bias, ctx.is_causal, ctx.scale, ctx.filled = inputs
     out, lse = output
     ctx.save_for_backward(q, k, v, bias, out, lse)
-    ctx.mark_non_differentiable(lse)
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     q, k, v, bias, out, lse = ctx.saved_tensors
     grads = flash_attention_backward(
-        grad, q, k, v, out, lse, bias, ctx.is_causal, ctx.scale
+        grad, q, k, v, out, lse, bias, ctx.is_causal, ctx.scale, ctx.filled
     )
-    return (*grads, None, None, None)
+    return (*grads, None, None, None, None)
 
 
 flash_attention.register_autograd(_differentiate, setup_context=_save)

@@ -60,6 +60,8 @@ def _read(view: GraphView, anchor: Node, op: Op) -> Match | Decline | None:
     dropout = op.args.get("dropout_p", 0.0)
     if not isinstance(dropout, (int, float)) or dropout != 0:
         return Decline("the call drops probabilities", anchor)
+    if value(anchor).dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return Decline(f"it is computed in {str(value(anchor).dtype)[6:]}", anchor)
     out_dims = fresh(value(anchor).shape, "o")
     if len(out_dims) < 3:
         return None

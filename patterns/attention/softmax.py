@@ -113,7 +113,7 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
         score = walk.run(source.scores, source.dims)
         interior |= walk.interior
         branches.append(_Branch(source, walk, score, captured))
-    _require_dtypes(interior, v)
+    _require_dtypes(interior, v, [n for b in branches for n, _ in b.walk.contractions])
     return _match(view, anchor, branches, interior, p_dims, v, v_dims, out_dims, keys)
 
 
@@ -219,7 +219,7 @@ def _require_whole(branches: Sequence[_Branch]) -> None:
             raise Declined("one index is taken of an axis that is cut elsewhere", branch.source.softmax)
 
 
-def _require_dtypes(interior: set[Node], v: Node) -> None:
+def _require_dtypes(interior: set[Node], v: Node, products: Sequence[Node]) -> None:
     for node in (*interior, v):
         example = value(node)
         if not isinstance(example, torch.Tensor):
@@ -228,8 +228,11 @@ def _require_dtypes(interior: set[Node], v: Node) -> None:
             raise Declined("a part of it is computed in float64", node)
         if example.dtype.is_complex:
             raise Declined("a part of it is complex", node)
-    if value(v).dtype not in _DTYPES:
-        raise Declined(f"v is {str(value(v).dtype).removeprefix('torch.')}", v)
+    for node in (v, *products):
+        if value(node).dtype not in _DTYPES:
+            name = str(value(node).dtype).removeprefix("torch.")
+            kind = "integer" if name.startswith(("int", "uint", "bool")) else name
+            raise Declined(f"a part of it is {kind}: {name}", node)
 
 
 def _require_distinct(

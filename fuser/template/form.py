@@ -1,0 +1,252 @@
+"""Operators read so that equal computations look equal, on top of `fuser.graph.ops`.
+
+`head` is what two nodes must share to be paired; `arguments` are bound by name with defaults left
+out; dimensions and indices are normalised for the rank at hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..graph.ops import Kind, is_tensor, value
+from ..graph.program import CASTS
+from ..graph.view import GraphView
+
+IDENTITY, CAST, PERMUTE, RESHAPE, EXPAND = "identity", "cast", "permute", "reshape", "expand"
+MISSING = object()
+"""An argument that was not given and has no default."""
+
+_HEADS: dict[str, str] = {
+    **dict.fromkeys(("clone", "contiguous", "alias", "positive"), IDENTITY),
+    **dict.fromkeys(("to", "type", "type_as", *CASTS), CAST),
+    **dict.fromkeys(("permute", "transpose", "movedim", "t", "T", "mT"), PERMUTE),
+    **dict.fromkeys(
+        ("reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"), RESHAPE
+    ),
+    **dict.fromkeys(("expand", "expand_as"), EXPAND),
+    **dict.fromkeys(("matmul", "bmm", "mm"), "matmul"),
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), "clamp"),
+    **dict.fromkeys(("where", "masked_fill"), "where"),
+    **dict.fromkeys(("sub", "rsub"), "sub"),
+    **dict.fromkeys(("pow", "square"), "pow"),
+}
+MIRRORED: dict[Hashable, str] = {
+    **{
+        name: name
+        for name in (
+            "add mul eq ne maximum minimum fmax fmin logical_and logical_or logical_xor "
+            "bitwise_and bitwise_or bitwise_xor hypot logaddexp"
+        ).split()
+    },
+    "lt": "gt",
+    "gt": "lt",
+    "le": "ge",
+    "ge": "le",
+}
+"""op(a, b) is MIRRORED[op](b, a)."""
+DUAL: dict[Hashable, str] = {"mul": "div", "div": "mul", "add": "sub", "sub": "add"}
+"""Equal up to replacing a number by its reciprocal, or its negative."""
+
+_IGNORED = {"inplace", "_stacklevel", "out", "memory_format"}
+_RENAMED = {"exponent": "other", "self": "input", "axis": "dim", "keepdims": "keepdim"}
+_DIMS = {"dim", "dims", "dim0", "dim1"}
+_ONE_DIM = {"softmax", "log_softmax", "cat", "stack", "cumsum", "cumprod", "chunk", "split"}
+
+
+def head(view: GraphView, node: Node) -> Hashable:
+    """What a node computes, apart from its arguments: a canonical name, or a function."""
+    op = view.op(node)
+    if op.name:
+        if op.name == "getitem" and op.kind is Kind.VIEW:
+            return RESHAPE
+        if op.name == "rsub" and op.args.get("alpha", 1) != 1:
+            return "rsub"
+        return _HEADS.get(op.name, op.name)
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op != "call_function":
+        return node.op
+    name = getattr(node.target, "__name__", "")
+    method = getattr(torch.Tensor, name, None)
+    if inspect.isbuiltin(node.target) and inspect.ismethoddescriptor(method) and name != "getattr":
+        return name
+    return node.target
+
+
+def label(view: GraphView, node: Node) -> str:
+    """The name of an operator, for people."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return {"placeholder": "an input", "get_attr": "a constant", "output": "the output"}[node.op]
+    name = view.op(node).name or str(getattr(node.target, "__name__", node.target))
+    return f"`{name}`"
+
+
+def arguments(view: GraphView, node: Node) -> dict[str, Any]:
+    """Arguments by name; what is ignored or has no effect on the value is left out."""
+    op = view.op(node)
+    bound = dict(op.args) if op.name else _bind(node)
+    args = {_RENAMED.get(k, k): v for k, v in bound.items() if k not in _IGNORED}
+    if op.name == "square":
+        args["other"] = 2
+    elif op.name == "rsub" and op.args.get("alpha", 1) == 1:
+        args = {"input": args["other"], "other": args["input"]}
+    elif op.name == "masked_fill":
+        args = {"condition": args["mask"], "input": args["value"], "other": args["input"]}
+    source = args.get("input")
+    if args.get("dtype") is not None and is_tensor(source):
+        if value(source).dtype == args["dtype"]:
+            del args["dtype"]
+    return args
+
+
+def default(view: GraphView, node: Node, name: str) -> Any:
+    """The default of an argument, or MISSING."""
+    op = view.op(node)
+    if op.name == "dropout":
+        return {"p": 0.5, "training": True}.get(name, MISSING)
+    return _defaults(op.name or str(getattr(node.target, "__name__", node.target))).get(
+        name, MISSING
+    )
+
+
+def order(view: GraphView, node: Node, rank: int) -> tuple[int, ...] | None:
+    """The permutation that a permute, transpose, movedim, ... makes; None where it is not known."""
+    op = view.op(node)
+    dims = list(range(rank))
+    match op.name:
+        case "permute":
+            given = op.args["dims"]
+            return tuple(d % rank for d in given) if _integers(given) else None
+        case "transpose":
+            swapped = (op.args["dim0"], op.args["dim1"])
+        case "mT" | "t":
+            swapped = (-2, -1)
+        case "T":
+            return tuple(reversed(dims))
+        case _:
+            return _moved(op.args.get("source"), op.args.get("destination"), rank)
+    if not _integers(swapped):
+        return None
+    if rank >= 2:
+        first, second = (d % rank for d in swapped)
+        dims[first], dims[second] = dims[second], dims[first]
+    return tuple(dims)
+
+
+def dimension(name: Hashable, key: str, given: Any, rank: int) -> Any:
+    """A dimension argument as non-negative numbers; several as a sorted tuple."""
+    if key not in _DIMS or rank == 0:
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given % rank if name in _ONE_DIM or key != "dim" else (given % rank,)
+    if isinstance(given, (tuple, list)) and _integers(given):
+        dims = tuple(d % rank for d in given)
+        return tuple(sorted(dims)) if key == "dim" else dims
+    return given
+
+
+def index(given: Any, rank: int) -> tuple[Any, ...]:
+    """An index with its ellipsis spelled out, `0:` and `::1` read as `:`, and no trailing `:`."""
+    parts = list(given) if isinstance(given, (tuple, list)) else [given]
+    if any(part is Ellipsis for part in parts):
+        position = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        covered = sum(1 for part in parts if part is not None and part is not Ellipsis)
+        parts[position : position + 1] = [slice(None)] * (rank - covered)
+    parts = [_slice(part) if isinstance(part, slice) else part for part in parts]
+    while parts and parts[-1] == slice(None):
+        parts.pop()
+    return tuple(parts)
+
+
+def _slice(part: slice) -> slice:
+    start = None if _is(part.start, 0) else part.start
+    return slice(start, part.stop, None if _is(part.step, 1) else part.step)
+
+
+def _is(given: Any, number: int) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool) and given == number
+
+
+def _integers(given: Any) -> bool:
+    return isinstance(given, Sequence) and all(isinstance(d, int) for d in given)
+
+
+def _moved(source: Any, destination: Any, rank: int) -> tuple[int, ...] | None:
+    sources = [source] if isinstance(source, int) else source
+    targets = [destination] if isinstance(destination, int) else destination
+    if not _integers(sources) or not _integers(targets):
+        return None
+    placed = {t % rank: s % rank for s, t in zip(sources, targets, strict=True)}
+    rest = iter(d for d in range(rank) if d not in placed.values())
+    return tuple(placed[d] if d in placed else next(rest) for d in range(rank))
+
+
+def _bind(node: Node) -> dict[str, Any]:
+    """Arguments of an operator that the tables do not know, by the names of its signature."""
+    function: Any = node.target
+    if node.op == "call_method":
+        function = getattr(torch.Tensor, str(node.target), None)
+    if inspect.isfunction(function):
+        try:
+            bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+        except (TypeError, ValueError):
+            return _positional(node)
+        bound.apply_defaults()
+        return bound.arguments
+    if isinstance(function, torch._ops.OpOverload):
+        schemas = [function._schema]
+    else:
+        name = getattr(function, "__name__", "")
+        schemas = _schemas(name) if name != "getattr" else []
+    for schema in schemas:
+        found = _bind_schema(schema, node)
+        if found is not None:
+            return found
+    return _positional(node)
+
+
+def _positional(node: Node) -> dict[str, Any]:
+    return {f"_{i}": a for i, a in enumerate(node.args)} | dict(node.kwargs)
+
+
+def _bind_schema(schema: Any, node: Node) -> dict[str, Any] | None:
+    names = [a.name for a in schema.arguments if not a.kwarg_only]
+    args, known = list(node.args), {a.name: a for a in schema.arguments}
+    keywords = {"self" if k == "input" and "self" in known else k: v for k, v in node.kwargs.items()}
+    if len(args) > len(names) and len(names) == 2:
+        args = [args[0], tuple(args[1:])]  # dimensions given one by one
+    if len(args) > len(names) or any(k not in known for k in keywords):
+        return None
+    bound = dict(zip(names, args, strict=False)) | keywords
+    for name, argument in known.items():
+        if name in bound:
+            continue
+        if not argument.has_default_value():
+            return None
+        bound[name] = argument.default_value
+    return bound
+
+
+@lru_cache(maxsize=1024)
+def _schemas(name: str) -> list[Any]:
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return []
+    found = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    return [s for s in found if not any("Dimname" in str(a.type) for a in s.arguments)]
+
+
+@lru_cache(maxsize=1024)
+def _defaults(name: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for schema in _schemas(name):
+        for argument in schema.arguments:
+            if argument.has_default_value():
+                found.setdefault(_RENAMED.get(argument.name, argument.name), argument.default_value)
+    return found

@@ -1,0 +1,249 @@
+"""Record `find` and `replace` as graphs, run them on fake examples, and reject what cannot work."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from ..errors import (
+    PatternError,
+    PatternOutputsError,
+    UnrunnablePatternError,
+    UntraceablePatternError,
+)
+from ..graph.ops import is_tensor, value
+from ..graph.view import GraphView
+from ..torch_private import FakeTensorMode, eager_world
+from .run import run
+from .values import open_einsums
+
+
+@dataclass(frozen=True)
+class Template:
+    """`find`, recorded.
+
+    Attributes:
+        view: its graph, with the examples' fake values.
+        arguments: its placeholders, in order; tensors and scalars.
+        operations: the nodes to be found in a graph; what is computed from shapes and scalars is
+            not among them.
+        outputs: what it returns.
+    """
+
+    view: GraphView
+    arguments: tuple[Node, ...]
+    operations: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+
+def holds_tensor(node: Node) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value(node)))
+
+
+def record(
+    pattern_id: str, find: Any, replace: Any, examples: Sequence[Any]
+) -> tuple[Template, GraphModule]:
+    """Trace both functions and check that one can stand for the other.
+
+    Raises:
+        PatternError: one cannot be traced, fails on the examples, or returns something else.
+    """
+    if not isinstance(examples, (tuple, list)):
+        raise PatternError(f"pattern {pattern_id!r}: example_inputs must be a tuple of arguments.")
+    names = _parameters(pattern_id, "find", find)
+    if len(names) != len(_parameters(pattern_id, "replace", replace)):
+        raise PatternError(
+            f"pattern {pattern_id!r}: `find` and `replace` must take the same arguments."
+        )
+    if len(names) != len(examples):
+        raise PatternError(
+            f"pattern {pattern_id!r}: `find` takes {len(names)} arguments ({', '.join(names)}), "
+            f"but example_inputs has {len(examples)}; give one for each."
+        )
+    with eager_world(), torch.enable_grad():
+        mode = FakeTensorMode()
+        fakes = [_fake(e, mode) for e in examples]
+        found = _trace(pattern_id, "find", find, fakes, mode)
+        replacement = _trace(pattern_id, "replace", replace, fakes, mode)
+        open_einsums(found.graph)
+        _propagate(pattern_id, "find", found, fakes, mode)
+        _compare(pattern_id, found, replacement)
+    return _template(pattern_id, found), replacement
+
+
+def outputs_of(graph: Graph) -> tuple[Any, ...]:
+    result = graph.output_node().args[0]
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _parameters(pattern_id: str, role: str, function: Any) -> list[str]:
+    if not inspect.isfunction(function) and not inspect.ismethod(function):
+        raise PatternError(
+            f"pattern {pattern_id!r}: `{role}` must be a Python function over tensors and scalars, "
+            f"not {type(function).__name__}; wrap it in a def."
+        )
+    parameters = inspect.signature(function).parameters.values()
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    for parameter in parameters:
+        if parameter.kind not in plain:
+            raise PatternError(
+                f"pattern {pattern_id!r}: `{role}` takes {parameter}; "
+                "only plain positional arguments are supported."
+            )
+    return [p.name for p in parameters]
+
+
+def _fake(example: Any, mode: FakeTensorMode) -> Any:
+    """A fake tensor like the example, which may itself belong to a compile that is under way."""
+    if not isinstance(example, torch.Tensor):
+        return example
+    with mode:
+        return torch.empty_strided(
+            [int(s) for s in example.shape],
+            [int(s) for s in example.stride()],
+            dtype=example.dtype,
+            device=example.device,
+        )
+
+
+def _trace(
+    pattern_id: str, role: str, function: Any, fakes: Sequence[Any], mode: FakeTensorMode
+) -> GraphModule:
+    tracer = Tracer(autowrap_modules=(math,))
+    try:
+        with _recorded_functions(tracer):
+            graph = tracer.trace(function)
+    except Exception as error:
+        raise UntraceablePatternError(pattern_id, role, error) from error
+    graph.eliminate_dead_code()
+    module = GraphModule(tracer.root, graph)
+    _propagate(pattern_id, role, module, fakes, mode)
+    outputs = outputs_of(graph)
+    if not outputs or not all(isinstance(o, Node) and is_tensor(o) for o in outputs):
+        raise PatternError(
+            f"pattern {pattern_id!r}: `{role}` must return a tensor or a tuple of tensors."
+        )
+    if GraphView(module).mutations:
+        raise PatternError(
+            f"pattern {pattern_id!r}: `{role}` writes to a tensor in place; write it out of place "
+            "(in-place forms in a model are found all the same)."
+        )
+    return module
+
+
+@contextlib.contextmanager
+def _recorded_functions(tracer: Tracer) -> Iterator[None]:
+    """Record a torch.autograd.Function as one call: traced through, its backward would be lost."""
+    original: Any = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        bound: Callable[..., Any] = original.__get__(None, cls)
+        if any(isinstance(a, Proxy) for a in pytree.tree_leaves((args, kwargs))):
+            return tracer.create_proxy("call_function", bound, args, kwargs)
+        return bound(*args, **kwargs)
+
+    with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
+        yield
+
+
+def _propagate(
+    pattern_id: str, role: str, module: GraphModule, fakes: Sequence[Any], mode: FakeTensorMode
+) -> None:
+    remaining = iter(fakes)
+    for node in module.graph.nodes:
+        try:
+            if node.op == "placeholder":
+                example = next(remaining)
+            elif node.op == "get_attr":
+                example = mode.from_tensor(getattr(module, str(node.target)))
+            elif node.op == "output":
+                continue
+            else:
+                with mode:
+                    example = run(node, map_values(node.args), map_values(node.kwargs))
+        except Exception as error:
+            step = node.format_node() or node.name
+            raise UnrunnablePatternError(pattern_id, role, step, error) from error
+        node.meta["example_value"] = example
+
+
+def map_values(arguments: Any) -> Any:
+    return map_aggregate(arguments, lambda a: value(a) if isinstance(a, Node) else a)
+
+
+def _compare(pattern_id: str, found: GraphModule, replacement: GraphModule) -> None:
+    old, new = outputs_of(found.graph), outputs_of(replacement.graph)
+    if len(old) != len(new):
+        raise PatternOutputsError(pattern_id, "the number of outputs", len(old), len(new))
+    for index, (a, b) in enumerate(zip(old, new, strict=True)):
+        for what, get in (
+            ("shape", lambda t: tuple(t.shape)),
+            ("dtype", lambda t: t.dtype),
+            ("device", lambda t: t.device),
+        ):
+            if get(value(a)) != get(value(b)):
+                raise PatternOutputsError(
+                    pattern_id, f"the {what} of output {index}", get(value(a)), get(value(b))
+                )
+
+
+def _template(pattern_id: str, found: GraphModule) -> Template:
+    graph = found.graph
+    arguments = tuple(n for n in graph.nodes if n.op == "placeholder")
+    outputs = outputs_of(graph)
+    operations = tuple(
+        n for n in graph.nodes if n.op in ("call_function", "call_method") and holds_tensor(n)
+    )
+    constant = next((n for n in graph.nodes if n.op == "get_attr"), None)
+    if constant is not None:
+        raise PatternError(
+            f"pattern {pattern_id!r}: `find` holds a constant tensor; pass it as an argument."
+        )
+    if any(o not in operations for o in outputs) or len(set(outputs)) != len(outputs):
+        raise PatternError(
+            f"pattern {pattern_id!r}: `find` must compute each of its outputs, and return it once."
+        )
+    _require_bound(pattern_id, arguments, operations)
+    _require_connected(pattern_id, arguments, operations, outputs)
+    return Template(GraphView(found), arguments, operations, outputs)
+
+
+def _require_bound(pattern_id: str, arguments: Sequence[Node], operations: Sequence[Node]) -> None:
+    for argument in arguments:
+        if not any(user in operations for user in argument.users):
+            raise PatternError(
+                f"pattern {pattern_id!r}: `find` must use its argument `{argument.target}` directly "
+                "in an operator: nothing in a graph would say what it stands for."
+            )
+
+
+def _require_connected(
+    pattern_id: str,
+    arguments: Sequence[Node],
+    operations: Sequence[Node],
+    outputs: Sequence[Node],
+) -> None:
+    allowed = {*operations, *(a for a in arguments if is_tensor(a))}
+    reached: set[Node] = set()
+    pending = [outputs[0]]
+    while pending:
+        node = pending.pop()
+        if node in reached or node not in allowed:
+            continue
+        reached.add(node)
+        pending += [*node.all_input_nodes, *node.users]
+    apart = [o.name for o in outputs if o not in reached]
+    if apart:
+        raise PatternError(
+            f"pattern {pattern_id!r}: the outputs of `find` share no tensor, so they cannot be "
+            "found together; register one pattern for each."
+        )
