@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from .errors import DuplicatePatternError, FuserWarning, PatternError
+from .options import Options
 from .pattern import Pattern
 
 ENTRY_POINT_GROUP = "fuser.patterns"
 P = TypeVar("P", bound=type[Pattern])
+
+
+OWN_FAMILIES = ("attention.", "moe.", "norm.", "activation.")
+_ID = re.compile(r"\w+(\.\w+)*")
 
 
 @dataclass(frozen=True)
@@ -25,24 +33,63 @@ class Registered:
     where: str
 
 
+@dataclass(frozen=True)
+class PatternHandle:
+    """A registered pattern; leaving it as a context manager unregisters it."""
+
+    pattern: Pattern
+
+    @property
+    def id(self) -> str:
+        return self.pattern.id
+
+    def unregister(self) -> None:
+        """Forget the pattern, if it is still registered."""
+        with _lock:
+            known = _patterns.get(self.id)
+            if known is not None and known.pattern is self.pattern:
+                del _patterns[self.id]
+
+    def __enter__(self) -> PatternHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.unregister()
+
+
 _lock = threading.RLock()
 _patterns: dict[str, Registered] = {}
 _discovered = False
+_enabled: ContextVar[tuple[Options, ...]] = ContextVar("enabled", default=())
 
 
 def add(pattern: Pattern, where: str) -> None:
     """Register a pattern object.
 
     Raises:
-        PatternError: it has no id, or an id without a family.
+        PatternError: it has no id, or one that is not a dotted name.
         DuplicatePatternError: the id is taken.
     """
-    if not isinstance(pattern.id, str) or not pattern.id:
-        raise PatternError(f"{type(pattern).__name__} has no id; give it one like 'mine.name'.")
     with _lock:
-        if pattern.id in _patterns:
-            raise DuplicatePatternError(pattern.id, _patterns[pattern.id].where)
+        require_free(pattern.id, type(pattern).__name__)
         _patterns[pattern.id] = Registered(pattern, where)
+
+
+def require_free(pattern_id: Any, owner: str = "the pattern") -> None:
+    """Check that an id is usable and not taken.
+
+    Raises:
+        PatternError, DuplicatePatternError: it is not.
+    """
+    if not isinstance(pattern_id, str) or not pattern_id:
+        raise PatternError(f"{owner} has no id; give it one like 'mine.name'.")
+    if not _ID.fullmatch(pattern_id):
+        raise PatternError(
+            f"the pattern id {pattern_id!r} is not usable: a dotted name is, like 'mine.name'."
+        )
+    known = _patterns.get(pattern_id)
+    if known is not None:
+        raise DuplicatePatternError(pattern_id, known.where)
 
 
 def remove(pattern_id: str) -> None:
@@ -53,9 +100,7 @@ def remove(pattern_id: str) -> None:
     """
     with _lock:
         if pattern_id not in _patterns:
-            raise PatternError(
-                f"no pattern {pattern_id!r} is registered; registered: {', '.join(sorted(_patterns))}."
-            )
+            raise _unknown(pattern_id)
         del _patterns[pattern_id]
 
 
@@ -63,23 +108,155 @@ def patterns() -> list[Registered]:
     """All patterns, highest priority first, then in the order of registration."""
     _discover()
     with _lock:
-        return sorted(_patterns.values(), key=lambda r: -r.pattern.priority)
+        found = sorted(_patterns.values(), key=lambda r: -r.pattern.priority)
+    return [r for r in found if all(o.allows(r.pattern.id) for o in _enabled.get())]
+
+
+def find(pattern_id: str) -> Pattern:
+    """A pattern by its id.
+
+    Raises:
+        PatternError: there is none.
+    """
+    _discover()
+    with _lock:
+        if pattern_id not in _patterns:
+            raise _unknown(pattern_id)
+        return _patterns[pattern_id].pattern
+
+
+def _unknown(pattern_id: str) -> PatternError:
+    return PatternError(
+        f"no pattern {pattern_id!r} is registered; registered: {', '.join(sorted(_patterns))}."
+    )
 
 
 @overload
 def register_pattern(cls: P, /) -> P: ...
 @overload
 def register_pattern(cls: None = None, /) -> Callable[[P], P]: ...
-def register_pattern(cls: Any = None, /) -> Any:
-    """Class decorator that registers a structural `Pattern`."""
+@overload
+def register_pattern(
+    find: Callable[..., Any],
+    replace: Callable[..., Any],
+    example_inputs: Sequence[Any],
+    /,
+    *,
+    id: str | None = None,
+    where: Callable[..., str | None] | None = None,
+    priority: int = 0,
+) -> PatternHandle: ...
+def register_pattern(
+    find: Any = None,
+    replace: Any = None,
+    example_inputs: Any = None,
+    /,
+    *,
+    id: str | None = None,
+    where: Any = None,
+    priority: int = 0,
+) -> Any:
+    """Register a pattern: two plain PyTorch functions, or a structural `Pattern` class.
 
-    def register(cls: Any) -> Any:
-        if not (isinstance(cls, type) and issubclass(cls, Pattern)):
-            raise PatternError(f"{cls!r} is not a subclass of fuser.Pattern")
-        add(cls(), f"{cls.__module__}.{cls.__qualname__}")
-        return cls
+        fuser.register_pattern(find, replace, example_inputs, id="mine.name")
 
-    return register if cls is None else register(cls)
+        @fuser.register_pattern
+        class Mine(fuser.Pattern): ...
+
+    `find` and `replace` take the same arguments. Tensors stand for any tensor of the graph, Python
+    scalars for any number in their position; a literal in `find` stands for itself. `find` is
+    matched whatever the spelling in the model, and the examples' shapes and dtypes bind nothing.
+    Both must be straight-line PyTorch. A `torch.library` operator or a `torch.autograd.Function`
+    in `replace` keeps its own backward; everything else is differentiated as usual.
+
+    What is registered holds for compilations that start later. The handle that the function form
+    returns ends it, by `unregister()` or as a context manager.
+
+    Args:
+        find: what to look for; or, as a decorator, the class.
+        replace: what to put there.
+        example_inputs: one example for each argument, to record the functions with.
+        id: dotted name, for options, counters and reports; made from module and name by default.
+        where: called with those bound arguments that it names (fake tensors and numbers); returns
+            None to accept, or the reason to decline.
+        priority: where regions overlap the higher one wins.
+
+    Raises:
+        PatternError: the functions cannot be traced, do not run on the examples, or return
+            different things; the id is not usable.
+        DuplicatePatternError: the id is taken.
+    """
+    if replace is not None or example_inputs is not None:
+        return _register_functions(find, replace, example_inputs, id, where, priority)
+    if (id, where, priority) != (None, None, 0):
+        raise PatternError(
+            "register_pattern takes id, where and priority with two functions and example inputs; "
+            "a Pattern class has them as attributes."
+        )
+    return _register_class if find is None else _register_class(find)
+
+
+def unregister_pattern(pattern_id: str) -> None:
+    """Forget a pattern; what is compiled already stays as it is.
+
+    Raises:
+        PatternError: there is none with this id.
+    """
+    remove(pattern_id)
+
+
+@contextlib.contextmanager
+def patterns_enabled(*globs: str) -> Iterator[None]:
+    """Within the block, in this thread or task, compile with these patterns only.
+
+    Args:
+        globs: ids or globs as in the option `fuser.patterns`; `-` in front excludes.
+    """
+    token = _enabled.set((*_enabled.get(), Options(patterns=globs)))
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def _register_class(cls: Any) -> Any:
+    if not (isinstance(cls, type) and issubclass(cls, Pattern)):
+        raise PatternError(
+            f"{cls!r} is not a subclass of fuser.Pattern; to register functions, give "
+            "register_pattern(find, replace, example_inputs)."
+        )
+    add(cls(), f"{cls.__module__}.{cls.__qualname__}")
+    return cls
+
+
+def _register_functions(
+    find: Any, replace: Any, examples: Any, pattern_id: str | None, where: Any, priority: int
+) -> PatternHandle:
+    from .function_pattern import make
+
+    if not callable(find) or not callable(replace) or examples is None:
+        raise PatternError("register_pattern takes two functions and their example inputs.")
+    pattern_id = _default_id(find) if pattern_id is None else pattern_id
+    require_free(pattern_id)
+    pattern = make(find, replace, examples, id=pattern_id, where=where, priority=priority)
+    add(pattern, _place(find))
+    return PatternHandle(pattern)
+
+
+def _default_id(find: Any) -> str:
+    name = str(getattr(find, "__qualname__", type(find).__name__)).replace("<locals>.", "")
+    pattern_id = f"{getattr(find, '__module__', '') or 'user'}.{name}"
+    if "<" in name or pattern_id.startswith(OWN_FAMILIES):
+        raise PatternError(
+            f"the pattern {pattern_id!r} needs a name of its own: give register_pattern an id "
+            "like id='mine.name'."
+        )
+    return pattern_id
+
+
+def _place(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 
 
 def _discover() -> None:

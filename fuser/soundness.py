@@ -81,7 +81,8 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
     for call in match.calls:
         for operand in call.operands.values():
             read = operand.read_at if operand.read_at >= 0 else first
-            writer = view.mutated_between(operand.node, min(read, first) + 1, end)
+            start = max(min(read, first), view.order[operand.node])
+            writer = view.mutated_between(operand.node, start + 1, end)
             if writer is not None and writer not in inside:
                 return Decline("an input is mutated between its use and the end of the region", writer)
     for node in inputs_of(match):

@@ -147,7 +147,7 @@ def written(node: Node, op: Op) -> list[Node]:
                     node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
                 )
     name = str(getattr(node.target, "__name__", node.target))
-    if op.inplace or node.target is operator.setitem or _ends_inplace(name):
+    if op.inplace or node.target is operator.setitem or _ends_inplace(node, name):
         targets.append(node.args[0] if node.args else node.kwargs.get("input"))
     if node.kwargs.get("out") is not None:
         targets.append(node.kwargs["out"])
@@ -173,5 +173,8 @@ def dropout_probability(op: Op) -> float:
     return float(probability) if isinstance(probability, (int, float)) else 1.0
 
 
-def _ends_inplace(name: str) -> bool:
+def _ends_inplace(node: Node, name: str) -> bool:
+    """By the convention of names; `operator.and_` and its kin only avoid Python's keywords."""
+    if getattr(node.target, "__module__", "") == "_operator":
+        return False
     return name.endswith("_") and not name.endswith("__")

@@ -10,13 +10,14 @@ import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.fx import Node
 
 from ..graph.ops import Kind, is_tensor, value
 from ..graph.program import CASTS
-from ..graph.view import GraphView
+from ..graph.view import GraphView, dropout_probability
 
 IDENTITY, CAST, PERMUTE, RESHAPE, EXPAND = "identity", "cast", "permute", "reshape", "expand"
 MISSING = object()
@@ -56,7 +57,6 @@ DUAL: dict[Hashable, str] = {"mul": "div", "div": "mul", "add": "sub", "sub": "a
 _IGNORED = {"inplace", "_stacklevel", "out", "memory_format"}
 _RENAMED = {"exponent": "other", "self": "input", "axis": "dim", "keepdims": "keepdim"}
 _DIMS = {"dim", "dims", "dim0", "dim1"}
-_ONE_DIM = {"softmax", "log_softmax", "cat", "stack", "cumsum", "cumprod", "chunk", "split"}
 
 
 def head(view: GraphView, node: Node) -> Hashable:
@@ -143,8 +143,10 @@ def dimension(name: Hashable, key: str, given: Any, rank: int) -> Any:
     """A dimension argument as non-negative numbers; several as a sorted tuple."""
     if key not in _DIMS or rank == 0:
         return given
+    if name == "stack" or name is torch.stack:
+        rank += 1
     if isinstance(given, int) and not isinstance(given, bool):
-        return given % rank if name in _ONE_DIM or key != "dim" else (given % rank,)
+        return (given % rank,)
     if isinstance(given, (tuple, list)) and _integers(given):
         dims = tuple(d % rank for d in given)
         return tuple(sorted(dims)) if key == "dim" else dims
@@ -250,3 +252,50 @@ def _defaults(name: str) -> Mapping[str, Any]:
             if argument.has_default_value():
                 found.setdefault(_RENAMED.get(argument.name, argument.name), argument.default_value)
     return found
+
+
+def heads(template: GraphView, p: Node) -> frozenset[Hashable]:
+    """Heads of graph nodes at which an operation of a template may be found."""
+    found: set[Hashable] = {head(template, p)}
+    for name in tuple(found):
+        found |= {k for k, v in MIRRORED.items() if v == name} | {DUAL.get(name, name)}
+    if found & {"matmul", PERMUTE}:
+        found |= {"einsum", torch.nn.functional.linear}
+    if found & {IDENTITY, CAST}:
+        source = template.op(p).args.get("input")
+        if is_tensor(source) and isinstance(source, Node) and source.op != "placeholder":
+            found |= heads(template, source)
+    return frozenset(found)
+
+
+def is_noop(view: GraphView, node: Node) -> bool:
+    """Whether a node gives the value that it takes: a copy, a cast to the same type, no dropout."""
+    head, source = head(view, node), view.op(node).args.get("input")
+    if not is_tensor(source):
+        return False
+    if head == IDENTITY:
+        return True
+    if head == "dropout":
+        return dropout_probability(view.op(node)) == 0
+    before, after = source.meta["example_value"], node.meta["example_value"]
+    return head == CAST and before.dtype == after.dtype and before.device == after.device
+
+
+def by_head(view: GraphView) -> Mapping[Hashable, Sequence[Node]]:
+    """The operators of a graph by head, so that a pattern sees only what it may start from."""
+    found = _by_head.get(view)
+    if found is None:
+        found = _by_head[view] = {}
+        for node in view.nodes:
+            if node.op in ("call_function", "call_method"):
+                found.setdefault(head(view, node), []).append(node)
+    return found
+
+
+_by_head: WeakKeyDictionary[GraphView, dict[Hashable, list[Node]]] = WeakKeyDictionary()
+
+
+def is_alias(view: GraphView, node: Node) -> bool:
+    """Whether a node may give memory of its input back: a view, or a copy that can be none."""
+    op = view.op(node)
+    return op.kind in (Kind.VIEW, Kind.SLICE) or head(view, node) in (IDENTITY, CAST)

@@ -1,0 +1,178 @@
+"""Patterns given as two plain PyTorch functions: what to find, and what to put there.
+
+The functions are recorded once, when the pattern is registered; examples only serve to record them.
+`find` is then looked for on the canonical view, so its spelling does not matter, and at other
+shapes, ranks and dtypes; what it would compute from what was bound is compared with the graph,
+node for node, before anything is replaced.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .errors import PatternError
+from .graph.axes import Unproven
+from .graph.ops import Kind, is_tensor, value
+from .graph.view import GraphView, draws
+from .pattern import Decline, Match, Pattern
+from .template import form
+from .template.insert import insert, size_source
+from .template.solve import Solution, Solver
+from .template.trace import Template, outputs_of, record
+from .template.verify import fake_mode, realise
+
+Function = Callable[..., Any]
+
+
+class FunctionPattern(Pattern):
+    """Two recorded functions; made by `make`, one subclass for each pattern.
+
+    Attributes:
+        find, replace, example_inputs: what was registered.
+        where: called with the bound arguments by name (fake tensors, numbers); None accepts a
+            match, a text declines it.
+    """
+
+    def __init__(
+        self,
+        find: Function,
+        replace: Function,
+        example_inputs: Sequence[Any],
+        where: Function | None = None,
+    ) -> None:
+        self.find, self.replace, self.where = find, replace, where
+        self.example_inputs = tuple(example_inputs)
+        self.template, self.replacement = record(self.id, find, replace, example_inputs)
+        self._names = [str(a.target) for a in self.template.arguments]
+        self._asked = _asked(self.id, where, self._names)
+        self._root = max(self.template.outputs, key=_cone)
+        self._fresh = all(
+            _is_fresh(GraphView(module), output)
+            for module in (self.template.view.module, self.replacement)
+            for output in outputs_of(module.graph)
+        )
+
+    def anchors(self, view: GraphView) -> Iterable[Node]:
+        by_head = form.by_head(view)
+        heads = form.heads(self.template.view, self._root)
+        found = [node for head in heads for node in by_head.get(head, ())]
+        return sorted(found, key=view.order.__getitem__)
+
+    def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
+        found = Solver(self.template, view).solve(self._root, anchor)
+        if not isinstance(found, Solution):
+            return found
+        depth = len(found.region)
+        arguments = [found.bound[a] for a in self.template.arguments]
+        declined = self._refuse(view, found, arguments)
+        if declined is not None:
+            return Decline(declined, anchor, depth)
+        return Match(
+            self.id,
+            anchor,
+            found.region,
+            tuple(found.bound[o] for o in self.template.outputs),
+            facts={n: _describe(a) for n, a in zip(self._names, arguments, strict=True)},
+            replacement=partial(_insert, self.replacement, arguments),
+            random=any(draws(n, view.op(n)) for n in found.region),
+        )
+
+    def _refuse(self, view: GraphView, found: Solution, arguments: Sequence[Any]) -> str | None:
+        for name, bound in zip(self._names, arguments, strict=True):
+            if isinstance(bound, torch.SymInt) and size_source(bound, arguments) is None:
+                return f"`{name}` is a size that no argument has"
+        for output in (found.bound[o] for o in self.template.outputs):
+            writer = view.mutated_between(output, view.order[output] + 1, len(view.nodes))
+            if not self._fresh and writer is not None and writer not in found.region:
+                return "an output is written to in place later, and may share memory with an input"
+        return self._ask(found.bound, arguments)
+
+    def _ask(self, bound: Mapping[Node, Any], arguments: Sequence[Any]) -> str | None:
+        if self.where is None:
+            return None
+        mode = fake_mode(bound)
+        assert mode is not None
+        with mode:
+            named = {n: realise(a) for n, a in zip(self._names, arguments, strict=True)}
+            answer = self.where(**{n: named[n] for n in self._asked})
+        if answer is None or isinstance(answer, str):
+            return answer
+        raise PatternError(
+            f"pattern {self.id!r}: `where` returned {answer!r}; it must return None to accept a "
+            "match, or the reason not to as a string."
+        )
+
+
+def make(
+    find: Function,
+    replace: Function,
+    example_inputs: Sequence[Any],
+    *,
+    id: str,
+    where: Function | None = None,
+    priority: int = 0,
+) -> FunctionPattern:
+    """A pattern from two functions; see `fuser.register_pattern`."""
+    kind = type("FunctionPattern", (FunctionPattern,), {"id": id, "priority": priority})
+    return kind(find, replace, example_inputs, where)
+
+
+def _insert(replacement: GraphModule, arguments: Sequence[Any], builder: Any) -> list[Node]:
+    try:
+        return insert(builder, replacement, arguments)
+    except KeyError as error:
+        raise Unproven(str(error)) from error
+
+
+def _asked(pattern_id: str, where: Function | None, names: Sequence[str]) -> list[str]:
+    """Which of the arguments the predicate takes."""
+    if where is None:
+        return []
+    if not callable(where):
+        raise PatternError(f"pattern {pattern_id!r}: `where` must be a function.")
+    parameters = inspect.signature(where).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return list(names)
+    unknown = [p.name for p in parameters if p.name not in names]
+    if unknown:
+        raise PatternError(
+            f"pattern {pattern_id!r}: `where` takes {unknown[0]!r}, which is not an argument of "
+            f"`find` ({', '.join(names)})."
+        )
+    return [p.name for p in parameters]
+
+
+def _cone(output: Node) -> int:
+    seen: set[Node] = set()
+    pending = [output]
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending += node.all_input_nodes
+    return len(seen)
+
+
+def _is_fresh(view: GraphView, node: Node) -> bool:
+    """Whether a value has memory of its own, whatever the strides of the inputs."""
+    op = view.op(node)
+    own = {Kind.POINTWISE, Kind.CONTRACT, Kind.SOFTMAX, Kind.CAT, Kind.ATTENTION}
+    if form.is_alias(view, node):
+        return is_tensor(op.args["input"]) and _is_fresh(view, op.args["input"])
+    return op.kind in own
+
+
+def _describe(bound: Any) -> str:
+    if isinstance(bound, Node) and is_tensor(bound):
+        example = value(bound)
+        return f"{bound.name} {tuple(example.shape)} {str(example.dtype).removeprefix('torch.')}"
+    return str(value(bound) if isinstance(bound, Node) else bound)
+
+
+__all__ = ["FunctionPattern", "Template", "make"]

@@ -1,0 +1,102 @@
+"""Run a template on what was bound: every operation must give what the graph has in its place.
+
+This settles what names and arguments leave open: sizes, dtypes, broadcasting, autocast, and scalars
+computed from shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from ..graph.ops import value
+from ..torch_private import FakeTensor, FakeTensorMode, known_true
+from . import form
+from .equal import equal
+from .pair import Fail, Goal
+from .run import run
+from .trace import Template
+from .values import Permuted, Product
+
+
+def verify(template: Template, bound: Mapping[Node, Any], deferred: Sequence[Goal]) -> Fail | None:
+    """None where the template, applied to its bound arguments, is what the graph computes."""
+    environment: dict[Node, Any] = {}
+    place = next(bound[o] for o in template.outputs)
+    mode = fake_mode(bound)
+    with torch.no_grad(), mode or contextlib.nullcontext():
+        for node in template.view.nodes:
+            if node.op == "output":
+                continue
+            try:
+                environment[node] = _compute(node, bound, environment)
+            except Exception as error:
+                what = form.label(template.view, node)
+                text = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+                return Fail(f"the pattern's {what} cannot be applied here: {text}", place)
+            failed = _differs(template, node, bound, environment[node])
+            if failed is not None:
+                return failed
+    for goal in deferred:
+        wanted = environment[goal.template]
+        if not equal(wanted, goal.graph, loose=True):
+            return Fail(f"{goal.what} is {_show(goal.graph)} instead of {wanted}", goal.reader)
+    return None
+
+
+def fake_mode(bound: Mapping[Node, Any]) -> FakeTensorMode | None:
+    for graph in bound.values():
+        example = value(graph) if isinstance(graph, Node) else None
+        if isinstance(example, FakeTensor):
+            return example.fake_mode
+    return None
+
+
+def realise(graph: Any) -> Any:
+    """The fake value of a graph value."""
+    if isinstance(graph, Permuted):
+        return realise(graph.value).permute(graph.order)
+    if isinstance(graph, Product):
+        return torch.matmul(realise(graph.a), realise(graph.b))
+    return map_arg(graph, value)
+
+
+def _compute(node: Node, bound: Mapping[Node, Any], environment: Mapping[Node, Any]) -> Any:
+    if node.op == "placeholder":
+        return realise(bound[node])
+    look = environment.__getitem__
+    return run(node, map_arg(node.args, look), map_arg(node.kwargs, look))
+
+
+def _differs(
+    template: Template, node: Node, bound: Mapping[Node, Any], wanted: Any
+) -> Fail | None:
+    graph = bound.get(node)
+    if not isinstance(graph, Node) or node.op == "placeholder":
+        return None
+    found = value(graph)
+    pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=False)
+    for a, b in pairs:
+        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+            continue
+        what = form.label(template.view, node)
+        if a.dtype != b.dtype or a.device != b.device:
+            have, want = (b.dtype, a.dtype) if a.dtype != b.dtype else (b.device, a.device)
+            return Fail(f"{what} gives {have} where the pattern gives {want}", graph)
+        same = a.ndim == b.ndim and all(
+            known_true(x == y) for x, y in zip(a.shape, b.shape, strict=True)
+        )
+        if not same:
+            have, want = tuple(b.shape), tuple(a.shape)
+            return Fail(f"{what} gives the shape {have} where the pattern gives {want}", graph)
+    return None
+
+
+def _show(given: Any) -> str:
+    return f"`{given.name}`" if isinstance(given, Node) else repr(given)
