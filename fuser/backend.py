@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +18,7 @@ from .events import Record
 from .options import Options
 from .transform import looks_like_attention, transform
 
+_graphs = itertools.count()
 _listeners: ContextVar[tuple[Callable[[Record], None], ...]] = ContextVar("listeners", default=())
 
 
@@ -70,12 +73,10 @@ def fuser(
 def _transform(gm: GraphModule, options: Options) -> Record:
     """The safety net: a failure of ours costs one warning, never the user's program."""
     try:
-        return transform(gm, options)
+        return transform(gm, options, next(_graphs))
     except Exception as error:
         if options.strict or torch_private.is_control_flow(error):
             raise
-        import warnings
-
         warnings.warn(
             f"fuser failed and left the graph to the inner backend: "
             f"{type(error).__name__}: {error} (set fuser.strict to raise instead)",

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from .graph.arrange import Expand, Permute, Select, Step, steps
 from .graph.axes import Dims, Size, same_size
-from .graph.ops import is_tensor, value
+from .graph.ops import value
 from .pattern import Operand
 from .torch_private import FakeTensorMode, to_expr
 
@@ -41,7 +41,11 @@ class Builder:
         self._shared = shared
         self._made: dict[Any, Node] = {}
         self._replaced = replaced or {}
-        self._sizes_from = [self.current(n) for n in sizes_from if is_tensor(n)]
+        self._sizes_from = [
+            self.current(n)
+            for n in sizes_from
+            if isinstance(value(n), (torch.Tensor, torch.SymInt))
+        ]
         self._meta = {k: anchor.meta[k] for k in _KEPT_META if k in anchor.meta}
 
     def current(self, node: Node) -> Node:
@@ -119,15 +123,23 @@ class Builder:
 
     def size(self, size: Size) -> int | Node:
         """A size as a constant or as a node that computes it from the operands' shapes."""
+        if not isinstance(size, int) and self.fake_mode.shape_env is not None:
+            # inserting calls may have taught the shape environment that two symbols are equal
+            size = to_expr(self.fake_mode.shape_env.replace(size))
         if isinstance(size, int):
             return size
         for node in self._sizes_from:
-            for dim, actual in enumerate(value(node).shape):
+            example = value(node)
+            if isinstance(example, torch.SymInt):
+                if same_size(to_expr(example), size):
+                    return node
+                continue
+            for dim, actual in enumerate(example.shape):
                 if same_size(to_expr(actual), size):
                     return self.method("size", node, dim)
         if isinstance(size, (sympy.Mul, sympy.Add)):
             combine = operator.mul if isinstance(size, sympy.Mul) else operator.add
-            parts = [self.size(int(a) if a.is_Integer else a) for a in size.args]
+            parts = [self.size(to_expr(a)) for a in size.args]
             total = parts[0]
             for part in parts[1:]:
                 total = self.call(combine, total, part)

@@ -33,8 +33,8 @@ class Rewritten:
     removed: tuple[str, ...]
     added: tuple[str, ...]
     graph: int = 0
-    sources: tuple[str, ...] = ()
-    """The user's lines behind `removed`."""
+    sources: tuple[Where, ...] = ()
+    """The user's line behind each of `removed`."""
     count: int = 1
     """How many operators were put there: two for a difference of two attentions."""
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from .errors import PatternError
-from .graph.axes import Unproven
 from .graph.ops import Kind, is_tensor, value
 from .graph.view import GraphView, draws
 from .pattern import Decline, Match, Pattern
@@ -79,7 +77,7 @@ class FunctionPattern(Pattern):
             found.region,
             tuple(found.bound[o] for o in self.template.outputs),
             facts={n: _describe(a) for n, a in zip(self._names, arguments, strict=True)},
-            replacement=partial(_insert, self.replacement, arguments),
+            replacement=lambda builder: insert(builder, self.replacement, arguments),
             random=any(draws(n, view.op(n)) for n in found.region),
         )
 
@@ -121,13 +119,6 @@ def make(
     """A pattern from two functions; see `fuser.register_pattern`."""
     kind = type("FunctionPattern", (FunctionPattern,), {"id": id, "priority": priority})
     return kind(find, replace, example_inputs, where)
-
-
-def _insert(replacement: GraphModule, arguments: Sequence[Any], builder: Any) -> list[Node]:
-    try:
-        return insert(builder, replacement, arguments)
-    except KeyError as error:
-        raise Unproven(str(error)) from error
 
 
 def _asked(pattern_id: str, where: Function | None, names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import importlib.metadata
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
@@ -112,7 +112,7 @@ def patterns() -> list[Registered]:
     return [r for r in found if all(o.allows(r.pattern.id) for o in _enabled.get())]
 
 
-def find(pattern_id: str) -> Pattern:
+def get(pattern_id: str) -> Pattern:
     """A pattern by its id.
 
     Raises:
@@ -140,7 +140,6 @@ def register_pattern(
     find: Callable[..., Any],
     replace: Callable[..., Any],
     example_inputs: Sequence[Any],
-    /,
     *,
     id: str | None = None,
     where: Callable[..., str | None] | None = None,
@@ -150,7 +149,6 @@ def register_pattern(
     find: Any = None,
     replace: Any = None,
     example_inputs: Any = None,
-    /,
     *,
     id: str | None = None,
     where: Any = None,
@@ -206,7 +204,7 @@ def unregister_pattern(pattern_id: str) -> None:
 
 
 @contextlib.contextmanager
-def patterns_enabled(*globs: str) -> Iterator[None]:
+def patterns_enabled(*globs: str) -> Generator[None]:
     """Within the block, in this thread or task, compile with these patterns only.
 
     Args:
@@ -273,6 +271,8 @@ def _discover() -> None:
             if isinstance(loaded, type) and issubclass(loaded, Pattern):
                 if loaded.id not in _patterns:
                     add(loaded(), f"entry point {entry.name}")
+            elif isinstance(loaded, Pattern):
+                add(loaded, f"entry point {entry.name}")
             elif callable(loaded):
                 loaded()
         except Exception as error:  # a plug-in must not break the user's program

@@ -7,6 +7,7 @@ otherwise the old strides are restored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,17 +40,26 @@ class Rewriter:
             self.replaced,
         )
 
-    def replace(self, builder: Builder, pattern: str, index: int, old: Node, new: Node) -> None:
-        """Make every user of `old` read `new`.
+    def replace(
+        self, builder: Builder, pattern: str, outputs: Sequence[Node], results: Sequence[Node]
+    ) -> None:
+        """Make every user of `outputs` read `results`, all of them or none.
 
         Raises:
-            ReplacementMismatchError: the two differ in what a user can see.
+            ReplacementMismatchError: two differ in what a user can see.
         """
-        _require_same(pattern, index, value(old), value(new))
-        if not _same_strides(value(old), value(new)) and not self._follow(old, new):
-            new = _restride(builder, value(old), new)
-        old.replace_all_uses_with(new)
-        self.replaced[old] = new
+        pairs = list(zip(outputs, results, strict=True))
+        for index, (old, new) in enumerate(pairs):
+            _require_same(pattern, index, value(old), value(new))
+        placed = [
+            new
+            if _same_strides(value(old), value(new)) or self._follow(old, new)
+            else _restride(builder, pattern, index, value(old), new)
+            for index, (old, new) in enumerate(pairs)
+        ]
+        for old, new in zip(outputs, placed, strict=True):
+            old.replace_all_uses_with(new)
+            self.replaced[old] = new
 
     def _follow(self, old: Node, new: Node) -> bool:
         """Whether all values downstream keep their strides; updates examples where they may not."""
@@ -121,7 +131,9 @@ def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     return True
 
 
-def _restride(builder: Builder, old: torch.Tensor, new: Node) -> Node:
+def _restride(
+    builder: Builder, pattern: str, index: int, old: torch.Tensor, new: Node
+) -> Node:
     """A copy of `new` with the strides of `old`, which must be dense."""
     order = sorted(range(old.ndim), key=lambda d: _hint(old.stride(d)), reverse=True)
     if order == list(range(old.ndim)):
@@ -132,7 +144,9 @@ def _restride(builder: Builder, old: torch.Tensor, new: Node) -> Node:
         node = builder.method("contiguous", node)
         node = builder.method("permute", node, tuple(back))
     if not _same_strides(old, value(node)):
-        raise ReplacementMismatchError("", 0, "strides", old.stride(), value(node).stride())
+        raise ReplacementMismatchError(
+            pattern, index, "strides", old.stride(), value(node).stride()
+        )
     return node
 
 

@@ -52,6 +52,8 @@ def _escapes(view: GraphView, match: Match) -> Decline | None:
 
 def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
     """Whether a user wants no element of `node`, only its static shape or dtype."""
+    if user.op == "call_method" and user.target == "size":
+        return isinstance(value(user), torch.SymInt)
     op = view.op(user)
     if op.name not in ("reshape_as", "expand_as", "type_as") or op.args.get("input") is node:
         return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
@@ -15,11 +16,12 @@ from .events import Failure, NearMiss, Record, Rewritten
 from .graph.ops import Kind, value
 from .graph.view import GraphView, draws
 from .options import Options
+from .pattern import Match
 from .plan import Failed, Left, Planned, plan
 from .report.source import describe, where
 from .rewrite import Rewriter
 from .soundness import reads_shape_alone
-from .torch_private import FakeTensor, FakeTensorMode, counters, is_control_flow
+from .torch_private import FakeTensor, FakeTensorMode, counters, is_control_flow, to_expr
 
 _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_function_apply"}
 """Higher-order operators whose bodies are not plain parts of the model."""
@@ -70,12 +72,16 @@ def _is_closed(user: Node) -> bool:
 
 
 def _transform(module: GraphModule, options: Options, graph: int, record: Record) -> None:
+    """Open composites first, then plan on the graph that this leaves: one round, seldom two."""
     view = GraphView(module)
-    planned: list[Planned] = []
-    for decision in plan(view, options):
-        if isinstance(decision, Planned):
-            planned.append(decision)
-        elif isinstance(decision, Left):
+    decisions = list(plan(view, options))
+    openings = [d for d in decisions if _opens(d)]
+    if openings:
+        _rewrite(view, openings, options, record, graph)
+        view = GraphView(module)
+        decisions = [d for d in plan(view, options) if not _opens(d)]
+    for decision in decisions:
+        if isinstance(decision, Left):
             decline = decision.decline
             record.near_misses.append(
                 NearMiss(
@@ -87,18 +93,26 @@ def _transform(module: GraphModule, options: Options, graph: int, record: Record
                     graph,
                 )
             )
-        else:
+        elif isinstance(decision, Failed):
             _failed(decision, options, record, graph)
-    if not planned:
-        return
-    fake_mode = _fake_mode(view)
+    _rewrite(view, [d for d in decisions if isinstance(d, Planned)], options, record, graph)
+
+
+def _opens(decision: Planned | Left | Failed) -> TypeGuard[Planned]:
+    return isinstance(decision, Planned) and decision.match.opens
+
+
+def _rewrite(
+    view: GraphView, planned: Sequence[Planned], options: Options, record: Record, graph: int
+) -> None:
+    fake_mode = _fake_mode(view) if planned else None
     if fake_mode is None:
         return
-    rewriter = Rewriter(module, fake_mode)
+    rewriter = Rewriter(view.module, fake_mode)
     for item in sorted(planned, key=lambda p: max(view.order[n] for n in p.match.nodes)):
         _apply(view, rewriter, item, options, record, graph)
-    module.graph.lint()
-    module.recompile()
+    view.graph.lint()
+    view.module.recompile()
 
 
 def _fake_mode(view: GraphView) -> FakeTensorMode | None:
@@ -120,17 +134,17 @@ def _apply(
 ) -> None:
     match = planned.match
     anchor = max(match.nodes, key=view.order.__getitem__)
-    sizes_from = [o.node for call in match.calls for o in call.operands.values()]
+    operands = [o.node for call in match.calls for o in call.operands.values()]
+    sizes_from = [*view.size_sources, *operands]
     builder = rewriter.builder(anchor, sizes_from, share=not view.mutations)
     removed = sorted(match.nodes, key=view.order.__getitem__)
     lines = tuple(describe(n) for n in removed)
-    sources = tuple(dict.fromkeys(str(where(n)) for n in removed))
+    sources = tuple(where(n) for n in removed)
     place = where(match.anchor)
     try:
-        _free_shape_readers(view, match)
+        _free_shape_readers(view, rewriter, match)
         results = _emit(builder, planned)
-        for index, (old, new) in enumerate(zip(match.outputs, results, strict=True)):
-            rewriter.replace(builder, match.pattern, index, old, new)
+        rewriter.replace(builder, match.pattern, match.outputs, results)
     except Exception as error:
         builder.roll_back()
         _failed(Failed(match.pattern, match.anchor, error), options, record, graph)
@@ -138,8 +152,9 @@ def _apply(
     builder.commit()
     added = tuple(describe(n) for n in builder.added)
     _erase(view, removed)
-    count = max(1, len(planned.emissions))
-    counters["fuser"][match.pattern] += count
+    count = 0 if match.opens else max(1, len(planned.emissions))
+    if count:
+        counters["fuser"][match.pattern] += count
     facts = dict(match.facts)
     for emission in planned.emissions:
         facts.update(emission.facts)
@@ -149,8 +164,9 @@ def _apply(
         Rewritten(
             match.pattern,
             place,
-            "; ".join(names) or "replacement",
-            "; ".join(reasons) or "registered with the pattern",
+            "; ".join(names) or ("opened" if match.opens else "replacement"),
+            "; ".join(reasons)
+            or ("for other patterns to match" if match.opens else "registered with the pattern"),
             facts,
             lines,
             added,
@@ -161,11 +177,18 @@ def _apply(
     )
 
 
-def _free_shape_readers(view: GraphView, match: Match) -> None:
+def _free_shape_readers(view: GraphView, rewriter: Rewriter, match: Match) -> None:
     """`x.reshape_as(inner)` reads a shape that is known: spell it out, so that inner can go."""
     for node in match.nodes:
         for user in list(node.users):
             if user in match.nodes or not reads_shape_alone(view, user, node):
+                continue
+            if user.target == "size":
+                reader = rewriter.builder(user, list(view.size_sources), share=False)
+                size = reader.size(to_expr(value(user)))
+                if isinstance(size, Node):
+                    user.replace_all_uses_with(size)
+                    user.graph.erase_node(user)
                 continue
             source = view.op(user).args["input"]
             name = view.op(user).name

@@ -81,6 +81,15 @@ class GraphView:
         return marks
 
     @cached_property
+    def size_sources(self) -> tuple[Node, ...]:
+        """Graph inputs from which a symbolic size can be read: sizes themselves, then tensors."""
+        inputs = [n for n in self.nodes if n.op == "placeholder"]
+        sizes = [n for n in inputs if isinstance(value(n), torch.SymInt)]
+        tensors = [n for n in inputs if is_tensor(n)]
+        symbolic = [t for t in tensors if any(not isinstance(s, int) for s in value(t).shape)]
+        return (*sizes, *symbolic)
+
+    @cached_property
     def mutations(self) -> tuple[tuple[int, Node], ...]:
         """Every node that writes to a tensor in place: its position and the tensor it writes to."""
         found: list[tuple[int, Node]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -10,20 +11,29 @@ from torch.fx import Node
 
 from ..events import Where
 
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<code>[^\n]+))?')
-_INTERNAL = ("/torch/nn/", "/torch/_", "/torch/utils/", "/fuser/")
+_FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<code>[^\n]+))?'
+)
+_TORCH = os.path.dirname(torch.__file__)
+_INTERNAL = (
+    *(os.path.join(_TORCH, part) for part in ("nn/", "_", "utils/")),
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), ""),
+)
+"""Torch's modules and machinery, and this package; a checkout of ours holds user code, too."""
 
 
 def where(node: Node) -> Where:
     """The innermost frame of the user's program in which a node was made."""
     trace = node.meta.get("stack_trace") or ""
     frames = list(_FRAME.finditer(trace))
-    own = [f for f in frames if not any(part in f["file"] for part in _INTERNAL)] or frames
+    own = [f for f in frames if not f["file"].startswith(_INTERNAL)] or frames
     module = module_path(node)
     if not own:
         return Where(node.name, module=module)
     frame = own[-1]
-    return Where(node.name, frame["file"], int(frame["line"]), (frame["code"] or "").strip(), module)
+    return Where(
+        node.name, frame["file"], int(frame["line"]), (frame["code"] or "").strip(), module
+    )
 
 
 def module_path(node: Node) -> str:
@@ -32,7 +42,8 @@ def module_path(node: Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    path = re.sub(r"L\[['\"]self['\"]\]\.?", "", path)
+    path = re.sub(r"^[LG]\[['\"]([^'\"]+)['\"]\]", r"\1", path)
+    path = re.sub(r"^self(\.|$)", "", path)
     path = re.sub(r"_modules\[['\"]([^'\"]+)['\"]\]", r"\1", path)
     return re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path).strip(".")
 
@@ -43,7 +54,9 @@ def describe(node: Node) -> str:
     kind = f": {_type(example)}" if isinstance(example, torch.Tensor) else ""
     if node.op == "get_attr":
         return f"{node.name}{kind} = self.{node.target}"
-    args = ", ".join([_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()])
+    args = ", ".join(
+        [_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()]
+    )
     name = str(node.target)
     if node.op == "call_function":
         name = getattr(node.target, "__name__", name)

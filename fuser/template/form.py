@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +17,7 @@ from torch.fx import Node
 from ..graph.ops import Kind, is_tensor, value
 from ..graph.program import CASTS
 from ..graph.view import GraphView, dropout_probability
+from .bind import RENAMED, bind, defaults
 
 IDENTITY, CAST, PERMUTE, RESHAPE, EXPAND = "identity", "cast", "permute", "reshape", "expand"
 MISSING = object()
@@ -54,8 +54,9 @@ MIRRORED: dict[Hashable, str] = {
 DUAL: dict[Hashable, str] = {"mul": "div", "div": "mul", "add": "sub", "sub": "add"}
 """Equal up to replacing a number by its reciprocal, or its negative."""
 
+_PLACES = {"placeholder": "an input", "get_attr": "a constant", "output": "the output"}
 _IGNORED = {"inplace", "_stacklevel", "out", "memory_format"}
-_RENAMED = {"exponent": "other", "self": "input", "axis": "dim", "keepdims": "keepdim"}
+_REDUCTIONS = set("sum mean amax amin var std logsumexp norm".split())
 _DIMS = {"dim", "dims", "dim0", "dim1"}
 
 
@@ -82,7 +83,9 @@ def head(view: GraphView, node: Node) -> Hashable:
 def label(view: GraphView, node: Node) -> str:
     """The name of an operator, for people."""
     if node.op in ("placeholder", "get_attr", "output"):
-        return {"placeholder": "an input", "get_attr": "a constant", "output": "the output"}[node.op]
+        return {"placeholder": "an input", "get_attr": "a constant", "output": "the output"}[
+            node.op
+        ]
     name = view.op(node).name or str(getattr(node.target, "__name__", node.target))
     return f"`{name}`"
 
@@ -90,15 +93,17 @@ def label(view: GraphView, node: Node) -> str:
 def arguments(view: GraphView, node: Node) -> dict[str, Any]:
     """Arguments by name; what is ignored or has no effect on the value is left out."""
     op = view.op(node)
-    bound = dict(op.args) if op.name else _bind(node)
-    args = {_RENAMED.get(k, k): v for k, v in bound.items() if k not in _IGNORED}
+    bound = dict(op.args) if op.name else bind(node)
+    args = {RENAMED.get(k, k): v for k, v in bound.items() if k not in _IGNORED}
     if op.name == "square":
         args["other"] = 2
     elif op.name == "rsub" and op.args.get("alpha", 1) == 1:
         args = {"input": args["other"], "other": args["input"]}
     elif op.name == "masked_fill":
         args = {"condition": args["mask"], "input": args["value"], "other": args["input"]}
-    source = args.get("input")
+    elif "unbiased" in args:
+        args["correction"] = int(args.pop("unbiased"))
+    source: Any = args.get("input")
     if args.get("dtype") is not None and is_tensor(source):
         if value(source).dtype == args["dtype"]:
             del args["dtype"]
@@ -110,7 +115,7 @@ def default(view: GraphView, node: Node, name: str) -> Any:
     op = view.op(node)
     if op.name == "dropout":
         return {"p": 0.5, "training": True}.get(name, MISSING)
-    return _defaults(op.name or str(getattr(node.target, "__name__", node.target))).get(
+    return defaults(op.name or str(getattr(node.target, "__name__", node.target))).get(
         name, MISSING
     )
 
@@ -140,7 +145,7 @@ def order(view: GraphView, node: Node, rank: int) -> tuple[int, ...] | None:
 
 
 def dimension(name: Hashable, key: str, given: Any, rank: int) -> Any:
-    """A dimension argument as non-negative numbers; several as a sorted tuple."""
+    """A dimension argument as non-negative numbers; those of a reduction in ascending order."""
     if key not in _DIMS or rank == 0:
         return given
     if name == "stack" or name is torch.stack:
@@ -149,7 +154,7 @@ def dimension(name: Hashable, key: str, given: Any, rank: int) -> Any:
         return (given % rank,)
     if isinstance(given, (tuple, list)) and _integers(given):
         dims = tuple(d % rank for d in given)
-        return tuple(sorted(dims)) if key == "dim" else dims
+        return tuple(sorted(dims)) if name in _REDUCTIONS else dims
     return given
 
 
@@ -189,71 +194,6 @@ def _moved(source: Any, destination: Any, rank: int) -> tuple[int, ...] | None:
     return tuple(placed[d] if d in placed else next(rest) for d in range(rank))
 
 
-def _bind(node: Node) -> dict[str, Any]:
-    """Arguments of an operator that the tables do not know, by the names of its signature."""
-    function: Any = node.target
-    if node.op == "call_method":
-        function = getattr(torch.Tensor, str(node.target), None)
-    if inspect.isfunction(function):
-        try:
-            bound = inspect.signature(function).bind(*node.args, **node.kwargs)
-        except (TypeError, ValueError):
-            return _positional(node)
-        bound.apply_defaults()
-        return bound.arguments
-    if isinstance(function, torch._ops.OpOverload):
-        schemas = [function._schema]
-    else:
-        name = getattr(function, "__name__", "")
-        schemas = _schemas(name) if name != "getattr" else []
-    for schema in schemas:
-        found = _bind_schema(schema, node)
-        if found is not None:
-            return found
-    return _positional(node)
-
-
-def _positional(node: Node) -> dict[str, Any]:
-    return {f"_{i}": a for i, a in enumerate(node.args)} | dict(node.kwargs)
-
-
-def _bind_schema(schema: Any, node: Node) -> dict[str, Any] | None:
-    names = [a.name for a in schema.arguments if not a.kwarg_only]
-    args, known = list(node.args), {a.name: a for a in schema.arguments}
-    keywords = {"self" if k == "input" and "self" in known else k: v for k, v in node.kwargs.items()}
-    if len(args) > len(names) and len(names) == 2:
-        args = [args[0], tuple(args[1:])]  # dimensions given one by one
-    if len(args) > len(names) or any(k not in known for k in keywords):
-        return None
-    bound = dict(zip(names, args, strict=False)) | keywords
-    for name, argument in known.items():
-        if name in bound:
-            continue
-        if not argument.has_default_value():
-            return None
-        bound[name] = argument.default_value
-    return bound
-
-
-@lru_cache(maxsize=1024)
-def _schemas(name: str) -> list[Any]:
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None:
-        return []
-    found = [getattr(packet, overload)._schema for overload in packet.overloads()]
-    return [s for s in found if not any("Dimname" in str(a.type) for a in s.arguments)]
-
-
-@lru_cache(maxsize=1024)
-def _defaults(name: str) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
-    for schema in _schemas(name):
-        for argument in schema.arguments:
-            if argument.has_default_value():
-                found.setdefault(_RENAMED.get(argument.name, argument.name), argument.default_value)
-    return found
-
-
 def heads(template: GraphView, p: Node) -> frozenset[Hashable]:
     """Heads of graph nodes at which an operation of a template may be found."""
     found: set[Hashable] = {head(template, p)}
@@ -270,15 +210,16 @@ def heads(template: GraphView, p: Node) -> frozenset[Hashable]:
 
 def is_noop(view: GraphView, node: Node) -> bool:
     """Whether a node gives the value that it takes: a copy, a cast to the same type, no dropout."""
-    head, source = head(view, node), view.op(node).args.get("input")
+    name = head(view, node)
+    source: Any = view.op(node).args.get("input")
     if not is_tensor(source):
         return False
-    if head == IDENTITY:
+    if name == IDENTITY:
         return True
-    if head == "dropout":
+    if name == "dropout":
         return dropout_probability(view.op(node)) == 0
     before, after = source.meta["example_value"], node.meta["example_value"]
-    return head == CAST and before.dtype == after.dtype and before.device == after.device
+    return name == CAST and before.dtype == after.dtype and before.device == after.device
 
 
 def by_head(view: GraphView) -> Mapping[Hashable, Sequence[Node]]:

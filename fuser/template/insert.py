@@ -30,8 +30,6 @@ def insert(builder: Builder, replacement: GraphModule, arguments: Sequence[Any])
     for node in view.nodes:
         if node.op == "placeholder":
             made[node] = next(remaining)
-        elif node.op == "get_attr":
-            made[node] = builder.attribute("_fuser_constant", getattr(replacement, str(node.target)))
         elif node.op != "output":
             args, kwargs = _mapped(node.args, made), _mapped(node.kwargs, made)
             if holds_tensor(node):

@@ -45,13 +45,17 @@ def branches(
     template: GraphView, view: GraphView, p: Node, g: Any, reader: Node
 ) -> list[Branch] | Fail:
     """All ways to read the graph value `g` as the template's operation `p`, the likeliest first."""
+    head = form.head(template, p)
+    optional: list[Branch] = []
+    if head in (form.IDENTITY, form.CAST):
+        source: Any = template.op(p).args["input"]
+        optional = [Branch([Goal(source, g, reader), *_dtype_goals(template, p, g)], (p, g))]
     if isinstance(g, Product):
-        return _product(template, p, g)
+        return optional or _product(template, p, g)
     if isinstance(g, Permuted):
-        return _permuted(template, view, p, g, reader)
+        return optional or _permuted(template, view, p, g, reader)
     found: list[Branch] = []
     failed = Fail(f"expected {form.label(template, p)}, found {form.label(view, g)}", g)
-    head = form.head(template, p)
     if head == form.head(view, g):
         direct = _pair(template, view, p, g)
         if isinstance(direct, Fail):
@@ -60,10 +64,7 @@ def branches(
             found.append(Branch(direct, (p, g), (g,)))
     if g.op in ("call_function", "call_method"):
         found += _other_spellings(template, view, p, g)
-    if head in (form.IDENTITY, form.CAST):
-        source: Any = template.op(p).args["input"]
-        found.append(Branch([Goal(source, g, reader), *_dtype_goals(template, p, g)], (p, g)))
-    return found or failed
+    return [*found, *optional] or failed
 
 
 def _other_spellings(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Branch]:
@@ -101,10 +102,12 @@ def _permuted(
     failed = Fail(f"expected {form.label(template, p)}, found a permutation", reader)
     inner = g.value
     if form.head(template, p) == form.PERMUTE:
-        if form.order(template, p, len(g.order)) == g.order:
+        wanted = form.order(template, p, len(g.order))
+        if wanted is not None and len(wanted) == len(g.order):
             source: Any = template.op(p).args["input"]
-            return [Branch([Goal(source, inner, reader)], (p, g))]
-        failed = Fail("the dimensions are permuted in another order", reader)
+            # inner.permute(g.order) is inner.permute(rest).permute(wanted)
+            rest = tuple(g.order[wanted.index(i)] for i in range(len(wanted)))
+            return [Branch([Goal(source, permuted(inner, rest), reader)], (p, g))]
     if isinstance(inner, Node) and form.head(view, inner) == form.PERMUTE:
         order = form.order(view, inner, len(g.order))
         if order is not None:
@@ -152,8 +155,8 @@ def _permutations(
 def _size_goals(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Goal]:
     """Sizes that the template names; the shape as a whole is checked when all is bound."""
     op, graph_op = template.op(p), view.op(g)
-    key = {"reshape": "shape", "expand": "sizes"}.get(op.name)
-    sizes: Any = op.args.get(key) if key else None
+    key = {"reshape": "shape", "expand": "sizes"}.get(op.name, "")
+    sizes: Any = op.args.get(key)
     if not isinstance(sizes, (tuple, list)) or len(sizes) != value(g).ndim:
         return []
     given: Any = graph_op.args.get(key) if graph_op.name == op.name else None
@@ -185,7 +188,7 @@ def _argument_goals(
     if swap:
         found = {**found, "input": found["other"], "other": found["input"]}
     head, what = form.head(view, g), form.label(view, g)
-    source = found.get("input", next(iter(found.get("tensors", ())), None))
+    source: Any = found.get("input", next(iter(found.get("tensors", ())), None))
     rank = value(source).ndim if is_tensor(source) else 0
     goals: list[Goal] = []
     for key in dict.fromkeys([*wanted, *found]):
@@ -259,4 +262,4 @@ def _reciprocal(number: float) -> float | None:
     if number == 0 or not math.isfinite(number):
         return None
     other = 1.0 / number
-    return other if math.isfinite(other) and other != 0 and 1.0 / other == number else None
+    return other if math.isfinite(other) and other != 0 else None

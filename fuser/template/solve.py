@@ -136,7 +136,9 @@ class Solver:
             state.deferred.append(goal)
             return []
         if is_scalar(g) and not isinstance(g, (Permuted, Product)) and not _is_tuple(g):
-            return Fail(f"expected {form.label(self.template.view, p)}, found {_show(g)}", goal.reader)
+            return Fail(
+                f"expected {form.label(self.template.view, p)}, found {_show(g)}", goal.reader
+            )
         return branches(self.template.view, self.view, p, g, goal.reader)
 
     def _literal(self, goal: Goal) -> list[Branch] | Fail:
@@ -201,7 +203,9 @@ class Solver:
     def _finish(self, state: _State) -> Solution | Fail:
         unbound = [a for a in self.template.arguments if a not in state.bound]
         if unbound:
-            return Fail(f"nothing says what `{unbound[0].target}` stands for", next(iter(state.region)))
+            return Fail(
+                f"nothing says what `{unbound[0].target}` stands for", next(iter(state.region))
+            )
         outputs = [state.bound[o] for o in self.template.outputs]
         if any(o not in state.region for o in outputs):
             return Fail("an output is no value of its own in the graph", next(iter(state.region)))

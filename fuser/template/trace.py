@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import (
@@ -23,7 +24,7 @@ from ..errors import (
 )
 from ..graph.ops import is_tensor, value
 from ..graph.view import GraphView
-from ..torch_private import FakeTensorMode, eager_world
+from ..torch_private import FakeTensorMode, unset_fake_temporarily
 from .run import run
 from .values import open_einsums
 
@@ -44,6 +45,7 @@ class Template:
     arguments: tuple[Node, ...]
     operations: tuple[Node, ...]
     outputs: tuple[Node, ...]
+
 
 def holds_tensor(node: Node) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value(node)))
@@ -69,7 +71,7 @@ def record(
             f"pattern {pattern_id!r}: `find` takes {len(names)} arguments ({', '.join(names)}), "
             f"but example_inputs has {len(examples)}; give one for each."
         )
-    with eager_world(), torch.enable_grad():
+    with unset_fake_temporarily(), torch.enable_grad():
         mode = FakeTensorMode()
         fakes = [_fake(e, mode) for e in examples]
         found = _trace(pattern_id, "find", find, fakes, mode)
@@ -120,7 +122,7 @@ def _trace(
 ) -> GraphModule:
     tracer = Tracer(autowrap_modules=(math,))
     try:
-        with _recorded_functions(tracer):
+        with _recorded_functions(tracer), _RecordedFactories(tracer):
             graph = tracer.trace(function)
     except Exception as error:
         raise UntraceablePatternError(pattern_id, role, error) from error
@@ -141,7 +143,7 @@ def _trace(
 
 
 @contextlib.contextmanager
-def _recorded_functions(tracer: Tracer) -> Iterator[None]:
+def _recorded_functions(tracer: Tracer) -> Generator[None]:
     """Record a torch.autograd.Function as one call: traced through, its backward would be lost."""
     original: Any = torch.autograd.Function.__dict__["apply"]
 
@@ -155,6 +157,28 @@ def _recorded_functions(tracer: Tracer) -> Iterator[None]:
         yield
 
 
+_FACTORIES = {
+    getattr(torch, name)
+    for name in (
+        "arange empty eye full linspace logspace ones rand randint randn randperm scalar_tensor "
+        "tensor tril_indices triu_indices zeros"
+    ).split()
+}
+
+
+class _RecordedFactories(TorchFunctionMode):
+    """Record `torch.ones(3)` as a call: made while tracing, it would be a constant of the graph."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FACTORIES:
+            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
 def _propagate(
     pattern_id: str, role: str, module: GraphModule, fakes: Sequence[Any], mode: FakeTensorMode
 ) -> None:
@@ -164,12 +188,17 @@ def _propagate(
             if node.op == "placeholder":
                 example = next(remaining)
             elif node.op == "get_attr":
-                example = mode.from_tensor(getattr(module, str(node.target)))
+                raise PatternError(
+                    f"pattern {pattern_id!r}: `{role}` holds a tensor from elsewhere "
+                    f"({node.target}); pass it as an argument, or make it within the function."
+                )
             elif node.op == "output":
                 continue
             else:
                 with mode:
                     example = run(node, map_values(node.args), map_values(node.kwargs))
+        except PatternError:
+            raise
         except Exception as error:
             step = node.format_node() or node.name
             raise UnrunnablePatternError(pattern_id, role, step, error) from error
@@ -203,11 +232,6 @@ def _template(pattern_id: str, found: GraphModule) -> Template:
     operations = tuple(
         n for n in graph.nodes if n.op in ("call_function", "call_method") and holds_tensor(n)
     )
-    constant = next((n for n in graph.nodes if n.op == "get_attr"), None)
-    if constant is not None:
-        raise PatternError(
-            f"pattern {pattern_id!r}: `find` holds a constant tensor; pass it as an argument."
-        )
     if any(o not in operations for o in outputs) or len(set(outputs)) != len(outputs):
         raise PatternError(
             f"pattern {pattern_id!r}: `find` must compute each of its outputs, and return it once."
@@ -221,8 +245,8 @@ def _require_bound(pattern_id: str, arguments: Sequence[Node], operations: Seque
     for argument in arguments:
         if not any(user in operations for user in argument.users):
             raise PatternError(
-                f"pattern {pattern_id!r}: `find` must use its argument `{argument.target}` directly "
-                "in an operator: nothing in a graph would say what it stands for."
+                f"pattern {pattern_id!r}: `find` must use its argument `{argument.target}` "
+                "directly in an operator: nothing in a graph would say what it stands for."
             )
 
 

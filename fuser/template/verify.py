@@ -40,7 +40,7 @@ def verify(template: Template, bound: Mapping[Node, Any], deferred: Sequence[Goa
                 what = form.label(template.view, node)
                 text = f"{type(error).__name__}: {error}".split("\n", 1)[0]
                 return Fail(f"the pattern's {what} cannot be applied here: {text}", place)
-            failed = _differs(template, node, bound, environment[node])
+            failed = _differs(template, node, bound, environment[node], place)
             if failed is not None:
                 return failed
     for goal in deferred:
@@ -75,27 +75,29 @@ def _compute(node: Node, bound: Mapping[Node, Any], environment: Mapping[Node, A
 
 
 def _differs(
-    template: Template, node: Node, bound: Mapping[Node, Any], wanted: Any
+    template: Template, node: Node, bound: Mapping[Node, Any], wanted: Any, place: Node
 ) -> Fail | None:
-    graph = bound.get(node)
-    if not isinstance(graph, Node) or node.op == "placeholder":
+    if node not in bound or node.op == "placeholder":
         return None
-    found = value(graph)
-    pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=False)
-    for a, b in pairs:
+    graph = bound[node]
+    what, where = form.label(template.view, node), graph if isinstance(graph, Node) else place
+    found = pytree.tree_leaves(realise(graph))
+    for a, b in zip(pytree.tree_leaves(wanted), found, strict=False):
         if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
             continue
-        what = form.label(template.view, node)
-        if a.dtype != b.dtype or a.device != b.device:
-            have, want = (b.dtype, a.dtype) if a.dtype != b.dtype else (b.device, a.device)
-            return Fail(f"{what} gives {have} where the pattern gives {want}", graph)
-        same = a.ndim == b.ndim and all(
-            known_true(x == y) for x, y in zip(a.shape, b.shape, strict=True)
-        )
-        if not same:
+        for have, want in ((b.dtype, a.dtype), (b.device, a.device)):
+            if have != want:
+                return Fail(f"{what} gives {have} where the pattern gives {want}", where)
+        if not _same_shape(a, b):
             have, want = tuple(b.shape), tuple(a.shape)
-            return Fail(f"{what} gives the shape {have} where the pattern gives {want}", graph)
+            return Fail(f"{what} gives the shape {have} where the pattern gives {want}", where)
     return None
+
+
+def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.ndim == b.ndim and all(
+        known_true(x == y) for x, y in zip(a.shape, b.shape, strict=True)
+    )
 
 
 def _show(given: Any) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.axes import leaves, same_size, size_of
 from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
@@ -100,12 +101,22 @@ def _read(call: Call, context: Context) -> _Form:
     return _Form(scale, tuple(factors), analyse(call, scores, evaluator), probs.scales["p"])
 
 
+def _features_known(call: Call) -> bool:
+    """Whether q's and v's feature counts are constants, or one and the same symbol."""
+    sizes = [size_of(leaves((o.target[3],))) for n, o in call.operands.items() if n[0] in "qv"]
+    if all(isinstance(size, int) for size in sizes):
+        return True
+    return len(sizes) == 2 and same_size(*sizes)
+
+
 def _narrower(a: torch.dtype, b: torch.dtype) -> bool:
     return a.is_floating_point and b.is_floating_point and a.itemsize < b.itemsize
 
 
 def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
     spec, bias = call.spec, form.bias
+    if not _features_known(call):
+        return Refusal("the numbers of features of q and v are symbolic and not known to be equal")
     if spec.dropout:
         return Refusal("no CPU library kernel drops probabilities")
     if context.training and reads_gradient(call, bias):
@@ -179,7 +190,7 @@ class _Emitter:
             joined_k = self.builder.call(torch.cat, tuple(k), dim=-1)
         have, want = value(joined_q).shape[-1], value(v).shape[-1]
         features = None
-        if have != want:
+        if isinstance(have, int) and isinstance(want, int) and have != want:
             wider = max(have, want)
             joined_q, joined_k, v = (self._pad(x, wider) for x in (joined_q, joined_k, v))
             features = want if want < wider else None

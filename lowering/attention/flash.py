@@ -48,7 +48,8 @@ def flash_attention(
     """
     out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
     if bias is not None and bool((lse == 0).any()):
-        out = out.masked_fill(_dead(bias, q, k, is_causal), torch.nan)
+        # in place on a copy: masked_fill chooses strides of its own, the fake kernel's are these
+        out = out.clone().masked_fill_(_dead(bias, q, k, is_causal), torch.nan)
     return out.clone() if out._is_view() else out, lse.contiguous()
 
 

@@ -1,5 +1,5 @@
 """Attention: structural softmax attention, native SDPA calls, one-node composites."""
 
-from . import sdpa, softmax
+from . import composite, sdpa, softmax
 
-__all__ = ["sdpa", "softmax"]
+__all__ = ["composite", "sdpa", "softmax"]

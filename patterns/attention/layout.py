@@ -54,10 +54,18 @@ def group(
     own = [a for a in order if a not in shared]
     rows = _rows(p_dims, own, captured)
     groups = tuple(a for a in own if a not in rows)
-    if len(batch) > 1:
-        split = len(batch) - 1
-        return Layout(tuple(batch[:split]), tuple(batch[split:]), groups, rows, keys)
-    return Layout(tuple(batch), (), groups, rows, keys)
+    kv_heads = _kv_heads(p_dims, batch, {*rows, *keys})
+    rest = tuple(a for a in batch if a not in kv_heads)
+    return Layout(rest, kv_heads, groups, rows, keys)
+
+
+def _kv_heads(p_dims: Dims, batch: Sequence[Axis], positions: set[Axis]) -> Dim:
+    """The last batch axis, if a dimension of p, or an axis of a folded one, stands before it."""
+    outer = [d for d in p_dims if not set(d) & positions]
+    shared = [tuple(a for a in d if a in batch) for d in outer]
+    if len(outer) > 1:
+        return next((d[-1:] for d in reversed(shared[1:]) if d), ())
+    return tuple(batch[-1:]) if len(batch) > 1 else ()
 
 
 def _rows(p_dims: Dims, own: Sequence[Axis], captured: Iterable[Dims]) -> Dim:

@@ -1,0 +1,84 @@
+"""`fuser.explain`: what would be rewritten, what nearly was, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch.fx import GraphModule
+
+from ..backend import fuser, listening
+from ..events import Failure, NearMiss, Record, Rewritten
+from ..options import PREFIX, Options
+from .report import Report
+from .scope import isolated, optimize, undisturbed
+
+E = TypeVar("E", Rewritten, NearMiss, Failure)
+
+
+def explain(
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Report:
+    """Compile a module or function once with the fuser backend and report what happened.
+
+        report = fuser.explain(model, ids, use_cache=False)
+        print(report)
+        report.expect(attention=32)
+
+    The graphs run in eager after the rewrite (`fuser.inner="eager"`), so no code is generated and
+    nothing is timed. `fn` is called once, under the caller's grad mode: a training graph is seen
+    with gradients enabled, an inference graph within `torch.no_grad()`.
+
+    Compiled functions of the user stay compiled and do not recompile because of this call; random
+    state and buffers are put back. What is isolated, and what is not, is in `fuser.report.scope`.
+
+    Args:
+        fn: a module, a function, a bound method, or one of these compiled already.
+        args: its arguments.
+        options: `fuser.*` options of this compile, for example `{"fuser.policy": "always"}`; keys
+            of other backends are ignored. The name is taken: a function that has a keyword
+            `options` of its own has to be wrapped in a lambda.
+        kwargs: its keyword arguments.
+
+    Returns:
+        the report; `str(report)` is the text.
+
+    Raises:
+        UnknownOptionError, InvalidOptionError: a bad option. What `fn` raises passes through.
+    """
+    wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)}
+    wanted |= {"fuser.inner": "eager", "fuser.debug": False}
+    Options.parse(wanted)
+    record = Record()
+
+    def compiler(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return fuser(gm, example_inputs, options=wanted)
+
+    target = getattr(fn, "_orig_mod", fn)
+    with listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
+        with isolated(compiler) as breaks, undisturbed(target):
+            optimize(target, compiler)(*args, **kwargs)
+    record.breaks += breaks.lines
+    return Report.of(record)
+
+
+def _numbered(record: Record, graph: int) -> Record:
+    """The record of one compile, its events carrying the graph's number."""
+
+    def number(events: list[E]) -> list[E]:
+        return [replace(event, graph=graph) for event in events]
+
+    return Record(
+        number(record.rewritten),
+        number(record.near_misses),
+        number(record.failures),
+        list(record.breaks),
+        record.graphs,
+        record.nodes,
+        record.seconds,
+    )

@@ -1,0 +1,162 @@
+"""`Report`: a frozen view on the record of a compile, for people, tests and tools."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich.text import Text
+
+from ..errors import CoverageError
+from ..events import Failure, NearMiss, Record, Rewritten
+from . import text
+
+SCHEMA = 1
+"""Version of `Report.to_json`; grows when a field changes its meaning or goes."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one or several compiles did.
+
+    Attributes:
+        rewritten: regions that were replaced, one each (a differential attention of two terms is
+            one region), and composites that were only spelled out (`count` 0) to be matched.
+        near_misses: regions that were looked at and left alone; see also `left` and `declined`.
+        failures: regions left alone because a pattern, ours or a plug-in's, raised.
+        breaks: graph breaks, one line each: `file:line: code: reason`.
+        graphs: number of graphs that reached the backend.
+        nodes: FX nodes in them before the rewrite.
+        seconds: time that matching and rewriting took; the inner backend's is not in it.
+    """
+
+    rewritten: tuple[Rewritten, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    breaks: tuple[str, ...] = ()
+    graphs: int = 0
+    nodes: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(record: Record) -> Report:
+        """The report on a record as it is now."""
+        return Report(
+            tuple(record.rewritten),
+            tuple(record.near_misses),
+            tuple(record.failures),
+            tuple(record.breaks),
+            record.graphs,
+            record.nodes,
+            record.seconds,
+        )
+
+    @property
+    def left(self) -> tuple[NearMiss, ...]:
+        """Near misses that were proved, but are left to the inner backend."""
+        return tuple(miss for miss in self.near_misses if miss.sound)
+
+    @property
+    def declined(self) -> tuple[NearMiss, ...]:
+        """Near misses that could not be proved."""
+        return tuple(miss for miss in self.near_misses if not miss.sound)
+
+    def count(self, pattern: str = "*") -> int:
+        """How many regions were rewritten; a composite that was only spelled out is none.
+
+        Args:
+            pattern: a family (`attention`), an id (`attention.softmax`) or a glob (`mine.*`).
+        """
+        return sum(
+            rewrite.pattern.partition(".")[0] == pattern or fnmatchcase(rewrite.pattern, pattern)
+            for rewrite in self.rewritten
+            if rewrite.count
+        )
+
+    def expect(self, **families: int) -> Report:
+        """Require that exactly so many regions of each family were rewritten.
+
+            fuser.explain(model, ids).expect(attention=32, moe=0)
+
+        Args:
+            families: number by family, the part of a pattern's id before the dot; whatever `count`
+                takes works too, as in `expect(**{"attention.softmax": 32})`.
+
+        Returns:
+            the report itself.
+
+        Raises:
+            CoverageError: a number differs; the message holds the whole report.
+        """
+        wrong = [
+            f"expected {family}={wanted}, but {found} {'was' if found == 1 else 'were'} rewritten"
+            for family, wanted in families.items()
+            if (found := self.count(family)) != wanted
+        ]
+        if wrong:
+            raise CoverageError("; ".join(wrong) + f"\n\n{self}")
+        return self
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __rich__(self) -> Text:
+        return text.styled(self)
+
+    def to_text(self, color: bool = False) -> str:
+        """The graph diff and everything else as text of 100 columns.
+
+        Args:
+            color: with ANSI escape codes.
+        """
+        return text.render(self, color)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as data that `json.dumps` takes.
+
+            schema: 1
+            graphs, nodes: int
+            milliseconds: float, spent in matching and rewriting
+            rewritten: list of
+                pattern: str, id of the pattern
+                where: WHERE of the anchor
+                lowering, why: str, what was put there and the rule that chose it
+                facts: dict of str, what was proved (heads, program, mask, ...)
+                removed: list of {fx: str, where: WHERE}, nodes in the order of the graph
+                added: list of str, FX of the replacement
+                count: int, how many operators were put there; 0: spelled out to be matched
+                graph: int, number of the graph
+            near_misses: list of
+                pattern: str
+                where: WHERE of the node that failed
+                reason, hint: str; no hint is ""
+                sound: bool, proved but left to the inner backend
+                graph: int
+            failures: list of {pattern: str, where: WHERE, error: str, graph: int}
+            breaks: list of str, `file:line: code: reason`
+
+        WHERE is {node: str, file: str, line: int, code: str, module: str}; an unknown file, code or
+        module is "", an unknown line 0.
+        """
+        return {
+            "schema": SCHEMA,
+            "graphs": self.graphs,
+            "nodes": self.nodes,
+            "milliseconds": round(self.seconds * 1e3, 3),
+            "rewritten": [_rewritten(rewrite) for rewrite in self.rewritten],
+            "near_misses": [asdict(miss) for miss in self.near_misses],
+            "failures": [asdict(failure) for failure in self.failures],
+            "breaks": list(self.breaks),
+        }
+
+
+def _rewritten(rewrite: Rewritten) -> dict[str, Any]:
+    data = asdict(rewrite)
+    places = data.pop("sources")
+    data["added"] = list(rewrite.added)
+    data["removed"] = [
+        {"fx": fx, "where": places[i] if i < len(places) else data["where"]}
+        for i, fx in enumerate(rewrite.removed)
+    ]
+    return data

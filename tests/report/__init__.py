@@ -1,0 +1,1 @@
+"""Reports: explain, text, JSON, debug files, the command line."""

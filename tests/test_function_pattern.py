@@ -1,0 +1,765 @@
+"""Patterns given as two functions: what they find, what they leave alone and why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from fuser.backend import listening
+from fuser.errors import (
+    FuserWarning,
+    PatternError,
+    PatternOutputsError,
+    UnrunnablePatternError,
+    UntraceablePatternError,
+)
+from fuser.events import Record
+from fuser.registry import register_pattern
+
+ID = "mine.pattern"
+
+
+def compiled(
+    model: Callable[..., Any],
+    inputs: Sequence[Any],
+    *,
+    dynamic: bool | None = None,
+    strict: bool = True,
+    inner: str = "eager",
+) -> tuple[Any, Record]:
+    """Output of a model compiled with the registered patterns of this file, and what happened."""
+    torch._dynamo.reset()
+    counters.clear()
+    records: list[Record] = []
+    options = {"fuser.inner": inner, "fuser.strict": strict, "fuser.patterns": ["mine.*"]}
+    with listening(records.append):
+        run = torch.compile(model, backend="fuser", options=options, dynamic=dynamic)
+        out = run(*inputs)
+    return out, records[-1]
+
+
+def assert_fires(
+    model: Callable[..., Any], inputs: Sequence[Any], times: int, **how: Any
+) -> Record:
+    out, record = compiled(model, inputs, **how)
+    assert [r.pattern for r in record.rewritten] == [ID] * times
+    assert counters["fuser"][ID] == times
+    torch.testing.assert_close(out, model(*inputs))
+    return record
+
+
+def reasons(model: Callable[..., Any], inputs: Sequence[Any], **how: Any) -> list[str]:
+    out, record = compiled(model, inputs, **how)
+    assert not record.rewritten
+    torch.testing.assert_close(out, model(*inputs))
+    return [m.reason for m in record.near_misses]
+
+
+def scores(x: Tensor, w: Tensor, s: float) -> Tensor:
+    return torch.tanh((x @ w.transpose(-2, -1)) * s + 1.0).softmax(-1)
+
+
+def scores_fused(x: Tensor, w: Tensor, s: float) -> Tensor:
+    return torch.softmax(torch.tanh(torch.add(torch.matmul(x * s, w.mT), 1.0)), dim=-1)
+
+
+X, W = torch.randn(3, 4), torch.randn(5, 4)
+XB, WB = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+XH, WH = torch.randn(2, 6, 3, 4), torch.randn(2, 6, 5, 4)
+EXAMPLES = (X, W, 2.0)
+
+
+@pytest.fixture
+def softmax_scores() -> Any:
+    with register_pattern(scores, scores_fused, EXAMPLES, id=ID) as handle:
+        yield handle
+
+
+def inplace(x: Tensor, w: Tensor) -> Tensor:
+    s = torch.mm(x, w.t())
+    s *= 0.5
+    s = s.add_(1.0)
+    return s.tanh_().softmax(dim=1)
+
+
+def with_noops(x: Tensor, w: Tensor) -> Tensor:
+    s = F.dropout((x @ w.mT).contiguous(), 0.5, training=False) * 0.5
+    return F.softmax(F.dropout(torch.tanh(s.clone().float() + 1), p=0.0), -1)
+
+
+SPELLINGS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]] = {
+    "itself": (lambda x, w: scores(x, w, 0.5), (X, W)),
+    "mm": (lambda x, w: F.softmax(torch.tanh(torch.mm(x, w.t()) * 3 + 1), 1), (X, W)),
+    "T": (lambda x, w: torch.softmax((torch.matmul(x, w.T) * 3.0 + 1).tanh(), 1), (X, W)),
+    "bmm": (lambda x, w: ((torch.bmm(x, w.mT) * 0.5 + 1).tanh()).softmax(2), (XB, WB)),
+    "permute": (lambda x, w: (x @ w.permute(0, 1, 3, 2) * 0.5 + 1).tanh().softmax(3), (XH, WH)),
+    "movedim": (lambda x, w: (x @ w.movedim(-1, -2) * 0.5 + 1).tanh().softmax(3), (XH, WH)),
+    "commuted": (lambda x, w: (1.0 + 0.5 * (x @ w.mT)).tanh().softmax(-1), (X, W)),
+    "functions": (
+        lambda x, w: torch.softmax(
+            input=torch.tanh(torch.add(1.0, torch.mul(other=0.5, input=x.matmul(w.mT)))), dim=-1
+        ),
+        (X, W),
+    ),
+    "divided": (lambda x, w: ((x @ w.mT) / 8 + 1.0).tanh().softmax(-1), (X, W)),
+    "subtracted": (lambda x, w: ((x @ w.mT) * 0.5 - -1.0).tanh().softmax(-1), (X, W)),
+    "linear": (lambda x, w: (F.linear(x, w) * 0.5 + 1.0).tanh().softmax(-1), (XB, W)),
+    "einsum": (
+        lambda x, w: (torch.einsum("bhqd,bhkd->bhqk", x, w) * 0.5 + 1.0).tanh().softmax(-1),
+        (XH, WH),
+    ),
+    "einsum of another layout": (
+        lambda x, w: (torch.einsum("bqhd,bkhd->bhqk", x, w) * 0.5 + 1.0).tanh().softmax(-1),
+        (XH.transpose(1, 2), WH.transpose(1, 2)),
+    ),
+    "in place": (inplace, (X, W)),
+    "no-ops": (with_noops, (X, W)),
+    "bfloat16": (
+        lambda x, w: (x @ w.mT * 0.5 + 1).tanh().softmax(-1),
+        (XH.bfloat16(), WH.bfloat16()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.usefixtures("softmax_scores")
+def test_finds_every_spelling(name: str) -> None:
+    model, inputs = SPELLINGS[name]
+    out, record = compiled(model, inputs)
+    assert len(record.rewritten) == 1, record.near_misses
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if inputs[0].dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(out, model(*inputs), **tolerance)
+
+
+@pytest.mark.usefixtures("softmax_scores")
+def test_finds_each_occurrence() -> None:
+    def model(x: Tensor, w: Tensor) -> Tensor:
+        for scale in (0.5, 0.25, 2):
+            x = scores(x, w, scale) @ w
+        return x
+
+    record = assert_fires(model, (X, W), 3)
+    assert [r.facts["s"] for r in record.rewritten] == ["0.5", "0.25", "2"]
+    assert "tanh" in " ".join(record.rewritten[0].removed)
+
+
+@pytest.mark.usefixtures("softmax_scores")
+def test_spelling_of_the_pattern_does_not_matter_either() -> None:
+    def find(x: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum("bqd,bkd->bqk", x, w).transpose(1, 2).exp()
+
+    def replacement(x: Tensor, w: Tensor) -> Tensor:
+        return torch.exp(torch.bmm(w, x.mT))
+
+    with register_pattern(find, replacement, (XB, WB), id="mine.einsum"):
+        _, record = compiled(lambda x, w: (x @ w.mT).permute(0, 2, 1).exp(), (XB, WB))
+    assert [r.pattern for r in record.rewritten] == ["mine.einsum"]
+
+
+DECLINED: dict[str, tuple[Callable[..., Any], str]] = {
+    "another literal": (
+        lambda x, w: ((x @ w.mT) * 0.5 + 1.5).tanh().softmax(-1),
+        "the number in `add`|`other` of `add` is 1.5 instead of 1.0",
+    ),
+    "another operator": (
+        lambda x, w: torch.sigmoid((x @ w.mT) * 0.5 + 1.0).softmax(-1),
+        "",
+    ),
+    "an operator deeper down": (
+        lambda x, w: ((x @ w.mT) ** 0.5 + 1.0).nan_to_num().tanh().softmax(-1),
+        "expected `add`, found `nan_to_num`",
+    ),
+    "a tensor in the place of a scalar": (
+        lambda x, w: ((x @ w.mT) * x.sum() + 1.0).tanh().softmax(-1),
+        "is a tensor, not a number",
+    ),
+    "not transposed": (
+        lambda x, w: ((x @ w) * 0.5 + 1.0).tanh().softmax(-1),
+        "expected `transpose`, found an input",
+    ),
+    "an escaping intermediate": (
+        lambda x, w: _escaping(x, w),
+        "an intermediate value is returned",
+    ),
+    "an intermediate used elsewhere": (
+        lambda x, w: sum(_escaping(x, w)[:2]),
+        "an intermediate value is used elsewhere, by `",
+    ),
+    "softmax in another type": (
+        lambda x, w: F.softmax(torch.tanh((x @ w.mT) * 0.5 + 1.0), -1, dtype=torch.float64),
+        "`dtype` of `softmax` is torch.float64 instead of None",
+    ),
+    "a cast that is none": (
+        lambda x, w: (((x @ w.mT) * 0.5).half() + 1.0).tanh().softmax(-1),
+        "expected `mul`, found `half`",
+    ),
+    "dropout that drops": (
+        lambda x, w: F.dropout((x @ w.mT) * 0.5 + 1.0, 1.0).tanh().softmax(-1),
+        "expected `add`, found `dropout`",
+    ),
+}
+
+
+def _escaping(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    s = x @ w.mT
+    return (s * 0.5 + 1.0).tanh().softmax(-1), s
+
+
+@pytest.mark.parametrize("name", DECLINED)
+@pytest.mark.usefixtures("softmax_scores")
+def test_declines_with_the_reason(name: str) -> None:
+    model, wanted = DECLINED[name]
+    square = torch.randn(4, 4)
+    found = reasons(model, (square, torch.randn(4, 4)))
+    if not wanted:
+        assert found == []  # only the anchor agreed: nothing to say
+        return
+    (reason,) = found
+    assert any(part in reason for part in wanted.split("|")), reason
+
+
+def test_another_dim_is_declined() -> None:
+    def find(x: Tensor) -> Tensor:
+        return x.exp().sin().sum(-1).cos()
+
+    with register_pattern(find, lambda x: find(x), (X,), id=ID):
+        assert_fires(lambda x: x.exp().sin().sum(dim=[1]).cos(), (X,), 1)
+        (reason,) = reasons(lambda x: x.exp().sin().sum(0).cos()[:3], (X,))
+        assert reason == "`dim` of `sum` is 0 instead of 1"
+        record = reasons(lambda x: x.exp().sin().sum(-1, keepdim=True).cos(), (X,))
+        assert record == ["`keepdim` of `sum` is True instead of False"]
+
+
+@pytest.mark.usefixtures("softmax_scores")
+def test_an_input_mutated_in_between_is_declined() -> None:
+    def model(x: Tensor, w: Tensor) -> Tensor:
+        x = x + 0
+        s = x @ w.mT
+        x.mul_(2)
+        return (s * 0.5 + 1.0).tanh().softmax(-1) + x.sum()
+
+    (reason,) = reasons(model, (X, W))
+    assert "mutated" in reason
+
+
+def test_a_result_written_to_later_keeps_memory_of_its_own() -> None:
+    def find(x: Tensor) -> Tensor:
+        return x.neg().neg()
+
+    def model(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x * 1
+        y = x.neg().neg()
+        y.add_(1)
+        return x, y
+
+    with register_pattern(find, lambda x: x.view_as(x), (X,), id=ID):
+        (reason,) = reasons(model, (X,))
+        assert "written to in place later" in reason
+        assert_fires(lambda x: x.neg().neg() * 2, (X,), 1)
+    with register_pattern(find, lambda x: x * 1, (X,), id=ID):
+        assert_fires(model, (X,), 1)
+
+
+def test_wrong_order_of_what_does_not_commute() -> None:
+    def find(x: Tensor, y: Tensor) -> Tensor:
+        return (x.exp() - y.sin()).tanh().relu()
+
+    def replacement(x: Tensor, y: Tensor) -> Tensor:
+        return F.relu(torch.tanh(torch.exp(x) - torch.sin(y)))
+
+    with register_pattern(find, replacement, (X, X), id=ID):
+        assert_fires(lambda x, y: (y.exp() - x.sin()).tanh().relu(), (X, X + 1), 1)
+        (reason,) = reasons(lambda x, y: (x.sin() - y.exp()).tanh().relu(), (X, X + 1))
+        assert reason == "expected `exp`, found `sin`"
+
+
+def test_commutation_backtracks_and_comparisons_mirror() -> None:
+    def find(x: Tensor, y: Tensor) -> Tensor:
+        a = x.sin() + x.cos()
+        return torch.where(x > y, a * y.exp(), a.sin() + y)
+
+    def model(x: Tensor, y: Tensor) -> Tensor:
+        a = x.cos() + x.sin()
+        return (y + torch.sin(a)).masked_fill(y < x, 0) * 0 + torch.where(
+            y < x, torch.exp(y) * a, y + torch.sin(a)
+        )
+
+    with register_pattern(find, lambda x, y: find(x, y), (X, X), id=ID):
+        assert_fires(lambda x, y: model(x, y)[0], (X, X + 0.1), 0)  # two readers of a: it escapes
+        assert_fires(
+            lambda x, y: (lambda a: torch.where(y < x, torch.exp(y) * a, y + a.sin()))(
+                x.cos() + x.sin()
+            ),
+            (X, X + 0.1),
+            1,
+        )
+
+
+def test_masked_fill_is_where() -> None:
+    def find(x: Tensor, m: Tensor) -> Tensor:
+        return x.masked_fill(m, -1.0).exp()
+
+    with register_pattern(find, lambda x, m: torch.where(m, -1.0, x).exp(), (X, X > 0), id=ID):
+        assert_fires(lambda x, m: torch.where(m, -1.0, x).exp(), (X, X > 0), 1)
+        assert_fires(lambda x, m: torch.where(m, x, -1.0).exp(), (X, X > 0), 0)
+
+
+def test_scalars_are_bound_by_position_not_by_value() -> None:
+    def find(x: Tensor, a: float, b: float) -> Tensor:
+        return (x * a + b).sin() * a
+
+    def replacement(x: Tensor, a: float, b: float) -> Tensor:
+        return torch.sin(torch.add(x * a, b)).mul(a)
+
+    with register_pattern(find, replacement, (X, 1.0, 1.0), id=ID):
+        record = assert_fires(lambda x: (x * 2.0 + 2.0).sin() * 2, (X,), 1)
+        assert record.rewritten[0].facts["a"] == "2.0"
+        record = assert_fires(lambda x: (x * 2.0 + 3.0).sin() * 2, (X,), 1)
+        assert record.rewritten[0].facts["b"] == "3.0"
+        (reason,) = reasons(lambda x: (x * 2.0 + 3.0).sin() * 3.0, (X,))
+        assert reason == "`a` stands for two different values, 2.0 and 3.0"
+
+
+def test_one_tensor_argument_is_one_value() -> None:
+    def find(x: Tensor, y: Tensor) -> Tensor:
+        return x.exp() * y.sin() - x.cos()
+
+    with register_pattern(find, lambda x, y: find(x, y), (X, X), id=ID):
+        assert_fires(lambda x, y: x.exp() * y.sin() - x.cos(), (X, X + 1), 1)
+        assert_fires(lambda x, y: x.exp() * y.sin() - x.contiguous().cos(), (X, X + 1), 1)
+        (reason,) = reasons(lambda x, y: x.exp() * y.sin() - y.cos(), (X, X + 1))
+        assert "`x` stands for two different values" in reason or "expected" in reason
+
+
+def rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * w
+
+
+def rms_fused(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), w, eps)
+
+
+def rms_spelled(x: Tensor, w: Tensor) -> Tensor:
+    return w * (x * (1e-5 + x.square().mean(dim=-1, keepdim=True)).rsqrt())
+
+
+def test_gradients_and_dynamic_shapes() -> None:
+    with register_pattern(rms, rms_fused, (X, X[0], 1e-6), id=ID):
+        for dynamic in (None, True):
+            x, w = torch.randn(2, 7, 6, requires_grad=True), torch.randn(6, requires_grad=True)
+            out, record = compiled(rms_spelled, (x, w), dynamic=dynamic, inner="aot_eager")
+            assert len(record.rewritten) == 1
+            seed = torch.randn_like(out)
+            ours = torch.autograd.grad(out, (x, w), seed)
+            torch.testing.assert_close(ours, torch.autograd.grad(rms_spelled(x, w), (x, w), seed))
+
+
+def test_a_scale_computed_from_a_shape() -> None:
+    def find(x: Tensor, w: Tensor) -> Tensor:
+        return (x @ w.mT * x.shape[-1] ** -0.5).softmax(-1)
+
+    def replacement(x: Tensor, w: Tensor) -> Tensor:
+        return torch.softmax(x @ w.mT / math.sqrt(x.shape[-1]), -1)
+
+    wide, narrow = (torch.randn(3, 48), torch.randn(5, 48)), (torch.randn(3, 9), torch.randn(5, 9))
+    with register_pattern(find, replacement, (X, W), id=ID):
+        assert_fires(lambda x, w: (x @ w.mT * 48**-0.5).softmax(-1), wide, 1)
+        assert_fires(lambda x, w: (x @ w.mT * (1 / math.sqrt(48))).softmax(-1), wide, 1)
+        assert_fires(lambda x, w: (x @ w.mT / math.sqrt(48)).softmax(-1), wide, 1)
+        assert_fires(
+            lambda x, w: (x @ w.mT * x.shape[-1] ** -0.5).softmax(-1), wide, 1, dynamic=True
+        )
+        (reason,) = reasons(lambda x, w: (x @ w.mT * 48**-0.5).softmax(-1), narrow)
+        assert "instead of 0.333" in reason
+
+
+def test_views_are_compared_by_what_they_do() -> None:
+    def find(x: Tensor, heads: int) -> Tensor:
+        b, s, d = x.shape
+        return x.reshape(b, s, heads, d // heads).transpose(1, 2).exp()
+
+    def replacement(x: Tensor, heads: int) -> Tensor:
+        return torch.exp(x.unflatten(-1, (heads, -1)).permute(0, 2, 1, 3))
+
+    x = torch.randn(2, 5, 8)
+    with register_pattern(find, replacement, (x, 2), id=ID):
+        for model in (
+            lambda x: x.view(2, -1, 4, 2).permute(0, 2, 1, 3).exp(),
+            lambda x: x.unflatten(2, (4, 2)).swapaxes(-3, -2).exp(),
+            lambda x: x.view(x.size(0), x.size(1), 4, -1).transpose(2, 1).contiguous().exp(),
+        ):
+            for dynamic in (None, True):
+                record = assert_fires(model, (x,), 1, dynamic=dynamic)
+                assert record.rewritten[0].facts["heads"] == "4"
+        assert_fires(lambda x: x.view(2, 5, 4, 2).transpose(1, 3).exp(), (x,), 0)
+        assert_fires(lambda x: x.view(2, 4, 5, 2).transpose(1, 2).exp(), (x,), 0)
+        assert_fires(lambda x: x.view(10, 4, 2).transpose(0, 1).exp(), (x,), 0)
+
+
+def test_slices_and_tuples() -> None:
+    def find(x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+    def replacement(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([b.neg(), a], -1)
+
+    x = torch.randn(2, 3, 8)
+    with register_pattern(find, replacement, (torch.randn(2, 4),), id=ID):
+        assert_fires(lambda x: torch.cat([-x[:, :, 4:], x[:, :, 0:4]], 2), (x,), 1)
+        assert_fires(lambda x: torch.cat([-x[:, :, 3:], x[:, :, 0:3]], 2), (x,), 0)
+        assert_fires(lambda x: torch.cat([x[:, :, :4], -x[:, :, 4:]], 2), (x,), 0)
+    with register_pattern(replacement, find, (torch.randn(2, 4),), id=ID):
+        assert_fires(lambda x: (lambda p: torch.cat([-p[1], p[0]], -1))(x.chunk(2, -1)), (x,), 1)
+
+
+def test_operators_that_the_tables_do_not_know() -> None:
+    def find(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.relu(F.layer_norm(x, (x.shape[-1],), w, b).cumsum(-1))
+
+    def replacement(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.layer_norm(x, (x.shape[-1],), w, b).cumsum(-1).clamp(min=0)
+
+    inputs = (X, X[0], X[1])
+    with register_pattern(find, replacement, inputs, id=ID):
+        assert_fires(
+            lambda x, w, b: torch.cumsum(F.layer_norm(x, [4], bias=b, weight=w), dim=1).relu(),
+            inputs,
+            1,
+        )
+        (reason,) = reasons(
+            lambda x, w, b: F.layer_norm(x, [4], w, b, 1e-3).cumsum(1).relu(), inputs
+        )
+        assert reason == "`eps` of `layer_norm` is 0.001 instead of 1e-05"
+
+
+def test_autocast_is_respected() -> None:
+    def model(x: Tensor, w: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return (x @ w.mT).exp() * 1.0
+
+    def find(x: Tensor, w: Tensor) -> Tensor:
+        return (x @ w.mT).exp()
+
+    with register_pattern(find, lambda x, w: torch.exp(F.linear(x, w)), (X, W), id=ID):
+        assert reasons(model, (X, W)) == [
+            "`matmul` gives torch.bfloat16 where the pattern gives torch.float32"
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_fires(lambda x, w: (x @ w.mT).exp(), (X, W), 1)
+
+
+def two(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    y = (x @ w).exp()
+    return y.sin(), y.cos()
+
+
+def two_fused(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    y = torch.exp(x @ w)
+    return torch.sin(y), torch.sin(y + math.pi / 2)
+
+
+def test_several_outputs() -> None:
+    square = torch.randn(4, 4)
+    with register_pattern(two, two_fused, (X, square), id=ID):
+
+        def model(x: Tensor, w: Tensor) -> Tensor:
+            y = torch.exp(torch.mm(x, w))
+            c, s = torch.cos(y), torch.sin(y)
+            return c * 2 + s
+
+        assert_fires(model, (X, square), 1, inner="aot_eager")
+        assert_fires(model, (X, square), 1, dynamic=True)
+        (reason,) = reasons(lambda x, w: (x @ w).exp().sin(), (X, square))
+        assert reason == "no `cos` reads this value, as another output does"
+
+
+def test_an_output_that_is_also_an_intermediate() -> None:
+    def find(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        h = x + w
+        return h, h.pow(2).mean(-1)
+
+    def replacement(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.add(x, w)
+        return h, (h * h).mean(-1)
+
+    def model(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        h = w + x
+        return h.square().mean(dim=-1), h
+
+    with register_pattern(find, replacement, (X, X), id=ID):
+        assert_fires(model, (X, X + 1), 1)
+
+
+def test_where_sees_what_was_bound() -> None:
+    seen: list[Any] = []
+
+    def where(x: Tensor, s: float) -> str | None:
+        seen.append((tuple(x.shape), x.dtype, s))
+        return "the scale is too large" if s > 1 else None
+
+    with register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=where):
+        assert_fires(lambda x, w: scores(x, w, 0.5), (XB, WB), 1)
+        assert seen == [((2, 3, 4), torch.float32, 0.5)]
+        assert reasons(lambda x, w: scores(x, w, 1.5), (X, W)) == ["the scale is too large"]
+
+
+@pytest.mark.parametrize("answer", [True, False, 0])
+def test_where_must_answer_with_a_reason(answer: Any) -> None:
+    with (
+        register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=lambda: answer),
+        pytest.warns(FuserWarning, match="must return None to accept"),
+    ):
+        assert not compiled(lambda x, w: scores(x, w, 0.5), (X, W), strict=False)[1].rewritten
+
+
+def test_where_that_raises_costs_one_warning() -> None:
+    def where(x: Tensor) -> str | None:
+        raise RuntimeError("a mistake in the predicate")
+
+    with register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=where):
+        with pytest.warns(FuserWarning, match="a mistake in the predicate") as caught:
+            out, record = compiled(lambda x, w: scores(x, w, 0.5), (X, W), strict=False)
+        assert len(caught) == 1
+        assert not record.rewritten
+        torch.testing.assert_close(out, scores(X, W, 0.5))
+
+
+def test_a_replacement_that_differs_at_other_shapes_costs_one_warning() -> None:
+    def find(x: Tensor) -> Tensor:
+        return x.exp().sum(-1)
+
+    def replacement(x: Tensor) -> Tensor:
+        return torch.exp(x)[..., 0] * 4
+
+    def wrong(x: Tensor) -> Tensor:
+        return torch.exp(x).sum(-1).reshape(3)
+
+    with register_pattern(find, replacement, (X,), id=ID):
+        _, record = compiled(lambda x: x.exp().sum(-1), (X,))
+        assert len(record.rewritten) == 1  # what the values are is the author's word
+    with register_pattern(find, wrong, (X,), id=ID):
+        with pytest.warns(FuserWarning, match=ID) as caught:
+            out, record = compiled(lambda x: x.exp().sum(-1), (XB,), strict=False)
+        assert len(caught) == 1
+        torch.testing.assert_close(out, XB.exp().sum(-1))
+        with pytest.raises(Exception, match="shape"):
+            compiled(lambda x: x.exp().sum(-1), (XB,), strict=True)
+
+
+class Doubled(torch.autograd.Function):
+    """A sine whose backward is twice what it should be, so that one sees whose was used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.saved_tensors[0].cos()
+
+
+@torch.library.custom_op("fuser_test::scaled_sine", mutates_args=())
+def scaled_sine(x: Tensor, scale: float) -> Tensor:
+    return x.sin() * scale
+
+
+@scaled_sine.register_fake
+def _(x: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_autograd_functions_and_library_operators_in_the_replacement() -> None:
+    def find(x: Tensor, s: float) -> Tensor:
+        return x.sin() * s
+
+    x = torch.randn(3, 4, requires_grad=True)
+    with register_pattern(find, lambda x, s: Doubled.apply(x) * s, (X, 2.0), id=ID):
+        out, record = compiled(lambda x: x.sin() * 3.0, (x,), inner="aot_eager")
+        assert len(record.rewritten) == 1
+        (grad,) = torch.autograd.grad(out.sum(), (x,))
+        torch.testing.assert_close(grad, 6 * x.cos())
+    with register_pattern(find, lambda x, s: scaled_sine(x, s), (X, 2.0), id=ID), torch.no_grad():
+        record = assert_fires(lambda x: x.sin() * 3.0, (X,), 1, inner="aot_eager")
+        assert "scaled_sine" in " ".join(record.rewritten[0].added)
+
+
+def test_tensors_made_by_the_functions() -> None:
+    def find(x: Tensor) -> Tensor:
+        mask = torch.ones((x.shape[-2], x.shape[-1]), dtype=torch.bool).tril()
+        return x.masked_fill(~mask, -1.0).exp()
+
+    def replacement(x: Tensor) -> Tensor:
+        mask = torch.ones((x.shape[-2], x.shape[-1]), dtype=torch.bool).tril()
+        return torch.where(mask, x.exp(), torch.exp(torch.tensor(-1.0)))
+
+    def model(x: Tensor, diagonal: int) -> Tensor:
+        mask = torch.ones(5, 5, dtype=torch.bool)
+        return x.masked_fill(~torch.tril(mask, diagonal=diagonal), -1.0).exp()
+
+    x = torch.randn(2, 5, 5)
+    with register_pattern(find, replacement, (X,), id=ID):
+        assert_fires(lambda x: model(x, 0), (x,), 1, inner="aot_eager")
+        (reason,) = reasons(lambda x: model(x, 1), (x,))
+        assert reason == "`diagonal` of `tril` is 1 instead of 0"
+
+
+def test_random_operators() -> None:
+    def find(x: Tensor, p: float) -> Tensor:
+        return F.dropout(x.exp(), p, True).sin()
+
+    def replacement(x: Tensor, p: float) -> Tensor:
+        return torch.sin(F.dropout(torch.exp(x), p))
+
+    with register_pattern(find, replacement, (X, 0.5), id=ID):
+        _, record = compiled(lambda x: F.dropout(x.exp(), 0.25).sin(), (X,))
+        assert record.rewritten[0].facts["p"] == "0.25"
+
+        def model(x: Tensor) -> Tensor:
+            y = F.dropout(x.exp(), 0.25)
+            z = torch.rand_like(x)
+            return y.sin() + z
+
+        _, record = compiled(model, (X,))
+        assert [m.reason for m in record.near_misses] == [
+            "another random operator stands within the region"
+        ]
+
+
+def test_work_is_bounded() -> None:
+    """Sums whose terms all look alike have 2^n readings; none may be tried for long."""
+
+    def find(x: Tensor, y: Tensor) -> Tensor:
+        out = x.sin()
+        for _ in range(12):
+            out = (out + y.cos()) * (y.cos() + out.sin())
+        return out.exp()
+
+    def model(x: Tensor, y: Tensor) -> Tensor:
+        out = x.cos()
+        for _ in range(12):
+            out = (y.cos() + out) * (out.sin() + y.cos())
+        return out.exp()
+
+    with register_pattern(find, lambda x, y: find(x, y), (X, X), id=ID):
+        start = time.perf_counter()
+        _, record = compiled(model, (X, X + 1))
+        assert not record.rewritten
+        assert time.perf_counter() - start < 20
+        assert record.seconds < 3
+
+
+NOT_TRACEABLE: dict[str, Callable[..., Any]] = {
+    "control flow": lambda x: x if x.sum() > 0 else -x,
+    "loop over a shape": lambda x: sum(x[i] for i in range(x.shape[0])),
+    "float": lambda x: x * float(x.sum()),
+    "module": lambda x: torch.nn.Linear(4, 4)(x),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TRACEABLE)
+@pytest.mark.parametrize("role", ["find", "replace"])
+def test_functions_that_cannot_be_traced(name: str, role: str) -> None:
+    functions = {"find": lambda x: x.exp(), "replace": lambda x: x.exp(), role: NOT_TRACEABLE[name]}
+    with pytest.raises(
+        UntraceablePatternError, match=f"`{role}` could not be traced.*straight-line"
+    ):
+        register_pattern(functions["find"], functions["replace"], (X,), id=ID)
+
+
+BAD: dict[str, tuple[Callable[..., Any], Callable[..., Any], Any, type[Exception], str]] = {
+    "fails on the examples": (
+        lambda x: x @ x,
+        lambda x: x @ x,
+        (X,),
+        UnrunnablePatternError,
+        "fails on the example inputs, at",
+    ),
+    "depends on content": (
+        lambda x: x * x.sum().item(),
+        lambda x: x,
+        (X,),
+        UnrunnablePatternError,
+        "content",
+    ),
+    "another shape": (
+        lambda x: x.exp(),
+        lambda x: x.exp().mT,
+        (X,),
+        PatternOutputsError,
+        r"the shape of output 0 .*\(3, 4\).*\(4, 3\)",
+    ),
+    "another dtype": (
+        lambda x: x.exp(),
+        lambda x: x.exp().half(),
+        (X,),
+        PatternOutputsError,
+        "the dtype of output 0",
+    ),
+    "another number of outputs": (
+        lambda x: x.exp(),
+        lambda x: (x.exp(), x),
+        (X,),
+        PatternOutputsError,
+        "the number of outputs",
+    ),
+    "too few examples": (
+        lambda x, y: x + y,
+        lambda x, y: x + y,
+        (X,),
+        PatternError,
+        "give one for",
+    ),
+    "examples that are no tuple": (lambda x: x.exp(), lambda x: x.exp(), X, PatternError, "tuple"),
+    "other arguments": (lambda x: x + 1, lambda x, y: x + y, (X,), PatternError, "same arguments"),
+    "variable arguments": (lambda *x: x[0], lambda *x: x[0], (X,), PatternError, "positional"),
+    "no tensor": (lambda x: x.shape[0], lambda x: x, (X,), PatternError, "must return a tensor"),
+    "its own argument": (lambda x: x, lambda x: x, (X,), PatternError, "must compute each"),
+    "unused argument": (lambda x, y: x + 1, lambda x, y: x, (X, X), PatternError, "argument `y`"),
+    "shape only": (
+        lambda x, y: x * y.shape[0],
+        lambda x, y: x,
+        (X, X),
+        PatternError,
+        "argument `y` directly",
+    ),
+    "in place": (lambda x: x.exp_(), lambda x: x.exp(), (X,), PatternError, "in place"),
+    "a tensor from elsewhere": (
+        lambda x: x * W[0],
+        lambda x: x,
+        (X,),
+        PatternError,
+        "`find` holds a tensor from elsewhere",
+    ),
+    "unconnected outputs": (
+        lambda x, y: (x.exp(), y.exp()),
+        lambda x, y: (x.exp(), y.exp()),
+        (X, X),
+        PatternError,
+        "share no tensor",
+    ),
+    "a module": (torch.nn.ReLU(), lambda x: x, (X,), PatternError, "must be a Python function"),
+    "a builtin": (torch.relu, lambda x: x, (X,), PatternError, "wrap it in a def"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_patterns_are_refused_when_registered(name: str) -> None:
+    find, replacement, examples, error, text = BAD[name]
+    with pytest.raises(error, match=text):
+        register_pattern(find, replacement, examples, id=ID)
+
+
+def test_where_that_asks_for_unknown_arguments() -> None:
+    with pytest.raises(PatternError, match="`where` takes 'y', which is not an argument"):
+        register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=lambda y: None)
