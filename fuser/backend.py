@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,7 +23,7 @@ _listeners: ContextVar[tuple[Callable[[Record], None], ...]] = ContextVar("liste
 
 
 @contextlib.contextmanager
-def listening(listener: Callable[[Record], None]) -> Iterator[None]:
+def listening(listener: Callable[[Record], None]) -> Generator[None]:
     """Call `listener` with the record of every graph that is compiled within the block."""
     token = _listeners.set((*_listeners.get(), listener))
     try:

@@ -82,9 +82,7 @@ class Builder:
             i += 1
         return f"{prefix}_{i}"
 
-    def _insert(
-        self, op: str, target: Any, args: Any, kwargs: Any, share: bool = True
-    ) -> Node:
+    def _insert(self, op: str, target: Any, args: Any, kwargs: Any, share: bool = True) -> Node:
         args, kwargs = map_arg(args, self.current), map_arg(kwargs, self.current)
         key = _key(op, target, args, kwargs) if share else None
         for known in (self._made, self._shared or {}):

@@ -117,11 +117,7 @@ def choose(call: Call, context: Context, options: Options) -> Emission | Refusal
         prepared = lowering.prepare(call, context)
         if isinstance(prepared, Refusal):
             reasons.append(f"{lowering.kind}: {prepared.reason}")
-        elif (
-            prepared.pays
-            or options.policy is Policy.ALWAYS
-            or wanted is not LoweringChoice.AUTO
-        ):
+        elif prepared.pays or options.policy is Policy.ALWAYS or wanted is not LoweringChoice.AUTO:
             return prepared
         else:
             reasons.append(f"{lowering.kind}: is not faster than the inner backend here")

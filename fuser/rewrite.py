@@ -131,9 +131,7 @@ def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     return True
 
 
-def _restride(
-    builder: Builder, pattern: str, index: int, old: torch.Tensor, new: Node
-) -> Node:
+def _restride(builder: Builder, pattern: str, index: int, old: torch.Tensor, new: Node) -> Node:
     """A copy of `new` with the strides of `old`, which must be dense."""
     order = sorted(range(old.ndim), key=lambda d: _hint(old.stride(d)), reverse=True)
     if order == list(range(old.ndim)):

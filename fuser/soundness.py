@@ -45,7 +45,9 @@ def _escapes(view: GraphView, match: Match) -> Decline | None:
             continue
         for user in node.users:
             if user not in match.nodes and not reads_shape_alone(view, user, node):
-                what = "is returned" if user.op == "output" else f"is used elsewhere, by `{user.name}`"
+                what = (
+                    "is returned" if user.op == "output" else f"is used elsewhere, by `{user.name}`"
+                )
                 return Decline(f"an intermediate value {what}", node)
     return None
 
@@ -86,7 +88,9 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
             start = max(min(read, first), view.order[operand.node])
             writer = view.mutated_between(operand.node, start + 1, end)
             if writer is not None and writer not in inside:
-                return Decline("an input is mutated between its use and the end of the region", writer)
+                return Decline(
+                    "an input is mutated between its use and the end of the region", writer
+                )
     for node in inputs_of(match):
         readers = [view.order[u] for u in node.users if u in inside]
         writer = view.mutated_between(node, min(readers, default=last) + 1, last)

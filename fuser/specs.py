@@ -19,7 +19,9 @@ from .graph.program import Program
 class AttentionSpec:
     """Softmax attention with any pointwise score program.
 
-        s_i = q_i k_iᵀ;  p = softmax(score(s_0, s_1, ..., c_0, ...)) over keys;  o = probs(p, c_0, ...) v
+        s_i = q_i k_iᵀ
+        p   = softmax(score(s_0, s_1, ..., c_0, ...)) over keys
+        o   = probs(p, c_0, ...) v
 
     Operands: `q_i: (B, H, Sq, D_i)`, `k_i: (B, Hkv, Sk, D_i)`, `v: (B, Hkv, Sk, Dv)` with H a
     multiple of Hkv (query head h reads key head `h // (H / Hkv)`), and captured tensors `c_j` that
@@ -40,7 +42,7 @@ class AttentionSpec:
     """A captured tensor `(·, ·, ·, 1)` that joins the denominator as one more logit; "0" for
     softmax-plus-one; "" for none."""
     dead_rows_are_zero: bool = False
-    """A query whose keys are all at -inf gives zeros (SDPA's definition) instead of NaN (softmax's)."""
+    """A query whose keys are all at -inf gives zeros (as SDPA says), not NaN (as softmax does)."""
     dropout: float = 0.0
     """Probability with which an element of p is dropped; the others grow by 1 / (1 - dropout)."""
 

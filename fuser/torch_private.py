@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import sympy
@@ -17,6 +17,7 @@ from torch._dynamo import exc as dynamo_exc
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "FakeTensor",
@@ -55,7 +56,7 @@ def is_control_flow(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def differentiable() -> Iterator[None]:
+def differentiable() -> Generator[None]:
     """Record gradients inside an operator's kernel, which the dispatcher runs below autograd."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView"):
@@ -66,11 +67,11 @@ def differentiable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def eager_world() -> Iterator[None]:
+def eager_world() -> Generator[None]:
     """Run real tensor code in the middle of a compile: no fake mode, no functorch, no autocast."""
     with (
         unset_fake_temporarily(),
-        torch.utils._python_dispatch._disable_current_modes(),
+        _disable_current_modes(),
         torch.no_grad(),
         torch._C._DisableAutocast(),
         torch._C.DisableTorchFunctionSubclass(),
@@ -86,7 +87,7 @@ _wrap_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def attention_patterns_off(device: torch.device) -> Iterator[None]:
+def attention_patterns_off(device: torch.device) -> Generator[None]:
     """Within the block, Inductor's serialised attention patterns (`_sfdp_*`) do not match."""
     _wrap_attention_patterns(device)
     token = _patterns_off.set(True)

@@ -61,9 +61,9 @@ def bodies(module: GraphModule) -> Iterable[GraphModule]:
 def looks_like_attention(module: GraphModule) -> bool:
     """Whether a graph has probabilities that Inductor's own attention patterns could look at."""
     names = ("softmax", "exp", "_softmax")
-    return any(
-        getattr(n.target, "__name__", n.target) in names for n in module.graph.nodes
-    ) or any(looks_like_attention(body) for body in bodies(module))
+    return any(getattr(n.target, "__name__", n.target) in names for n in module.graph.nodes) or any(
+        looks_like_attention(body) for body in bodies(module)
+    )
 
 
 def _is_closed(user: Node) -> bool:
@@ -247,5 +247,3 @@ def _failed(failed: Failed, options: Options, record: Record, graph: int) -> Non
         FuserWarning,
         stacklevel=3,
     )
-
-

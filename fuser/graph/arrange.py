@@ -42,8 +42,9 @@ def steps(
 ) -> list[Step]:
     """Views that turn a tensor with `dims` into one with `target`.
 
-    At an axis in `fixed` only the given index is taken. Axes of `target` that the tensor lacks are broadcast: a dimension all of whose axes are missing
-    gets size one, unless `materialise` asks for its full size.
+    At an axis in `fixed` only the given index is taken. Axes of `target` that the tensor lacks are
+    broadcast: a dimension all of whose axes are missing gets size one, unless `materialise` asks
+    for its full size.
 
     Raises:
         Unproven: the tensor has an axis that the target does not have.

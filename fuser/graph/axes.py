@@ -134,7 +134,18 @@ def _quotient(a: Size, b: Size) -> Size | None:
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
     ratio = sympy.cancel(sympy.sympify(a) / sympy.sympify(b))
-    numerator, denominator = ratio.as_numer_denom()
-    if denominator != 1:
+    if ratio.as_numer_denom()[1] != 1:
         return None
     return int(ratio) if ratio.is_Integer else ratio
+
+
+def quotient(a: Size, b: Size) -> Size:
+    """a / b.
+
+    Raises:
+        Unproven: b is not known to divide a.
+    """
+    found = _quotient(a, b)
+    if found is None:
+        raise Unproven(f"{b} is not known to divide {a}")
+    return found

@@ -61,14 +61,14 @@ class ProgramBuilder:
 
     def pointwise(self, op: Op, node: Node, mapped: Mapping[Node, Node]) -> Node:
         """Append the operator of `node`, its node arguments replaced by program nodes."""
-        source = op.args.get("input")
+        source: Any = op.args.get("input")
         if op.name in IDENTITIES:
-            return mapped[source]  # type: ignore[index]
+            return mapped[source]
         dtype = node.meta["example_value"].dtype
         if op.name in ("to", "type_as", "type", *CASTS):
             if is_tensor(source) and source.meta["example_value"].dtype == dtype:
                 return mapped[source]
-            return self.graph.call_method("to", (mapped[source],), {"dtype": dtype})  # type: ignore[index]
+            return self.graph.call_method("to", (mapped[source],), {"dtype": dtype})
         mapped = self._natural(op, node, mapped, dtype)
         args = {k: v for k, v in op.args.items() if k != "inplace"}
         swap = lambda v: mapped.get(v, v) if isinstance(v, Node) else v  # noqa: E731
@@ -88,8 +88,10 @@ class ProgramBuilder:
     ) -> Mapping[Node, Node]:
         """Spell out the cast that autocast made: operands in the dtype of the result."""
         dtypes = [n.meta["example_value"].dtype for n in node.all_input_nodes if is_tensor(n)]
-        if not dtype.is_floating_point or dtype in dtypes or not any(
-            d.is_floating_point for d in dtypes
+        if (
+            not dtype.is_floating_point
+            or dtype in dtypes
+            or not any(d.is_floating_point for d in dtypes)
         ):
             return mapped
         return {
@@ -148,6 +150,13 @@ class Program:
         """Run the program on tensors that broadcast against each other."""
         return _run(self.text, inputs)
 
+    def widened(self) -> Program:
+        """The program with its casts to half precision read as casts to fp32."""
+        text = self.text
+        for name in ("bfloat16", "float16"):
+            text = text.replace(f'{{"dtype":"{name}"}}', '{"dtype":"float32"}')
+        return Program(text)
+
     def formula(self) -> str:
         """One line of readable algebra."""
         return _formula(self.graph)
@@ -175,7 +184,11 @@ def _encode(argument: Any) -> Any:
     if isinstance(argument, torch.dtype):
         return {"dtype": str(argument).removeprefix("torch.")}
     if isinstance(argument, float):
-        return {"float": argument.hex() if argument == argument and abs(argument) != float("inf") else str(argument)}
+        return {
+            "float": argument.hex()
+            if argument == argument and abs(argument) != float("inf")
+            else str(argument)
+        }
     if argument is None or isinstance(argument, (bool, int, str)):
         return argument
     raise KeyError(f"an argument that cannot be serialised: {argument!r}")

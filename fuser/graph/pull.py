@@ -10,7 +10,19 @@ from typing import Any
 from torch.fx import Node
 
 from ..torch_private import to_expr
-from .axes import Axis, Dim, Dims, Unproven, broadcast, leaves, regroup, resolve, same_size, size_of
+from .axes import (
+    Axis,
+    Dim,
+    Dims,
+    Unproven,
+    broadcast,
+    leaves,
+    quotient,
+    regroup,
+    resolve,
+    same_size,
+    size_of,
+)
 from .ops import Kind, Op, data_inputs, value
 
 
@@ -53,14 +65,13 @@ def pull_view(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims]:
             return source, _unrepeat(op, dims, shape)
         case "repeat_interleave":
             return source, _uninterleave(op, dims, shape)
-    raise Unproven(f"no rule for the view {op.name!r}")
+        case _:
+            raise Unproven(f"no rule for the view {op.name!r}")
 
 
 def pull_pointwise(op: Op, node: Node, dims: Dims) -> dict[Node, Dims]:
     """Axes of every tensor input of a pointwise operator."""
-    return {
-        source: broadcast(dims, value(source).shape) for source in data_inputs(op, node)
-    }
+    return {source: broadcast(dims, value(source).shape) for source in data_inputs(op, node)}
 
 
 def pull_contraction(op: Op, node: Node, dims: Dims) -> Contraction:
@@ -168,7 +179,9 @@ def _transposed(op: Op, rank: int) -> tuple[int, int]:
 def _moved(op: Op, rank: int) -> list[int]:
     source, destination = op.args["source"], op.args["destination"]
     sources = [_index(d, rank) for d in ([source] if isinstance(source, int) else source)]
-    targets = [_index(d, rank) for d in ([destination] if isinstance(destination, int) else destination)]
+    targets = [
+        _index(d, rank) for d in ([destination] if isinstance(destination, int) else destination)
+    ]
     order: list[int] = [-1] * rank
     for s, t in zip(sources, targets, strict=True):
         order[t] = s
@@ -192,7 +205,7 @@ def _inner_part(dim: Dim, size: Any) -> Dim:
     if isinstance(size, int) and size == 1:
         return ()
     total = size_of(dim)
-    copies = total // size if isinstance(total, int) and isinstance(size, int) else total / size
+    copies = quotient(total, size)
     return regroup((dim,), (copies, size))[1]
 
 
@@ -218,5 +231,5 @@ def repeated_heads(batch: Dims, shape: Sequence[Any]) -> Dims:
         return batch
     if isinstance(heads, int) and heads == 1:
         return (*batch[:-1], ())
-    groups = total // heads if isinstance(total, int) and isinstance(heads, int) else total / heads
+    groups = quotient(total, heads)
     return (*batch[:-1], regroup((batch[-1],), (heads, groups))[0])

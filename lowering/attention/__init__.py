@@ -1,5 +1,5 @@
-"""Attention: the oracle, library kernels on the CPU, FlexAttention."""
+"""Attention: the oracle, library kernels, and any program in chunks on the CPU."""
 
-from . import aten, flash, reference
+from . import aten, chunked, flash, reference
 
-__all__ = ["aten", "flash", "reference"]
+__all__ = ["aten", "chunked", "flash", "reference"]

@@ -1,4 +1,4 @@
-"""Library kernels: programs that are `scale · s + bias` with masks, on SDPA and the CPU flash kernel.
+"""Library kernels for programs that are `scale · s + bias` with masks: SDPA, CPU flash.
 
 Emitted as ordinary graph nodes, so autograd and Inductor see through them. The bias is one tensor,
 made once for each graph and shared by the layers that share it; a causal mask is never made.
@@ -24,6 +24,7 @@ from ..base import Context, Emission, Lowering, Refusal, register_lowering
 from . import affine
 from .affine import NotAffine
 from .bias import Bias, Rows, analyse, reads_gradient
+from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator, FreeEmitter, varies_over
 from .reference import operands
 
@@ -77,12 +78,9 @@ class LibraryAttention(Lowering):
 def _read(call: Call, context: Context) -> _Form:
     spec: AttentionSpec = call.spec
     evaluator = Evaluator(call, context.folder)
-    if _narrower(spec.score_dtype, spec.dtype):
+    if narrower(spec.score_dtype, spec.dtype) or rounds_coarsely(spec.score, spec.dtype):
         raise NotAffine("scores are rounded more coarsely than the result")
-    scores, graph = affine.read(spec.score, evaluator.number)
-    for node in graph.nodes:
-        if node.target == "to" and _narrower(node.kwargs["dtype"], spec.dtype):
-            raise NotAffine("scores are rounded more coarsely than the result")
+    scores, _ = affine.read(spec.score, evaluator.number)
     probs, _ = affine.read(spec.probs, evaluator.number)
     if probs.terms or probs.keeps:
         raise NotAffine("probabilities are added to, or masked after the softmax")
@@ -109,10 +107,6 @@ def _features_known(call: Call) -> bool:
     return len(sizes) == 2 and same_size(*sizes)
 
 
-def _narrower(a: torch.dtype, b: torch.dtype) -> bool:
-    return a.is_floating_point and b.is_floating_point and a.itemsize < b.itemsize
-
-
 def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
     spec, bias = call.spec, form.bias
     if not _features_known(call):
@@ -124,7 +118,7 @@ def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
     if context.training and bias.rows is not Rows.KEPT and not spec.dead_rows_are_zero:
         if bias.filled and bias.added:
             return Refusal(
-                "masks are both added and filled in, and a query may have no key: the gradients differ"
+                "masks are both added and filled in where a query may have no key: gradients differ"
             )
     if context.training and spec.sink:
         return Refusal("the library kernels give no gradient for the log-sum-exp that a sink needs")
@@ -221,7 +215,9 @@ class _Emitter:
 
     def _dense(self, node: Node) -> Node:
         last = value(node).stride(-1)
-        return node if isinstance(last, int) and last == 1 else self.builder.method("contiguous", node)
+        return (
+            node if isinstance(last, int) and last == 1 else self.builder.method("contiguous", node)
+        )
 
     def _narrow(self, out: Node, features: Any) -> Node:
         return self.builder.call(operator.getitem, out, (Ellipsis, slice(None, features)))
@@ -260,8 +256,10 @@ class _Emitter:
                 chosen = (fill, total) if keep.negated else (total, fill)
             total = self.builder.call(torch.where, condition, *chosen)
         assert total is not None
-        allowed = (torch.float32, dtype)
-        return total if value(total).dtype in allowed else self._to(total, torch.float32)
+        if value(total).dtype not in (torch.float32, dtype):
+            total = self._to(total, torch.float32)
+        # a bias gathered as (Sq, Sk, H) and permuted would be read across its rows
+        return self._dense(total)
 
     def _term(self, term: affine.Term) -> Node:
         node = self.free(term.value)
@@ -275,9 +273,7 @@ class _Emitter:
             node = self.builder.call(torch.full, (1, 1, 1, 1), node)
         return node
 
-    def _attend(
-        self, q: Node, k: Node, v: Node, bias: Node | None
-    ) -> tuple[Node, Node | None]:
+    def _attend(self, q: Node, k: Node, v: Node, bias: Node | None) -> tuple[Node, Node | None]:
         """The kernel; with the log-sum-exp where something still has to be done with it."""
         form, spec = self.form, self.spec
         on_cpu = self.context.device.type == "cpu"
@@ -310,5 +306,3 @@ class _Emitter:
         share = self.builder.call(torch.sigmoid, logit)
         dtype = value(out).dtype
         return self._to(self.builder.call(torch.mul, out, share), dtype)
-
-

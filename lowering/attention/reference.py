@@ -1,4 +1,4 @@
-"""The oracle: plain PyTorch in the original order of operations, as the operator `fuser::attention`.
+"""The oracle: plain PyTorch in the original order, as the operator `fuser::attention`.
 
 The operator carries its spec as text. Its gradient recomputes the same plain PyTorch and
 differentiates that, in ordinary operators that AOTAutograd traces.
@@ -208,22 +208,23 @@ class Reference(Lowering):
         return Emission(emit, "reference", "takes every program", pays=False, facts={})
 
 
-def emit_operator(builder: Builder, call: Call) -> Node:
-    """The operator `fuser::attention` on the arranged operands."""
+def emit_operator(builder: Builder, call: Call, function: Any = None) -> Node:
+    """An operator with the signature of `fuser::attention` on the arranged operands."""
     spec: AttentionSpec = call.spec
     q, k, v = operands(builder, call)
     captured = []
     for i in range(spec.captured):
         node = builder.operand(call.operands[f"c{i}"])
         if not isinstance(value(node), Tensor):
-            node = builder.call(torch.scalar_tensor, node, dtype=torch.float64, device=value(v).device)
+            node = builder.call(
+                torch.scalar_tensor, node, dtype=torch.float64, device=value(v).device
+            )
         captured.append(node)
     seed = None
     if spec.dropout:
         seed = builder.unshared(torch.randint, 2**62, (1,), device=torch.device("cpu"))
-    return builder.call(
-        torch.ops.fuser.attention.default, q, k, v, captured, seed, spec.to_text()
-    )
+    function = torch.ops.fuser.attention.default if function is None else function
+    return builder.call(function, q, k, v, captured, seed, spec.to_text())
 
 
 def operands(builder: Builder, call: Call) -> tuple[list[Node], list[Node], Node]:

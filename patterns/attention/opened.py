@@ -42,8 +42,7 @@ def multi_head(emit: Emitter, a: Arguments) -> Node:
     else:
         projected = _packed(emit, tokens, a["in_proj_weight"], a["in_proj_bias"], embed)
     q, k, v = (
-        emit(torch.permute, _heads(emit, p, a["num_heads"], embed), (1, 2, 0, 3))
-        for p in projected
+        emit(torch.permute, _heads(emit, p, a["num_heads"], embed), (1, 2, 0, 3)) for p in projected
     )
     context = _multi_head_context(emit, a, (q, k, v), batched)
     merged = emit(torch.flatten, emit(torch.permute, context, (2, 0, 1, 3)), 2)

@@ -24,15 +24,9 @@ from fuser.specs import AttentionSpec
 
 from .layout import Layout, group
 from .operand import axes_of, operand_from
-from .walk import (
-    Captured,
-    Declined,
-    ProbabilityWalk,
-    ScoreWalk,
-    Source,
-    peel,
-    probability_program,
-)
+from .probabilities import ProbabilityWalk
+from .scores import ScoreWalk
+from .walk import Captured, Declined, Source, peel, probability_program
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -51,7 +45,8 @@ class _Branch:
 class SoftmaxAttention(Pattern):
     """Fuse softmax attention with any pointwise score program.
 
-        contract(q, k) -> score program -> softmax over keys -> contract(p, v)   =>   fuser::attention
+        contract(q, k) -> score program -> softmax over keys -> contract(p, v)
+        =>   fuser::attention
 
     Sound when: the softmax runs over exactly the key axis; nothing in between escapes.
     Declines:   probabilities are used elsewhere; a program that mixes key positions.
@@ -216,7 +211,9 @@ def _call(
 def _require_whole(branches: Sequence[_Branch]) -> None:
     for branch in branches:
         if any(axis.parts for axis, _ in branch.source.fixed):
-            raise Declined("one index is taken of an axis that is cut elsewhere", branch.source.softmax)
+            raise Declined(
+                "one index is taken of an axis that is cut elsewhere", branch.source.softmax
+            )
 
 
 def _require_dtypes(interior: set[Node], v: Node, products: Sequence[Node]) -> None:

@@ -1,0 +1,63 @@
+"""Inner backends that keep what reached them, then run it through AOTAutograd.
+
+graphs = caught()
+compiled(fn, args, inner=CATCH)
+operators(graphs[-1])
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.backends.registry import lookup_backend, register_backend
+from torch.fx import GraphModule
+
+from fuser.graph.view import GraphView
+from fuser.transform import bodies
+
+CATCH = "fuser_tests_catch"
+
+_graphs: list[GraphModule] = []
+_inputs: list[tuple[str, dict[str, Any]]] = []
+
+
+@register_backend(name=CATCH)
+def catch(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+    """`aot_eager`, after the very graph module and the keywords were kept."""
+    _graphs.append(gm)
+    _inputs.append((type(gm).__name__, dict(kwargs)))
+    return lookup_backend("aot_eager")(gm, inputs)
+
+
+def caught() -> list[GraphModule]:
+    """The list that is filled from now on."""
+    _graphs.clear()
+    _inputs.clear()
+    return _graphs
+
+
+def keywords() -> list[dict[str, Any]]:
+    """What else the inner backend was called with, since `caught()`."""
+    return [kwargs for _, kwargs in _inputs]
+
+
+def operators(module: GraphModule) -> Counter[str]:
+    """How often each canonical operator stands in a graph and the bodies within it."""
+    view = GraphView(module)
+    names = Counter(_names(view))
+    for body in bodies(module):
+        names += operators(body)
+    return names
+
+
+def _names(view: GraphView) -> Iterator[str]:
+    for node in view.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if isinstance(node.target, torch._ops.OpOverload):
+            yield str(node.target._schema.name).replace("::", ".")
+        else:
+            yield view.op(node).name or str(getattr(node.target, "__name__", node.target))
