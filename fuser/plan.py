@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
@@ -116,11 +116,17 @@ def choose(call: Call, context: Context, options: Options) -> Emission | Refusal
             continue
         prepared = lowering.prepare(call, context)
         if isinstance(prepared, Refusal):
-            reasons.append(f"{lowering.kind}: {prepared.reason}")
+            reasons.append(f"{lowering.name}: {prepared.reason}")
         elif prepared.pays or options.policy is Policy.ALWAYS or wanted is not LoweringChoice.AUTO:
+            if reasons:
+                why = f"{prepared.why}; not {'; not '.join(reasons)}"
+                prepared = replace(prepared, why=why)
             return prepared
         else:
-            reasons.append(f"{lowering.kind}: is not faster than the inner backend here")
+            reasons.append(
+                f"{prepared.name} is not expected to beat the inner backend here "
+                "(fuser.policy=always forces it)"
+            )
     return Refusal("; ".join(reasons) or f"no lowering of kind {options.lowering.value} exists")
 
 

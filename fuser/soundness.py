@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from .graph.ops import value
-from .graph.view import GraphView
+from .graph.view import GraphView, Mark
 from .pattern import Decline, Match
 
 
@@ -45,11 +45,21 @@ def _escapes(view: GraphView, match: Match) -> Decline | None:
             continue
         for user in node.users:
             if user not in match.nodes and not reads_shape_alone(view, user, node):
-                what = (
-                    "is returned" if user.op == "output" else f"is used elsewhere, by `{user.name}`"
-                )
-                return Decline(f"an intermediate value {what}", node)
+                return _escaping(view, node, user)
     return None
+
+
+def _escaping(view: GraphView, node: Node, user: Node) -> Decline:
+    probabilities = Mark.PROBS in view.marks[node]
+    what = "the probabilities are" if probabilities else "an intermediate value is"
+    if user.op == "output":
+        hint = (
+            "do not return them: output_attentions=False, need_weights=False"
+            if probabilities
+            else ""
+        )
+        return Decline(f"{what} used elsewhere: returned", node, hint=hint)
+    return Decline(f"{what} used elsewhere, by `{user.name}`", node)
 
 
 def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:

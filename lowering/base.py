@@ -60,9 +60,11 @@ class Lowering(ABC):
     """One way to compute a spec.
 
     Attributes:
+        name: for people.
         kind: `reference`, `aten` or `triton`: the value of `fuser.lowering` that allows it.
     """
 
+    name: ClassVar[str]
     kind: ClassVar[str]
 
     @abstractmethod

@@ -50,6 +50,7 @@ class _Form:
 class LibraryAttention(Lowering):
     """SDPA, or the flash kernel behind it where a causal mask and a bias meet."""
 
+    name: ClassVar[str] = "library kernel"
     kind: ClassVar[str] = "aten"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:

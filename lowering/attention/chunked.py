@@ -200,6 +200,7 @@ chunked_attention.register_autograd(_backward, setup_context=_save)
 class ChunkedAttention(Lowering):
     """Programs that no library kernel takes, on the CPU."""
 
+    name: ClassVar[str] = "aten.chunked"
     kind: ClassVar[str] = "aten"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:

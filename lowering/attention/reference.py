@@ -199,6 +199,7 @@ attention.register_autograd(_backward, setup_context=_save)
 class Reference(Lowering):
     """`fuser::attention` with its plain PyTorch kernel: always possible, never fast."""
 
+    name: ClassVar[str] = "reference"
     kind: ClassVar[str] = "reference"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:

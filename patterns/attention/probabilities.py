@@ -12,7 +12,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView, Mark, dropout_probability
 
-from .walk import MAX_NODES, WRONG_AXIS, Declined, Source, is_cast, spelled
+from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Declined, Source, is_cast, spelled
 
 
 class ProbabilityWalk:
@@ -60,7 +60,7 @@ class ProbabilityWalk:
         if not isinstance(dim, int):
             raise Declined("the axis of the softmax is not a constant", node)
         if set(leaves((dims[dim],))) != set(leaves((self.keys,))):
-            raise Declined(WRONG_AXIS, node)
+            raise Declined(WRONG_AXIS, node, WRONG_AXIS_HINT)
 
     def _dropout(self, op: Op, node: Node, dims: Dims) -> list[Source]:
         below = self.sources(op.args["input"], dims)
@@ -112,7 +112,7 @@ class ProbabilityWalk:
         if at_end is None:
             raise Declined("a part of the probabilities is cut out", node)
         if set(leaves((dims[-1],))) != set(leaves((self.keys,))):
-            raise Declined(WRONG_AXIS, node)
+            raise Declined(WRONG_AXIS, node, WRONG_AXIS_HINT)
         source = op.args["input"]
         (joined,) = fresh((value(source).shape[-1],), "joined")
         walk = ProbabilityWalk(self.view, joined)

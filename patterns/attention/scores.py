@@ -37,6 +37,13 @@ class ScoreWalk:
         result = self._visit(node, dims)
         if result is None or not self.contractions:
             blocking = self._blocking(node)
+            if blocking is not None and blocking.op == "placeholder":
+                raise Declined(
+                    "no product of q and k was found behind the softmax: the scores are an input "
+                    "of this graph",
+                    node,
+                    "look for a graph break between the product and the softmax",
+                )
             what = f": {spelled(blocking)} comes first" if blocking is not None else ""
             raise Declined(f"no product of q and k was found behind the softmax{what}", node)
         return result

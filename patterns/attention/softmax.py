@@ -222,7 +222,7 @@ def _require_dtypes(interior: set[Node], v: Node, products: Sequence[Node]) -> N
         if not isinstance(example, torch.Tensor):
             continue
         if example.dtype is torch.float64:
-            raise Declined("a part of it is computed in float64", node)
+            raise Declined("a part of it is computed in float64", node, "compute it in float32")
         if example.dtype.is_complex:
             raise Declined("a part of it is complex", node)
     for node in (v, *products):

@@ -22,6 +22,7 @@ from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
 WRONG_AXIS = "the softmax runs over another axis than the one that is contracted with v"
+WRONG_AXIS_HINT = "use dim=-1, or transpose the probabilities before the product with v"
 MAX_NODES = 256
 """Longest score program considered; keeps matching linear in the size of the graph."""
 
