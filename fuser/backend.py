@@ -56,6 +56,13 @@ def fuser(
     """
     parsed, rest = Options.parse(options)
     inner = _inner(parsed, mode, rest, kwargs)
+    if parsed.verify:
+        warnings.warn(
+            "fuser.verify is not available yet and has no effect in this version; compare with "
+            "fuser.lowering=reference instead",
+            FuserWarning,
+            stacklevel=2,
+        )
     record = _transform(gm, parsed)
     for listener in _listeners.get():
         listener(record)

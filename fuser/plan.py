@@ -9,7 +9,9 @@ import torch
 from torch.fx import Node
 
 from . import soundness
+from .graph.axes import Unproven
 from .graph.fold import Folder
+from .graph.modes import modes_at
 from .graph.ops import value
 from .graph.view import GraphView
 from .lowering import Context, Emission, Refusal, candidates
@@ -89,10 +91,13 @@ def _decide(
             return Left(pattern_id, found)
         if found.nodes & claimed:
             return None
-        unsound = soundness.check(view, found)
-        if unsound is not None:
-            return Left(pattern_id, unsound)
-        return _lower(view, found, folder, options)
+        with modes_at(view, anchor):
+            unsound = soundness.check(view, found)
+            if unsound is not None:
+                return Left(pattern_id, unsound)
+            return _lower(view, found, folder, options)
+    except Unproven as error:
+        return Left(pattern_id, Decline(str(error), anchor))
     except Exception as error:
         return Failed(pattern_id, anchor, error)
 

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from .builder import Builder
 from .errors import FuserWarning
 from .events import Failure, NearMiss, Record, Rewritten
+from .graph.modes import modes_at
 from .graph.ops import Kind, value
 from .graph.view import GraphView, draws
 from .options import Options
@@ -136,15 +137,16 @@ def _apply(
     anchor = max(match.nodes, key=view.order.__getitem__)
     operands = [o.node for call in match.calls for o in call.operands.values()]
     sizes_from = [*view.size_sources, *operands]
-    builder = rewriter.builder(anchor, sizes_from, share=not view.mutations)
+    builder = rewriter.builder(anchor, sizes_from, share=not (view.mutations or view.mode_switches))
     removed = sorted(match.nodes, key=view.order.__getitem__)
     lines = tuple(describe(n) for n in removed)
     sources = tuple(where(n) for n in removed)
     place = where(match.anchor)
     try:
-        _free_shape_readers(view, rewriter, match)
-        results = _emit(builder, planned)
-        rewriter.replace(builder, match.pattern, match.outputs, results)
+        with modes_at(view, match.anchor):
+            _free_shape_readers(view, rewriter, match)
+            results = _emit(builder, planned)
+            rewriter.replace(builder, match.pattern, match.outputs, results)
     except Exception as error:
         builder.roll_back()
         _failed(Failed(match.pattern, match.anchor, error), options, record, graph)

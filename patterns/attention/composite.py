@@ -18,13 +18,14 @@ from torch.fx import Node
 
 from fuser.builder import Builder
 from fuser.graph.axes import Unproven
+from fuser.graph.modes import modes_at
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
 
 from . import opened
-from .modes import Emitter, modes_at
+from .modes import Emitter
 
 _FORWARD = inspect.signature(F.multi_head_attention_forward)
 _NATIVE = (

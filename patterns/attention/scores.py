@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dims, broadcast, leaves, resolve
+from fuser.graph.axes import Axis, Dims, Unproven, broadcast, leaves, resolve
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import ProgramBuilder
 from fuser.graph.pull import (
@@ -75,9 +75,19 @@ class ScoreWalk:
             self.interior.add(node)
         return result
 
+    def _try(self, node: Node, dims: Dims) -> Node | None:
+        """Like `_visit`; what cannot be proved and holds no contraction is captured whole."""
+        before = len(self.contractions)
+        try:
+            return self._visit(node, dims)
+        except Unproven:
+            if len(self.contractions) > before:
+                raise
+            return None
+
     def _pointwise(self, op: Op, node: Node, dims: Dims) -> Node | None:
         pulled = pull_pointwise(op, node, dims)
-        mapped = {source: self._visit(source, axes) for source, axes in pulled.items()}
+        mapped = {source: self._try(source, axes) for source, axes in pulled.items()}
         if all(result is None for result in mapped.values()):
             return None
         complete = {

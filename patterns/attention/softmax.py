@@ -98,6 +98,8 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
     keys = product.inner
     if not keys:
         raise Declined("there is only one key", anchor)
+    if any(value(n).numel() == 0 for n in (anchor, p, v) if _is_static(n)):
+        raise Declined("a tensor is empty", anchor)
     probabilities = ProbabilityWalk(view, keys)
     sources = probabilities.sources(p, p_dims)
     interior = {anchor, *probabilities.interior}
@@ -110,6 +112,10 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
         branches.append(_Branch(source, walk, score, captured))
     _require_dtypes(interior, v, [n for b in branches for n, _ in b.walk.contractions])
     return _match(view, anchor, branches, interior, p_dims, v, v_dims, out_dims, keys)
+
+
+def _is_static(node: Node) -> bool:
+    return all(isinstance(size, int) for size in value(node).shape)
 
 
 def _match(

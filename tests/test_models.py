@@ -1,0 +1,90 @@
+"""Real models, in small: every attention is rewritten, and numbers stay as near to fp64 as eager's."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fuser.graph.view import GraphView
+from fuser.transform import bodies
+from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.inner import CATCH, caught
+from tests.models import CASES, ModelCase
+
+FORMS = [(name, form) for name, case in CASES.items() for form in case.implementations]
+TRAINED = [(name, form) for name, form in FORMS if not CASES[name].random_in_training]
+# Dynamo instantiates BLOOM's autograd.Function, which torch itself deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+class Outputs(nn.Module):
+    """A model that returns the tensors that are compared."""
+
+    def __init__(self, case: ModelCase, model: nn.Module) -> None:
+        super().__init__()
+        self.case, self.model = case, model
+
+    def forward(self, **inputs: Any) -> list[Tensor]:
+        return self.case.output(self.model(**inputs))
+
+
+def _exact(case: ModelCase, model: nn.Module) -> nn.Module:
+    """In fp64; grouped experts know no fp64, so that they run one by one."""
+    model = wide(model)
+    if hasattr(model, "set_experts_implementation"):
+        with contextlib.suppress(Exception):  # not every model has experts
+            model.set_experts_implementation("eager")
+    return Outputs(case, model)
+
+
+def _check(name: str, form: str, dtype: torch.dtype, grad: bool) -> Run:
+    case = CASES[name]
+    model = case.build(form).to(dtype).train(grad)
+    inputs = {
+        key: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for key, x in case.inputs().items()
+    }
+    eager = run(Outputs(case, model), (), inputs, grad=grad)
+    exact = run(_exact(case, model), (), wide(inputs), grad=grad)
+    graphs = caught()
+    ours = compiled(Outputs(case, model), (), inputs, grad=grad, inner=CATCH)
+    assert_near(ours, eager, exact)
+    left = sum(_library_calls(graph) for graph in graphs) - _emitted(ours)
+    assert left == 0 or form == "sdpa"
+    assert ours.rewrites() + left == case.attentions, ours.reasons()
+    assert ours.record.failures == []
+    return ours
+
+
+def _library_calls(module: torch.fx.GraphModule) -> int:
+    """SDPA calls that have no explicit mask: there is nothing to improve in the user's."""
+    view = GraphView(module)
+    calls = [
+        view.op(n).args for n in view.nodes if view.op(n).name == "scaled_dot_product_attention"
+    ]
+    here = sum(args.get("attn_mask") is None for args in calls)
+    return here + sum(_library_calls(body) for body in bodies(module))
+
+
+def _emitted(ours: Run) -> int:
+    plain = ("aten.sdpa", "aten.sdpa, causal")
+    return sum(r.count for r in ours.record.rewritten if r.lowering in plain)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_inference(name: str, form: str) -> None:
+    _check(name, form, torch.float32, False)
+
+
+@pytest.mark.parametrize(("name", "form"), TRAINED)
+def test_training(name: str, form: str) -> None:
+    _check(name, form, torch.float32, True)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS[::3])
+def test_inference_in_half_precision(name: str, form: str) -> None:
+    _check(name, form, torch.bfloat16, False)
