@@ -88,11 +88,29 @@ _wrap_lock = threading.Lock()
 
 @contextlib.contextmanager
 def attention_patterns_off(device: torch.device) -> Generator[None]:
-    """Within the block, Inductor's serialised attention patterns (`_sfdp_*`) do not match."""
+    """Within the block, Inductor's serialised attention patterns (`_sfdp_*`) do not match.
+
+    A pass that does nothing, but has an id, joins the key of Inductor's caches, so that an artifact
+    that was compiled with the patterns on is not taken for one that was not.
+    """
+    from torch._inductor import config
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class PatternsOff(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            return None
+
+        def uuid(self) -> str:
+            return "fuser: attention patterns off"
+
     _wrap_attention_patterns(device)
+    keyed: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if config.joint_custom_pre_pass is None:
+        keyed = config.patch(joint_custom_pre_pass=PatternsOff())
     token = _patterns_off.set(True)
     try:
-        yield
+        with keyed:
+            yield
     finally:
         _patterns_off.reset(token)
 

@@ -366,9 +366,7 @@ class TestChoices:
         torch.manual_seed(0)
         model, inputs = Model(), (qkv(grad=True)[0],)
         ours = compiled(model, inputs, grad=True)
-        assert_near(
-            ours, run(model, inputs, grad=True), run(wide(model), wide(inputs), grad=True)
-        )
+        assert_near(ours, run(model, inputs, grad=True), run(wide(model), wide(inputs), grad=True))
         assert ours.rewrites() == 1, ours.reasons()
 
 

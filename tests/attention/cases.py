@@ -44,12 +44,17 @@ class Spelling:
         return program(self.fn, dtype)
 
 
+NO_ANCHOR = "no anchor"
+"""In place of a reason: nothing is rewritten, and nothing looked enough like attention to say why."""
+
+
 @dataclass(frozen=True)
 class LookAlike:
     """A program that resembles attention and must keep its numbers.
 
     `reason` is a word or two expected in the decline; it is empty where a rewrite that keeps
-    values and gradients (NaN included) is as welcome as a decline.
+    values and gradients (NaN included) is as welcome as a decline. With `only_training`, that is so
+    in inference, where what makes the difference is a gradient.
     """
 
     name: str
@@ -59,6 +64,7 @@ class LookAlike:
     trains: bool = True
     random: bool = False
     captures: bool = True
+    only_training: bool = False
     notes: str = ""
 
     def program(self, dtype: torch.dtype) -> Program:
@@ -152,13 +158,14 @@ def spelling(
 
 def lookalike(
     into: list[LookAlike], inputs: Inputs, reason: str, *, trains: bool = True,
-    random: bool = False, captures: bool = True,
+    random: bool = False, captures: bool = True, only_training: bool = False,
 ) -> Callable[[ProgramT], ProgramT]:  # fmt: skip
     """Decorator: file a function (by name, docstring as notes) or an instance of a module."""
 
     def add(fn: ProgramT) -> ProgramT:
         made, name, notes = _describe(fn)
-        into.append(LookAlike(name, made, inputs, reason, trains, random, captures, notes))
+        case = LookAlike(name, made, inputs, reason, trains, random, captures, only_training, notes)
+        into.append(case)
         return fn
 
     return add

@@ -6,10 +6,9 @@
     lookalikes_probabilities  changed probabilities, other contractions, no softmax
     lookalikes_numbers        rows without a key, float64, complex and integer tensors
 
-Reasons in use: "axis", "used elsewhere", "mutated", "gradient", "autograd", "key positions",
-"heads", "after the softmax", "data-dependent", "contraction", "no softmax", "random", "row",
-"float64", "complex", "integer"; empty where a faithful rewrite is as good as a decline. A lowering
-that keeps empty rows exactly may rewrite the "row" cases too: the numbers decide, NaN included.
+A case says by its `reason` whether it must be declined, and in which words. The reason is empty
+where a faithful rewrite is as good as a decline: attention over other axes, programs on the
+probabilities, rows without a key. There the numbers decide, NaN and gradients included.
 Cases with `random` can be compared by their statistics only.
 """
 

@@ -12,9 +12,9 @@ from .cases import SK, B, D, H, LookAlike, S, fixed, lookalike, normal, qkv, tak
 
 AXES: list[LookAlike] = []
 _lookalike = partial(lookalike, AXES)
-_square = partial(_lookalike, take(*qkv()), "axis")
-_oblong = partial(_lookalike, take(*qkv(sk=SK)), "axis")
-_cube = partial(_lookalike, take(*qkv(batch=D, heads=D, sq=D, sk=D)), "axis")
+_square = partial(_lookalike, take(*qkv()), reason="axis")
+_oblong = partial(_lookalike, take(*qkv(sk=SK)), reason="axis")
+_cube = partial(_lookalike, take(*qkv(batch=D, heads=D, sq=D, sk=D)), reason="axis")
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def softmax_over_heads_and_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined.unflatten(-1, (H, SK)).transpose(1, 2) @ v
 
 
-@_oblong()
+@_oblong(reason="mixes two axes")
 def softmax_after_reinterpretation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A view exchanges the two sizes without exchanging the axes."""
     scores = _scores(q, k)
@@ -93,25 +93,25 @@ def softmax_default_axis(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(scores.softmax(dim=0), v.flatten(0, 1)).unflatten(0, (B, H))
 
 
-@_lookalike(take(*qkv(sq=D, sk=D)), "axis")
+@_lookalike(take(*qkv(sq=D, sk=D)), "cannot be told apart")
 def keys_not_transposed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q @ k contracts over the keys, sizes permitting."""
     return ((q @ k) * D**-0.5).softmax(dim=-1) @ v
 
 
-@_lookalike(take(*qkv(sq=D, sk=D)), "axis")
+@_lookalike(take(*qkv(sq=D, sk=D)), "cannot be told apart")
 def keys_transposed_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two transpositions undo each other."""
     return ((q @ k.mT.transpose(2, 3)) * D**-0.5).softmax(dim=-1) @ v
 
 
-@_cube()
+@_cube(reason="")
 def keys_transposed_over_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Heads and depth change places instead of keys and depth."""
     return ((q @ k.transpose(1, 3)) * D**-0.5).softmax(dim=-1) @ v
 
 
-@_lookalike(take(*qkv(sq=D, sk=D)), "axis")
+@_lookalike(take(*qkv(sq=D, sk=D)), "")
 def values_transposed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """p @ v^T contracts over the depth of the values."""
     return _scores(q, k).softmax(dim=-1) @ v.mT
@@ -130,42 +130,42 @@ def einsum_contracts_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhqk,bhqd->bhkd", p, v)
 
 
-@_square()
+@_square(reason="")
 def einsum_swaps_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The first equation puts the queries last."""
     p = (torch.einsum("bhqd,bhkd->bhkq", q, k) * D**-0.5).softmax(-1)
     return torch.einsum("bhqk,bhkd->bhqd", p, v)
 
 
-@_oblong()
+@_oblong(reason="sums an index of one operand")
 def einsum_sums_key_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An index of the keys is summed away before the softmax."""
     p = (torch.einsum("bhqd,bgkd->bhqk", q, k) * 0.1).softmax(-1)
     return torch.einsum("bhqk,bhkd->bhqd", p, v)
 
 
-@_square()
+@_square(reason="no product")
 def einsum_takes_the_diagonal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each query meets one key only."""
     p = (torch.einsum("bhsd,bhsd->bhs", q, k) * D**-0.5).softmax(-1)
     return torch.einsum("bhs,bhsd->bhd", p, v)
 
 
-@_oblong()
+@_oblong(reason="sums an index of one operand")
 def einsum_spreads_over_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The second equation keeps the keys beside the depth."""
     p = _scores(q, k).softmax(-1)
     return torch.einsum("bhqk,bhkd->bhkd", p, v)
 
 
-@_oblong()
+@_oblong(reason="sums an index of one operand")
 def einsum_mixes_value_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The heads of the probabilities are summed over in the second equation."""
     p = _scores(q, k).softmax(-1)
     return torch.einsum("bhqk,bgkd->bgqd", p, v)
 
 
-@_cube()
+@_cube(reason="")
 def heads_for_queries_in_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Probabilities are permuted so that heads stand where queries stood."""
     return _scores(q, k).softmax(-1).transpose(1, 2) @ v
@@ -177,7 +177,7 @@ def heads_for_keys_in_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _scores(q, k).softmax(-1).permute(0, 3, 2, 1) @ v
 
 
-@_square()
+@_square(reason="denominator")
 def sum_without_keepdim(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The denominators broadcast along the keys of a square."""
     e = _scores(q[:1, :1], k[:1, :1])[0, 0].exp()
@@ -192,7 +192,7 @@ def sum_over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (e / e.sum(dim=-2, keepdim=True)) @ v
 
 
-@_square()
+@_square(reason="used elsewhere")
 def maximum_over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The wrong maximum does not cancel in the sum."""
     scores = _scores(q, k)
@@ -207,20 +207,20 @@ def logsumexp_over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.exp(scores - scores.logsumexp(-2, keepdim=True)) @ v
 
 
-@_square()
+@_square(reason="denominator")
 def logsumexp_without_keepdim(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Row normalisers broadcast along the keys."""
     scores = _scores(q, k)
     return torch.exp(scores - scores.logsumexp(-1).unsqueeze(-2)) @ v
 
 
-@_lookalike(take(*qkv(), fixed(lambda: torch.linspace(0.1, 2.0, S))), "after the softmax")
+@_lookalike(take(*qkv(), fixed(lambda: torch.linspace(0.1, 2.0, S))), "")
 def scale_per_query_in_a_square(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
     """A weight meant for queries broadcasts along the keys after the softmax."""
     return (_scores(q, k).softmax(-1) * weight) @ v
 
 
-@_lookalike(take(*qkv(), normal(H)), "axis")
+@_lookalike(take(*qkv(), normal(H)), "cut out")
 def sink_per_query(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
     """A sink row is joined along the queries and dropped again."""
     row = sinks.view(1, H, 1, 1).expand(B, H, 1, S)

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cases import SK, B, D, E, H, LookAlike, S, fixed, lookalike, normal, qkv, take
+from .cases import NO_ANCHOR, SK, B, D, E, H, LookAlike, S, fixed, lookalike, normal, qkv, take
 
 ESCAPES: list[LookAlike] = []
 _lookalike = partial(lookalike, ESCAPES)
-_escapes = partial(_lookalike, take(*qkv(sk=SK)), "used elsewhere")
-_square = partial(_lookalike, take(*qkv()), "used elsewhere")
-_written = partial(_lookalike, take(*qkv(sk=SK)), "mutated")
-_detached = partial(_lookalike, take(*qkv(sk=SK)), "gradient")
+_escapes = partial(_lookalike, take(*qkv(sk=SK)), reason="used elsewhere")
+_square = partial(_lookalike, take(*qkv()), reason="used elsewhere")
+_written = partial(_lookalike, take(*qkv(sk=SK)), reason="mutated")
+_detached = partial(_lookalike, take(*qkv(sk=SK)), reason="gradient")
 Pair = tuple[Tensor, Tensor]
 
 
@@ -147,7 +147,7 @@ def alias_of_scores_returned(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     return scores.softmax(-1) @ v, corner
 
 
-@_written(trains=False)
+@_written(reason="used elsewhere", trains=False)
 def scores_zeroed_after_softmax(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     """The scores' memory is reused after the softmax."""
     scores = q @ k.mT
@@ -156,7 +156,7 @@ def scores_zeroed_after_softmax(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     return p @ v, scores
 
 
-@_written()
+@_written(reason="used elsewhere")
 def scores_changed_between_uses(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A softmax sees scores that were later doubled in place."""
     scores = _scores(q, k)
@@ -165,7 +165,7 @@ def scores_changed_between_uses(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return first @ v + scores.softmax(-1) @ k
 
 
-@_written()
+@_written(reason="used elsewhere")
 def scores_changed_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A view of the scores is filled before the softmax."""
     scores = _scores(q, k)
@@ -173,7 +173,7 @@ def scores_changed_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-@_written()
+@_written(reason="used elsewhere")
 def scores_assigned(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The first key's score is assigned from elsewhere."""
     scores = _scores(q, k)
@@ -181,7 +181,7 @@ def scores_assigned(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-@_written(trains=False)
+@_written(reason="used elsewhere", trains=False)
 def probabilities_scaled_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The softmax's result is written to before it meets the values."""
     p = _scores(q, k).softmax(-1)
@@ -249,7 +249,7 @@ def mask_changed_after_use(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Ten
     return scores.softmax(-1) @ v
 
 
-@_lookalike(take(*qkv(), fixed(lambda: torch.zeros(S, S))), "mutated")
+@_lookalike(take(*qkv(), fixed(lambda: torch.zeros(S, S))), "mutated", only_training=True)
 def mask_built_late(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
     """One mask tensor is changed in place between two layers."""
     mask = start.clone()
@@ -258,19 +258,19 @@ def mask_built_late(q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
     return (_scores(x, k) + mask).softmax(-1) @ v
 
 
-@_detached()
+@_detached(reason="`detach`")
 def scores_detached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """No gradient through the scores."""
     return _scores(q, k).detach().softmax(-1) @ v
 
 
-@_detached()
+@_detached(reason=NO_ANCHOR)
 def probabilities_detached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """No gradient through the probabilities."""
     return _scores(q, k).softmax(-1).detach() @ v + 0 * q
 
 
-@_detached()
+@_detached(reason="grad mode", only_training=True)
 def scores_without_grad_mode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Probabilities are made under no_grad, the output is not."""
     with torch.no_grad():
@@ -278,7 +278,7 @@ def scores_without_grad_mode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return p @ v
 
 
-@_detached()
+@_detached(reason="used elsewhere")
 def straight_through(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Hard choices forward, soft ones backward."""
     p = _scores(q, k).softmax(-1)
@@ -298,13 +298,13 @@ class _Doubled(torch.autograd.Function):
         return grad * 2
 
 
-@_lookalike(take(*qkv(sk=SK)), "autograd")
+@_lookalike(take(*qkv(sk=SK)), "no product", only_training=True)
 def custom_function_on_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An autograd.Function with a gradient of its own sits before the softmax."""
     return _Doubled.apply(_scores(q, k)).softmax(-1) @ v
 
 
-@_lookalike(take(*qkv(sk=SK)), "autograd")
+@_lookalike(take(*qkv(sk=SK)), NO_ANCHOR, only_training=True)
 def custom_function_on_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same after the softmax."""
     return _Doubled.apply(_scores(q, k).softmax(-1)) @ v

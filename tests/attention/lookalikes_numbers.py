@@ -24,11 +24,12 @@ def _left_padded() -> Tensor:
     return keep[:, None, None, :] & torch.ones(S, S, dtype=torch.bool).tril()
 
 
-_rows = partial(_lookalike, take(*qkv(), fixed(_left_padded)), "row")
-_exact = partial(_lookalike, take(*qkv(), fixed(_left_padded)), "")
-_built = partial(_lookalike, take(*qkv()), "row")
+_rows = partial(_lookalike, take(*qkv(), fixed(_left_padded)), reason="")
+_built = partial(_lookalike, take(*qkv()), reason="")
 _double = partial(
-    _lookalike, take(*(normal(B, H, n, D, dtype=torch.float64) for n in (S, SK, SK))), "float64"
+    _lookalike,
+    take(*(normal(B, H, n, D, dtype=torch.float64) for n in (S, SK, SK))),
+    reason="float64",
 )
 
 
@@ -101,7 +102,7 @@ def hidden_rows_zeroed(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return p.masked_fill(~keep, 0.0) @ v
 
 
-@_rows(trains=False)
+@_rows(reason="used elsewhere", trains=False)
 def hidden_rows_safe(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """A softmax that gives zeros for a row of -inf, decomposed."""
     scores = _scores(q, k).masked_fill(~keep, -torch.inf)
@@ -109,7 +110,7 @@ def hidden_rows_safe(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return torch.where(empty, 0.0, scores.softmax(-1)) @ v
 
 
-@_exact()
+@_rows()
 def hidden_rows_moderate(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """A moderate number added to all keys of a row changes nothing but the rounding."""
     scores = (_scores(q, k)).float() + (1 - keep.float()) * -1024.0
@@ -151,13 +152,13 @@ def hidden_rows_capped(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return (torch.tanh((_scores(q, k) + bias) / 3) * 3).softmax(-1) @ v
 
 
-@_exact(trains=False)
+@_rows(trains=False)
 def hidden_rows_library(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """The library call with a bool mask gives zeros."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
 
 
-@_exact(trains=False)
+@_rows(trains=False)
 def hidden_rows_library_lowest(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """The library call with a float mask of lowest numbers."""
     bias = _zeros(keep, q).masked_fill(~keep, torch.finfo(q.dtype).min)

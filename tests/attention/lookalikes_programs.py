@@ -8,59 +8,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import KV, SK, B, D, G, H, LookAlike, S, integers, lookalike, normal, qkv, take
+from .cases import (
+    KV,
+    NO_ANCHOR,
+    SK,
+    B,
+    D,
+    G,
+    H,
+    LookAlike,
+    S,
+    integers,
+    lookalike,
+    normal,
+    qkv,
+    take,
+)
 
 PROGRAMS: list[LookAlike] = []
 _lookalike = partial(lookalike, PROGRAMS)
-_mixes = partial(_lookalike, take(*qkv(sk=SK)), "key positions")
-_square = partial(_lookalike, take(*qkv()), "key positions")
-_depends = partial(_lookalike, take(*qkv(sk=SK)), "data-dependent")
-_welcome = partial(_lookalike, take(*qkv(sk=SK)), "")
-_random = partial(_lookalike, take(*qkv(sk=SK)), "random", random=True)
+_mixes = partial(_lookalike, take(*qkv(sk=SK)), reason="key positions")
+_square = partial(_lookalike, take(*qkv()), reason="key positions")
+_depends = partial(_lookalike, take(*qkv(sk=SK)), reason="data-dependent")
+_welcome = partial(_lookalike, take(*qkv(sk=SK)), reason="")
+_random = partial(_lookalike, take(*qkv(sk=SK)), reason="random", random=True)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
 
 
-@_mixes()
+@_mixes(reason="`roll`")
 def scores_rolled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keys are shifted round before the softmax."""
     return _scores(q, k).roll(3, dims=-1).softmax(-1) @ v
 
 
-@_mixes()
+@_mixes(reason=NO_ANCHOR)
 def probabilities_flipped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keys are read backwards after the softmax."""
     return _scores(q, k).softmax(-1).flip(-1) @ v
 
 
-@_mixes()
+@_mixes(reason="no product")
 def scores_sorted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each row in descending order."""
     return _scores(q, k).sort(dim=-1, descending=True).values.softmax(-1) @ v
 
 
-@_mixes()
+@_mixes(reason="`cumsum`")
 def scores_accumulated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A running sum over the keys."""
     return (_scores(q, k).cumsum(-1) / 9).softmax(-1) @ v
 
 
-@_mixes()
+@_mixes(reason="`avg_pool1d`")
 def scores_smoothed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Neighbouring keys are averaged."""
     smooth = F.avg_pool1d(_scores(q, k).flatten(0, 2), 3, stride=1, padding=1)
     return smooth.view(B, H, S, SK).softmax(-1) @ v
 
 
-@_mixes()
+@_mixes(reason="`layer_norm`")
 def scores_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """layer_norm over the keys."""
     return F.layer_norm(_scores(q, k), (SK,)).softmax(-1) @ v
 
 
-@_mixes()
+@_mixes(reason="used elsewhere")
 def scores_relatively_shifted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A pad and two views move each row by its index."""
     b, h, s, t = (scores := _scores(q, k)).shape
@@ -68,69 +83,69 @@ def scores_relatively_shifted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores + padded).softmax(-1) @ v
 
 
-@_mixes()
+@_mixes(reason="`gather`")
 def keys_gathered_by_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores are permuted by an index that was computed from them."""
     scores = _scores(q, k)
     return scores.gather(-1, scores.argsort(-1)).softmax(-1) @ v
 
 
-@_square()
+@_square(reason="rearranged copy")
 def scores_plus_transpose(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Square scores are made symmetric."""
     scores = _scores(q, k)
     return (scores + scores.transpose(-2, -1)).softmax(-1) @ v
 
 
-@_square()
+@_square(reason="used elsewhere")
 def scores_minus_diagonal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each row loses the score of another key."""
     scores = _scores(q, k)
     return (scores - scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)).softmax(-1) @ v
 
 
-@_lookalike(take(*qkv(sk=SK), normal(H, H, std=0.4)), "heads")
+@_lookalike(take(*qkv(sk=SK), normal(H, H, std=0.4)), "")
 def heads_mixed_before(q: Tensor, k: Tensor, v: Tensor, mix: Tensor) -> Tensor:
     """Talking heads: scores are mixed over the heads."""
     return torch.einsum("bhqk,hg->bgqk", _scores(q, k), mix).softmax(-1) @ v
 
 
-@_lookalike(take(*qkv(sk=SK), normal(H, H, std=0.4)), "heads")
+@_lookalike(take(*qkv(sk=SK), normal(H, H, std=0.4)), "axis")
 def heads_mixed_after(q: Tensor, k: Tensor, v: Tensor, mix: Tensor) -> Tensor:
     """Talking heads: probabilities are mixed over the heads."""
     p = _scores(q, k).softmax(-1)
     return (p.permute(0, 2, 3, 1) @ mix).permute(0, 3, 1, 2) @ v
 
 
-@_lookalike(take(*qkv(sk=SK)), "heads")
+@_lookalike(take(*qkv(sk=SK)), "used elsewhere")
 def heads_compared(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The mean over the heads is taken from every score."""
     scores = _scores(q, k)
     return (scores - scores.mean(1, keepdim=True)).softmax(-1) @ v
 
 
-@_depends()
+@_depends(reason="used elsewhere")
 def scale_from_largest_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores are divided by their maximum."""
     scores = q @ k.mT
     return (scores / scores.amax()).softmax(-1) @ v
 
 
-@_depends()
+@_depends(reason="used elsewhere")
 def scale_from_row_deviation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each row is divided by its standard deviation."""
     scores = q @ k.mT
     return (scores / scores.std(-1, keepdim=True)).softmax(-1) @ v
 
 
-@_depends(captures=False, trains=False)
+@_depends(reason="no product", captures=False, trains=False)
 def scale_from_item(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The scale is a Python number read from the scores."""
     scores = q @ k.mT
     return (scores / scores.abs().max().item()).softmax(-1) @ v
 
 
-@_depends(trains=False)
+@_depends(reason="used elsewhere", trains=False)
 def threshold_by_kth_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Only the five best keys of each query are kept."""
     scores = _scores(q, k)
@@ -138,7 +153,7 @@ def threshold_by_kth_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.masked_fill(scores < kth, -torch.inf).softmax(-1) @ v
 
 
-@_depends(trains=False)
+@_depends(reason="`scatter`", trains=False)
 def best_scores_scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The best scores are scattered into a row of -inf."""
     scores = _scores(q, k)
@@ -207,20 +222,20 @@ def dropout_on_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.dropout(_scores(q, k).softmax(-1), 0.3, training=True) @ v
 
 
-@_random()
+@_random(reason="no product")
 def dropout_on_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Training dropout before the softmax."""
     return F.dropout(_scores(q, k), 0.3, training=True).softmax(-1) @ v
 
 
-@_random()
+@_random(reason="used elsewhere")
 def random_keys_hidden(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A random mask of the keys, drawn between the contractions."""
     scores = _scores(q, k)
     return scores.masked_fill(torch.rand_like(scores) < 0.2, -1e4).softmax(-1) @ v
 
 
-@_random()
+@_random(reason=NO_ANCHOR)
 def gumbel_noise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """F.gumbel_softmax over the keys."""
     return F.gumbel_softmax(_scores(q, k), tau=0.7, dim=-1) @ v
@@ -238,7 +253,7 @@ def values_permuted_by_input(q: Tensor, k: Tensor, v: Tensor, order: Tensor) -> 
     return _scores(q, k).softmax(-1) @ v[:, :, order]
 
 
-@_lookalike(take(*qkv(sk=SK), integers(SK, high=SK)), "key positions")
+@_lookalike(take(*qkv(sk=SK), integers(SK, high=SK)), "no product")
 def scores_permuted_by_input(q: Tensor, k: Tensor, v: Tensor, order: Tensor) -> Tensor:
     """Scores are looked up in an order that repeats some."""
     return _scores(q, k)[..., order].softmax(-1) @ v
