@@ -23,6 +23,7 @@ from fuser.specs import AttentionSpec
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
 from . import affine
 from .affine import NotAffine
+from .banded import emit_banded
 from .bias import Bias, Rows, analyse, reads_gradient
 from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator, FreeEmitter, varies_over
@@ -97,7 +98,12 @@ def _read(call: Call, context: Context) -> _Form:
             if not isinstance(factor, Node):
                 scale = scale * factor if how == "mul" else scale / factor
         factors = [tuple(f for f in factors[0] if isinstance(f[1], Node))]
-    return _Form(scale, tuple(factors), analyse(call, scores, evaluator), probs.scales["p"])
+    return _Form(
+        scale,
+        tuple(factors),
+        analyse(call, scores, evaluator, bands=_may_band(call)),
+        probs.scales["p"],
+    )
 
 
 def _features_known(call: Call) -> bool:
@@ -106,6 +112,12 @@ def _features_known(call: Call) -> bool:
     if all(isinstance(size, int) for size in sizes):
         return True
     return len(sizes) == 2 and same_size(*sizes)
+
+
+def _may_band(call: Call) -> bool:
+    """Blocks need a batch that is one constant, and give no log-sum-exp for a sink."""
+    batch = size_of(leaves((call.operands["q0"].target[0],)))
+    return not call.spec.sink and isinstance(batch, int)
 
 
 def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
@@ -130,6 +142,8 @@ def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
 
 
 def _kernel(spec: AttentionSpec, form: _Form, context: Context) -> str:
+    if form.bias.band:
+        return f"aten.sdpa, {form.bias.mask}"
     if form.bias.empty and not spec.sink:
         return "aten.sdpa, causal" if form.bias.causal else "aten.sdpa"
     if context.device.type != "cpu":
@@ -277,6 +291,8 @@ class _Emitter:
     def _attend(self, q: Node, k: Node, v: Node, bias: Node | None) -> tuple[Node, Node | None]:
         """The kernel; with the log-sum-exp where something still has to be done with it."""
         form, spec = self.form, self.spec
+        if form.bias.band and form.bias.mask is not None:
+            return emit_banded(self.builder, q, k, v, form.bias.mask, form.scale), None
         on_cpu = self.context.device.type == "cpu"
         if not on_cpu or (bias is None and not spec.sink):
             keywords: dict[str, Any] = {"scale": form.scale}

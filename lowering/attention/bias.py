@@ -7,15 +7,18 @@ from enum import Enum
 from typing import Any
 
 import torch
+from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
 from fuser.graph.ops import value as example_of
 from fuser.pattern import Call
 
 from .affine import Affine, Keep, Term
+from .banded import fits
 from .evaluate import Evaluator, captured_by, parts
 from .flash import LIMIT
 from .mask import MaskFacts, MaskKind, classify, keep_of
+from .predicate import PredicateReader
 
 
 class Rows(Enum):
@@ -45,6 +48,8 @@ class Bias:
     has_unknown: bool
     filled: bool
     """All masks overwrite scores (masked_fill, where); none is added."""
+    band: bool
+    """The known masks are a band that `banded` covers, and not part of `keeps` and `terms`."""
     added: bool
     """A part that is added may be as low as a mask."""
 
@@ -58,9 +63,11 @@ class Bias:
         return ", ".join(x for x in (known, data) if x) or "none"
 
 
-def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
+def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = False) -> Bias:
     """Evaluate what is known, classify the masks in it, and prove what can be about rows."""
     masks: list[Tensor] = []
+    symbolic = PredicateReader(call, evaluator.folder)
+    conditions: list[Boolean] = []
     known_bias: list[Tensor] = []
     unknown: list[Term | Keep] = []
     general: list[Term | Keep] = []
@@ -70,6 +77,12 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
         found = evaluator.value(item)
         if isinstance(item, Keep):
             minus_infinity |= item.fill == -torch.inf and form.floor == -torch.inf
+        predicate = symbolic.keep(item) if found is None else None
+        if predicate is not None:
+            conditions.append(predicate.condition)
+            masked.append(item)
+            minus_infinity |= predicate.infinite
+            continue
         if found is None:
             unknown.append(item)
             general.append(item)
@@ -87,8 +100,12 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
     lowering = [t for t in (*masked, *unknown) if isinstance(t, Term)]
     minus_infinity |= len(lowering) > 1 and form.floor == -torch.inf
     facts = _classify(call, masks)
+    if conditions:
+        facts = _joined(facts, symbolic.classify(conditions))
     causal = facts is not None and facts.kind is MaskKind.CAUSAL
     dropped = causal or (facts is not None and facts.kind is MaskKind.NONE)
+    band = bands and facts is not None and not general and fits(facts, *_lengths(call))
+    dropped |= band
     kept_items = general if dropped else general + masked
     moderate = all(bool((b.abs() <= LIMIT).all()) for b in known_bias)
     if not unknown and moderate and (facts is None or facts.full_rows):
@@ -103,6 +120,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator) -> Bias:
         proved,
         bool(unknown),
         bool(form.keeps),
+        band,
         bool(lowering),
     )
 
@@ -120,6 +138,17 @@ def _classify(call: Call, masks: list[Tensor]) -> MaskFacts | None:
     if not isinstance(rows, int) or not isinstance(keys, int):
         return MaskFacts(MaskKind.OTHER, bool(keep.any(-1).all()))
     return classify(keep, rows, keys)
+
+
+def _lengths(call: Call) -> tuple[Any, Any]:
+    return _size(call, "q0"), _size(call, "k0")
+
+
+def _joined(known: MaskFacts | None, symbolic: MaskFacts) -> MaskFacts:
+    """Structure of masks that were computed together with masks that follow from sizes."""
+    if known is None or known == symbolic or known.kind is MaskKind.NONE:
+        return symbolic
+    return known if symbolic.kind is MaskKind.NONE else MaskFacts(MaskKind.OTHER, False)
 
 
 def _size(call: Call, name: str) -> Any:

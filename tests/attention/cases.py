@@ -45,7 +45,7 @@ class Spelling:
 
 
 NO_ANCHOR = "no anchor"
-"""In place of a reason: nothing is rewritten, and nothing looked enough like attention to say why."""
+"""For a reason: nothing is rewritten, and nothing looked enough like attention to say why."""
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def einsum_swaps_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhqk,bhkd->bhqd", p, v)
 
 
-@_oblong(reason="sums an index of one operand")
+@_oblong(reason="no product")
 def einsum_sums_key_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An index of the keys is summed away before the softmax."""
     p = (torch.einsum("bhqd,bgkd->bhqk", q, k) * 0.1).softmax(-1)

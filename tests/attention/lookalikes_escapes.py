@@ -16,7 +16,7 @@ _lookalike = partial(lookalike, ESCAPES)
 _escapes = partial(_lookalike, take(*qkv(sk=SK)), reason="used elsewhere")
 _square = partial(_lookalike, take(*qkv()), reason="used elsewhere")
 _written = partial(_lookalike, take(*qkv(sk=SK)), reason="mutated")
-_detached = partial(_lookalike, take(*qkv(sk=SK)), reason="gradient")
+_detached = partial(_lookalike, take(*qkv(sk=SK)))
 Pair = tuple[Tensor, Tensor]
 
 

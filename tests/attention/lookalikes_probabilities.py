@@ -12,9 +12,7 @@ from .cases import NO_ANCHOR, SK, B, D, H, LookAlike, S, lookalike, normal, qkv,
 
 PROBABILITIES: list[LookAlike] = []
 _lookalike = partial(lookalike, PROBABILITIES)
-_after = partial(_lookalike, take(*qkv(sk=SK)), reason="after the softmax")
-_without = partial(_lookalike, take(*qkv(sk=SK)), reason="no softmax")
-_product = partial(_lookalike, take(*qkv(sk=SK)), reason="contraction")
+_case = partial(_lookalike, take(*qkv(sk=SK)))
 _welcome = partial(_lookalike, take(*qkv(sk=SK)), reason="")
 
 
@@ -22,54 +20,54 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
 
 
-@_after(reason="combined with each other", trains=False)
+@_case(reason="combined with each other", trains=False)
 def small_probabilities_dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Probabilities under a threshold become zero, the rest is not renormalised."""
     p = _scores(q, k).softmax(-1)
     return torch.where(p < 0.05, 0.0, p) @ v
 
 
-@_after(reason="used elsewhere")
+@_case(reason="used elsewhere")
 def probabilities_renormalised_over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Slot attention: the softmax is divided by its column sums."""
     p = _scores(q, k).softmax(-1)
     return (p / (p.sum(-2, keepdim=True) + 1e-6)) @ v
 
 
-@_after(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def probabilities_accumulated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Monotonic attention: a running sum of the probabilities."""
     return _scores(q, k).softmax(-1).cumsum(-1) @ v
 
 
-@_after(reason="used elsewhere")
+@_case(reason="used elsewhere")
 def probabilities_sharpened(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Squared and normalised again."""
     p = _scores(q, k).softmax(-1).square()
     return (p / p.sum(-1, keepdim=True)) @ v
 
 
-@_after(reason="`softmax`")
+@_case(reason="`softmax`")
 def softmax_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A softmax of a softmax."""
     return (_scores(q, k).softmax(-1).softmax(-1) * 3) @ v
 
 
-@_after(reason="", trains=False)
+@_case(reason="", trains=False)
 def probabilities_rounded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Fake quantisation of the probabilities."""
     p = _scores(q, k).softmax(-1)
     return ((p * 255).floor() / 255) @ v
 
 
-@_after(reason="")
+@_case(reason="")
 def probabilities_masked_afterwards(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Hidden keys still take their share of the sum."""
     mask = torch.ones(S, SK, dtype=q.dtype, device=q.device).tril(SK - S)
     return (_scores(q, k).softmax(-1) * mask) @ v
 
 
-@_after(reason="")
+@_case(reason="")
 def probabilities_plus_uniform(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A constant is added to each probability."""
     return (_scores(q, k).softmax(-1) + 0.01) @ v
@@ -87,46 +85,46 @@ def probabilities_weighed_per_query(q: Tensor, k: Tensor, v: Tensor, weight: Ten
     return (_scores(q, k).softmax(-1) * weight) @ v
 
 
-@_after(reason="not a sink")
+@_case(reason="not a sink")
 def last_key_dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A slice like a sink's, but the column was a key."""
     return _scores(q, k).softmax(-1)[..., :-1] @ v[:, :, :-1]
 
 
-@_after(reason="not a sink")
+@_case(reason="not a sink")
 def first_key_dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The first key takes its share and gives nothing."""
     return _scores(q, k).softmax(-1)[..., 1:] @ v[..., 1:, :]
 
 
-@_after(reason="not a sink")
+@_case(reason="not a sink")
 def other_values_for_kept_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keys and values are sliced at opposite ends."""
     return _scores(q, k).softmax(-1)[..., :-1] @ v[:, :, 1:]
 
 
-@_after(reason="axis")
+@_case(reason="axis")
 def values_repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each probability meets two neighbouring values."""
     p = _scores(q, k[:, :, ::2]).softmax(-1)
     return p.repeat_interleave(2, dim=-1) @ v
 
 
-@_after(reason="cut out")
+@_case(reason="cut out")
 def probabilities_expanded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One key's probability stands for all keys."""
     p = _scores(q, k).softmax(-1)[..., :1]
     return p.expand(-1, -1, -1, SK) @ v
 
 
-@_after(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def probabilities_summed_in_pairs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Neighbouring probabilities are summed before the values."""
     p = _scores(q, k).softmax(-1).unflatten(-1, (-1, 2)).sum(-1)
     return p @ v[:, :, : SK // 2]
 
 
-_sinks = partial(_lookalike, take(*qkv(sk=SK), normal(H, std=2.0)), reason="after the softmax")
+_sinks = partial(_lookalike, take(*qkv(sk=SK), normal(H, std=2.0)))
 
 
 @_sinks(reason="sink")
@@ -151,71 +149,71 @@ def sink_never_dropped(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor
     return p @ torch.cat([v, torch.ones_like(v[:, :, :1])], dim=2)
 
 
-@_after(reason="cut out")
+@_case(reason="cut out")
 def joined_with_other_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The first half of a softmax over two different sets of scores."""
     joined = torch.cat([_scores(q, k), (q + 1) @ k.mT * 0.2], dim=-1)
     return joined.softmax(-1)[..., :SK] @ v
 
 
-@_product(reason="")
+@_case(reason="")
 def two_contractions_multiplied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A product of two products."""
     return (_scores(q, k) * (q @ v.mT) * 0.2).softmax(-1) @ v
 
 
-@_product(reason="`cdist`")
+@_case(reason="`cdist`")
 def distances_for_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Negated distances instead of a product."""
     return (-torch.cdist(q.float(), k.float())).softmax(-1).to(q.dtype) @ v
 
 
-@_product(reason="`sum`")
+@_case(reason="`sum`")
 def additive_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A tanh of sums, reduced over the depth."""
     return torch.tanh(q[:, :, :, None] + k[:, :, None]).sum(-1).softmax(-1) @ v
 
 
-@_product(reason="`mean`")
+@_case(reason="`mean`")
 def scores_are_an_input(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The softmax of something that is no product of q and k."""
     scores = q.mean(-1, keepdim=True) + k.mean(-1).unsqueeze(-2)
     return (scores * 3).softmax(-1) @ v
 
 
-@_product(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def probabilities_never_meet_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A maximum over the keys in place of the second product."""
     p = _scores(q, k).softmax(-1)
     return (p.unsqueeze(-1) * v.unsqueeze(-3)).amax(-2)
 
 
-@_without(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def sigmoid_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Sigmoid attention."""
     return torch.sigmoid(_scores(q, k) - 3) @ v
 
 
-@_without(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def rectified_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Squared ReLU attention."""
     return (F.relu(_scores(q, k)).square() / SK) @ v
 
 
-@_without(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Feature maps and the products in the other order."""
     q, k = F.elu(q) + 1, F.elu(k) + 1
     return (q @ (k.mT @ v)) / (q @ k.sum(-2, keepdim=True).mT)
 
 
-@_without(reason="no product")
+@_case(reason="no product")
 def normalised_operands(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Efficient attention: softmaxes of q and k, none of their product."""
     return (q.softmax(-1) @ k.softmax(-2).mT) @ v
 
 
-@_without(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def logarithms_of_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """log_softmax without exp."""
     return F.log_softmax(_scores(q, k), dim=-1) @ v
@@ -227,7 +225,7 @@ def softmin(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmin(_scores(q, k), dim=-1) @ v
 
 
-@_without(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def absolute_normalisation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores over the sum of their absolute values."""
     scores = _scores(q, k)
@@ -242,7 +240,7 @@ def powers_of_two(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (e / e.sum(-1, keepdim=True)) @ v
 
 
-@_without(reason="denominator")
+@_case(reason="denominator")
 def small_denominator_guard(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A constant in the denominator that is no sink, the maximum being taken away."""
     scores = _scores(q, k)
@@ -250,7 +248,7 @@ def small_denominator_guard(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (e / (e.sum(-1, keepdim=True) + 0.5)) @ v
 
 
-@_without(reason="denominator")
+@_case(reason="denominator")
 def one_under_a_maximum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """exp(x - max) / (1 + sum): the one is not shifted along, so this is not softmax-plus-one."""
     scores = _scores(q, k)
@@ -258,7 +256,7 @@ def one_under_a_maximum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (e / (1 + e.sum(-1, keepdim=True))) @ v
 
 
-@_without(reason="combined with each other")
+@_case(reason="combined with each other")
 def numerator_and_denominator_differ(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The sum runs over unmasked exponentials."""
     scores = _scores(q, k)
@@ -275,7 +273,7 @@ def normalised_after_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (e @ v) / e.sum(-1, keepdim=True)
 
 
-@_without(reason=NO_ANCHOR, trains=False)
+@_case(reason=NO_ANCHOR, trains=False)
 def sparse_projection(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Sparsemax: sorted, accumulated and clipped."""
     scores = _scores(q, k).float()

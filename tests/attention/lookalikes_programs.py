@@ -27,55 +27,54 @@ from .cases import (
 
 PROGRAMS: list[LookAlike] = []
 _lookalike = partial(lookalike, PROGRAMS)
-_mixes = partial(_lookalike, take(*qkv(sk=SK)), reason="key positions")
-_square = partial(_lookalike, take(*qkv()), reason="key positions")
-_depends = partial(_lookalike, take(*qkv(sk=SK)), reason="data-dependent")
+_case = partial(_lookalike, take(*qkv(sk=SK)))
+_square = partial(_lookalike, take(*qkv()))
 _welcome = partial(_lookalike, take(*qkv(sk=SK)), reason="")
-_random = partial(_lookalike, take(*qkv(sk=SK)), reason="random", random=True)
+_random = partial(_lookalike, take(*qkv(sk=SK)), random=True)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
 
 
-@_mixes(reason="`roll`")
+@_case(reason="`roll`")
 def scores_rolled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keys are shifted round before the softmax."""
     return _scores(q, k).roll(3, dims=-1).softmax(-1) @ v
 
 
-@_mixes(reason=NO_ANCHOR)
+@_case(reason=NO_ANCHOR)
 def probabilities_flipped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keys are read backwards after the softmax."""
     return _scores(q, k).softmax(-1).flip(-1) @ v
 
 
-@_mixes(reason="no product")
+@_case(reason="no product")
 def scores_sorted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each row in descending order."""
     return _scores(q, k).sort(dim=-1, descending=True).values.softmax(-1) @ v
 
 
-@_mixes(reason="`cumsum`")
+@_case(reason="`cumsum`")
 def scores_accumulated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A running sum over the keys."""
     return (_scores(q, k).cumsum(-1) / 9).softmax(-1) @ v
 
 
-@_mixes(reason="`avg_pool1d`")
+@_case(reason="`avg_pool1d`")
 def scores_smoothed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Neighbouring keys are averaged."""
     smooth = F.avg_pool1d(_scores(q, k).flatten(0, 2), 3, stride=1, padding=1)
     return smooth.view(B, H, S, SK).softmax(-1) @ v
 
 
-@_mixes(reason="`layer_norm`")
+@_case(reason="`layer_norm`")
 def scores_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """layer_norm over the keys."""
     return F.layer_norm(_scores(q, k), (SK,)).softmax(-1) @ v
 
 
-@_mixes(reason="used elsewhere")
+@_case(reason="used elsewhere")
 def scores_relatively_shifted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A pad and two views move each row by its index."""
     b, h, s, t = (scores := _scores(q, k)).shape
@@ -83,7 +82,7 @@ def scores_relatively_shifted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores + padded).softmax(-1) @ v
 
 
-@_mixes(reason="`gather`")
+@_case(reason="`gather`")
 def keys_gathered_by_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores are permuted by an index that was computed from them."""
     scores = _scores(q, k)
@@ -124,28 +123,28 @@ def heads_compared(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores - scores.mean(1, keepdim=True)).softmax(-1) @ v
 
 
-@_depends(reason="used elsewhere")
+@_case(reason="used elsewhere")
 def scale_from_largest_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores are divided by their maximum."""
     scores = q @ k.mT
     return (scores / scores.amax()).softmax(-1) @ v
 
 
-@_depends(reason="used elsewhere")
+@_case(reason="used elsewhere")
 def scale_from_row_deviation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each row is divided by its standard deviation."""
     scores = q @ k.mT
     return (scores / scores.std(-1, keepdim=True)).softmax(-1) @ v
 
 
-@_depends(reason="no product", captures=False, trains=False)
+@_case(reason="no product", captures=False, trains=False)
 def scale_from_item(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The scale is a Python number read from the scores."""
     scores = q @ k.mT
     return (scores / scores.abs().max().item()).softmax(-1) @ v
 
 
-@_depends(reason="used elsewhere", trains=False)
+@_case(reason="used elsewhere", trains=False)
 def threshold_by_kth_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Only the five best keys of each query are kept."""
     scores = _scores(q, k)
@@ -153,7 +152,7 @@ def threshold_by_kth_score(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.masked_fill(scores < kth, -torch.inf).softmax(-1) @ v
 
 
-@_depends(reason="`scatter`", trains=False)
+@_case(reason="`scatter`", trains=False)
 def best_scores_scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The best scores are scattered into a row of -inf."""
     scores = _scores(q, k)

@@ -46,7 +46,7 @@ def _check(
     inner: str = "aot_eager",
     inputs: tuple[Tensor, ...] | None = None,
 ) -> Run:
-    """Compare with eager in `dtype` and with fp64; the run, whose rewrites are still to be counted."""
+    """The compiled run, compared with eager in `dtype` and in fp64; rewrites are not counted."""
     inputs = case.inputs(dtype) if inputs is None else inputs
     program = case.program(dtype)
     eager = run(program, inputs, grad=grad)

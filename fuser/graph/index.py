@@ -1,0 +1,335 @@
+"""The element of a tensor at a symbolic position: masks whose only inputs are sizes.
+
+The walk goes up from a tensor with one index expression a dimension, as `arange`s, comparisons,
+views, slices and gathers make a mask, and ends in `positional` values. Nothing is simplified
+beyond expanding polynomials, and the number of steps is limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import sympy
+import torch
+from torch.fx import Node
+
+from ..torch_private import to_expr
+from .axes import Axis, Dims, Unproven, leaves, resolve, same_size, size_of
+from .fold import Folder
+from .ops import Kind, Op, is_tensor, value
+from .positional import (
+    Levels,
+    Truth,
+    Value,
+    Whole,
+    at_least_zero,
+    bounded,
+    constant,
+    gate,
+    not_negative,
+    pointwise,
+)
+from .pull import pull_view
+
+MAX_STEPS = 256
+MAX_DEPTH = 60
+
+Index: TypeAlias = "tuple[sympy.Expr, ...]"
+_ZERO = sympy.Integer(0)
+
+
+class IndexReader:
+    """Reads elements of tensors of one graph at symbolic positions.
+
+    Attributes:
+        sizes: how many positions every index symbol has.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.view, self.folder = folder.view, folder
+        self.sizes: dict[sympy.Symbol, sympy.Expr] = {}
+        self._symbols: dict[Axis, sympy.Symbol] = {}
+        self._known: dict[tuple[Node, Index], Value] = {}
+        self._depth = 0
+        written = {target for _, target in self.view.mutations}
+        self._written = written
+        self._dirty = {self.view.storages.get(target) for target in written} - {None}
+
+    def symbol(self, axis: Axis) -> sympy.Symbol:
+        """The position along an axis."""
+        if axis not in self._symbols:
+            self._symbols[axis] = self._fresh(axis.size)
+        return self._symbols[axis]
+
+    def element(self, node: Node, dims: Dims, fixed: Mapping[Axis, int]) -> Value:
+        """The element of a tensor with these axes at the positions of the axes' symbols.
+
+        Raises:
+            Unproven: it is not known to be exact.
+        """
+        index = []
+        for dim in resolve(dims):
+            at = [sympy.Integer(fixed[a]) if a in fixed else self.symbol(a) for a in dim]
+            index.append(_row_major(dim, at))
+        return self.at(node, tuple(index))
+
+    def at(self, node: Node, index: Index) -> Value:
+        """The element at an index, one expression for each dimension."""
+        key = (node, index)
+        if key not in self._known:
+            if len(self._known) >= MAX_STEPS or self._depth >= MAX_DEPTH:
+                raise Unproven("a mask made in too many steps")
+            self._depth += 1
+            try:
+                self._known[key] = self._compute(node, index)
+            finally:
+                self._depth -= 1
+        return self._known[key]
+
+    def _compute(self, node: Node, index: Index) -> Value:
+        example = value(node)
+        if not isinstance(example, torch.Tensor):
+            return Whole(_size(node))
+        if node in self._written or self.view.storages.get(node) in self._dirty:
+            raise Unproven("a tensor that is written to")
+        if all(isinstance(s, int) and s == 1 for s in example.shape):
+            found = self.folder.tensor(node)
+            if found is not None:
+                return constant(found)
+        op = self.view.op(node)
+        if op.inplace:
+            raise Unproven("an operator that works in place")
+        if op.kind is Kind.POINTWISE:
+            look = lambda source: self.at(source, self._operand(node, source, index))  # noqa: E731
+            return pointwise(op, node, look, example.dtype, self.sizes)
+        if op.kind is Kind.VIEW:
+            return self._view(op, node, index)
+        if op.kind is Kind.SLICE and op.name == "getitem":
+            return self._getitem(op, node, index)
+        rule = _RULES.get(getattr(node.target, "__name__", str(node.target)))
+        if rule is None or node.op not in ("call_function", "call_method"):
+            raise Unproven(f"no rule for `{node.name}`")
+        return rule(self, node, index)
+
+    def _operand(self, node: Node, source: Node, index: Index) -> Index:
+        if not is_tensor(source):
+            return ()
+        return aligned(index, value(node).shape, value(source).shape)
+
+    def _view(self, op: Op, node: Node, index: Index) -> Value:
+        shape = value(node).shape
+        if value(op.args["input"]).dtype is not value(node).dtype:
+            raise Unproven("a view as another dtype")
+        axes = [() if _is_one(n) else (Axis(to_expr(n)),) for n in shape]
+        at = {a: i for dim, i in zip(axes, index, strict=True) for a in dim}
+        source, dims = pull_view(op, node, tuple(axes))
+        if not set(leaves(dims)) <= set(at):
+            raise Unproven("a reshape that cuts a dimension")
+        return self.at(source, tuple(_row_major(d, [at[a] for a in d]) for d in resolve(dims)))
+
+    def _getitem(self, op: Op, node: Node, index: Index) -> Value:
+        source = op.args["input"]
+        sizes = list(value(source).shape)
+        parts = _full_index(op.args["index"], len(sizes))
+        gathered = [i for i, p in enumerate(parts) if is_tensor(p)]
+        if gathered:
+            if gathered != list(range(gathered[0], gathered[-1] + 1)):
+                raise Unproven("gathers with something between them")
+            if not all(is_tensor(p) or p is None or isinstance(p, slice) for p in parts):
+                raise Unproven("a gather next to a single position")
+        at: list[sympy.Expr] = []
+        cursor = 0
+        for place, part in enumerate(parts):
+            if part is None:
+                cursor += 1
+            elif isinstance(part, slice):
+                at.append(index[cursor] + self._start(part, sizes[len(at)]))
+                cursor += 1
+            elif not is_tensor(part):
+                start = self._start(slice(part, None), sizes[len(at)])
+                at.append(start)
+            elif place == gathered[0]:
+                tensors = [parts[i] for i in gathered]
+                rank = max(value(t).ndim for t in tensors)
+                span = slice(cursor, cursor + rank)
+                at.extend(self._gather(t, index[span], value(node).shape[span]) for t in tensors)
+                cursor += rank
+        if cursor != len(index) or len(at) != len(sizes):
+            raise Unproven("an index of unclear rank")
+        return self.at(source, tuple(sympy.expand(i) for i in at))
+
+    def _gather(self, tensor: Node, index: Index, shape: Sequence[Any]) -> sympy.Expr:
+        if value(tensor).dtype not in (torch.int32, torch.int64):
+            raise Unproven("an index that is no position")
+        found = self.at(tensor, aligned(index, shape, value(tensor).shape))
+        if not isinstance(found, Whole) or not at_least_zero(found.expr, self.sizes):
+            raise Unproven("an index that may count from the end")
+        return found.expr
+
+    def _start(self, part: slice, size: Any) -> sympy.Expr:
+        """First position of a slice; where it lies beyond the end the result has no elements."""
+        if part.step is not None and (isinstance(part.step, Node) or part.step != 1):
+            raise Unproven("a slice with a step")
+        start = _ZERO if part.start is None else _size(part.start)
+        if at_least_zero(start, self.sizes):
+            return start
+        start = to_expr(size) + start
+        if at_least_zero(start, self.sizes) and at_least_zero(to_expr(size) - start, self.sizes):
+            return start
+        raise Unproven("a slice from an unclear position")
+
+    def _fresh(self, size: Any) -> sympy.Symbol:
+        symbol = sympy.Symbol(f"i{len(self.sizes)}", integer=True, nonnegative=True)
+        self.sizes[symbol] = sympy.sympify(size)
+        return symbol
+
+    def along(self, node: Node, dim: int, index: Index) -> tuple[sympy.Symbol, Value]:
+        """The element at any position of one dimension."""
+        symbol = self._fresh(to_expr(value(node).shape[dim]))
+        return symbol, self.at(node, (*index[:dim], symbol, *index[dim + 1 :]))
+
+
+def aligned(index: Index, shape: Sequence[Any], wanted: Sequence[Any]) -> Index:
+    """Where a tensor of shape `wanted`, broadcast to `shape`, is read at `index`."""
+    offset = len(shape) - len(wanted)
+    if offset < 0:
+        raise Unproven("an operand has more dimensions than the result")
+    out = []
+    for i, have, want in zip(index[offset:], shape[offset:], wanted, strict=True):
+        if not _is_one(want) and not same_size(to_expr(want), to_expr(have)):
+            raise Unproven("an operand of another size than the result")
+        out.append(_ZERO if _is_one(want) else i)
+    return tuple(out)
+
+
+def _is_one(size: Any) -> bool:
+    size = to_expr(size)
+    return isinstance(size, int) and size == 1
+
+
+def _row_major(axes: Sequence[Axis], at: Sequence[sympy.Expr]) -> sympy.Expr:
+    total: Any = _ZERO
+    for position, axis in enumerate(axes):
+        total = total + at[position] * size_of(axes[position + 1 :])
+        if axis.parts:
+            raise Unproven("an axis that was split")
+    return sympy.expand(total)
+
+
+def _size(argument: Any) -> sympy.Expr:
+    """A number or symbolic size as an expression."""
+    if isinstance(argument, Node):
+        argument = value(argument)
+    if isinstance(argument, bool) or not isinstance(argument, (int, torch.SymInt)):
+        raise Unproven("neither a tensor nor an integer")
+    return sympy.sympify(to_expr(argument))
+
+
+def _full_index(raw: Any, rank: int) -> list[Any]:
+    """One part for every dimension of the tensor, and None for every new one."""
+    parts = list(raw) if isinstance(raw, tuple) else [raw]
+    for part in parts:
+        known = part is None or part is Ellipsis or isinstance(part, (int, slice, Node))
+        if not known or isinstance(part, bool):
+            raise Unproven("an index of an unusual kind")
+        if is_tensor(part) and value(part).dtype in (torch.bool, torch.uint8):
+            raise Unproven("an index that is a mask")
+    used = sum(1 for p in parts if p is not None and p is not Ellipsis)
+    dots = [i for i, p in enumerate(parts) if p is Ellipsis]
+    place = dots[0] if dots else len(parts)
+    if len(dots) > 1 or used > rank:
+        raise Unproven("an index of unclear rank")
+    return [*parts[:place], *([slice(None)] * (rank - used)), *parts[place + 1 :]]
+
+
+def _argument(node: Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _arange(reader: IndexReader, node: Node, index: Index) -> Value:
+    dtype = value(node).dtype
+    named = set(node.kwargs) & {"start", "end", "step", "out"}
+    if dtype not in (torch.int32, torch.int64) or named or not 1 <= len(node.args) <= 3:
+        raise Unproven("an arange of an unusual form")
+    sizes = [_size(a) for a in node.args]
+    start = sizes[0] if len(sizes) > 1 else _ZERO
+    step = sizes[2] if len(sizes) > 2 else sympy.Integer(1)
+    if not step.is_Integer:
+        raise Unproven("an arange with a symbolic step")
+    return bounded(Whole(sympy.expand(start + step * index[0]), dtype))
+
+
+def _filled(position: int, fixed: Any = None) -> Callable[[IndexReader, Node, Index], Value]:
+    def rule(reader: IndexReader, node: Node, index: Index) -> Value:
+        fill = _argument(node, position, "fill_value", None) if fixed is None else fixed
+        if not isinstance(fill, (bool, int, float)) or node.kwargs.get("out") is not None:
+            raise Unproven("a tensor filled with what is no number")
+        return constant(torch.tensor([fill]).to(value(node).dtype))
+
+    return rule
+
+
+def _triangle(lower: bool) -> Callable[[IndexReader, Node, Index], Value]:
+    def rule(reader: IndexReader, node: Node, index: Index) -> Value:
+        source = _argument(node, 0, "input", None)
+        diagonal = _size(_argument(node, 1, "diagonal", 0))
+        if len(index) < 2 or not is_tensor(source):
+            raise Unproven("a triangle of an unusual form")
+        over = index[-2] + diagonal - index[-1]
+        kept = not_negative(over if lower else -over, reader.sizes)
+        return gate(kept, reader.at(source, index))
+
+    return rule
+
+
+def _dim(node: Node, position: int, rank: int, default: int | None) -> int:
+    dim = _argument(node, position, "dim", default)
+    if not isinstance(dim, int):
+        raise Unproven("an unclear dimension")
+    return dim % rank
+
+
+def _diff(reader: IndexReader, node: Node, index: Index) -> Value:
+    """`diff` with one element in front, where all differences are one and the same constant."""
+    source, before = _argument(node, 0, "input", None), node.kwargs.get("prepend")
+    if _argument(node, 1, "n", 1) != 1 or len(node.args) > 3 or not is_tensor(before):
+        raise Unproven("a difference of an unusual form")
+    dim = _dim(node, 2, len(index), -1)
+    if node.kwargs.get("append") is not None or not _is_one(value(before).shape[dim]):
+        raise Unproven("a difference of an unusual form")
+    symbol, inner = reader.along(source, dim, index)
+    at_start = (*index[:dim], _ZERO, *index[dim + 1 :])
+    first, front = reader.at(source, at_start), reader.at(before, at_start)
+    if not (isinstance(inner, Whole) and isinstance(first, Whole) and isinstance(front, Whole)):
+        raise Unproven("a difference of what is no position")
+    step = sympy.expand(inner.expr - inner.expr.xreplace({symbol: symbol - 1}))
+    if not step.is_Integer or sympy.expand(first.expr - front.expr) != step:
+        raise Unproven("differences that vary")
+    return bounded(Whole(step, value(node).dtype))
+
+
+def _cumsum(reader: IndexReader, node: Node, index: Index) -> Value:
+    """A running sum of one constant."""
+    source = _argument(node, 0, "input", None)
+    dim = _dim(node, 1, len(index), None)
+    if value(node).dtype is not torch.int64:
+        raise Unproven("a sum of fractions")
+    _, inner = reader.along(source, dim, index)
+    if isinstance(inner, Truth) and inner.condition in (sympy.true, sympy.false):
+        inner = Whole(sympy.Integer(int(bool(inner.condition))), torch.int64)
+    if not isinstance(inner, Whole) or not inner.expr.is_Integer:
+        raise Unproven("a sum of what is not constant")
+    return bounded(Whole(sympy.expand(inner.expr * (index[dim] + 1)), torch.int64))
+
+
+_RULES: dict[str, Callable[[IndexReader, Node, Index], Value]] = {
+    "arange": _arange,
+    "ones": _filled(0, 1), "ones_like": _filled(0, 1), "new_ones": _filled(0, 1),
+    "zeros": _filled(0, 0), "zeros_like": _filled(0, 0), "new_zeros": _filled(0, 0),
+    "full": _filled(1), "full_like": _filled(1), "new_full": _filled(2),
+    "tril": _triangle(True), "triu": _triangle(False),
+    "diff": _diff, "cumsum": _cumsum,
+}  # fmt: skip
+
+__all__ = ["IndexReader", "Levels", "Truth", "Value", "Whole"]

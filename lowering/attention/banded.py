@@ -1,0 +1,113 @@
+"""Sliding windows and chunks without a mask over all keys: attention between neighbouring blocks.
+
+Queries are cut into blocks as wide as the window. A block of queries sees its own block of keys
+and, in a sliding window, the one before; both under one small mask that all blocks share. For S
+queries and a window of W this is 2WS scores instead of SS, and nothing of size SS is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.ops import value
+
+from .mask import MaskFacts, MaskKind
+
+
+def fits(facts: MaskFacts, rows: Any, keys: Any) -> bool:
+    """Whether a mask is a band that the blocks cover exactly: at least two whole blocks."""
+    if facts.kind not in (MaskKind.WINDOW, MaskKind.CHUNKED) or not isinstance(rows, int):
+        return False
+    return rows == keys and rows % facts.width == 0 and rows >= 2 * facts.width
+
+
+def emit_banded(
+    builder: Builder, q: Node, k: Node, v: Node, facts: MaskFacts, scale: float
+) -> Node:
+    """Attention under a band.
+
+    Args:
+        builder: where the nodes go.
+        q: `(B, H, S, D)`.
+        k, v: `(B, Hkv, S, D)`.
+        facts: a sliding window or chunks of `facts.width` positions.
+        scale: of q kᵀ.
+
+    Returns:
+        `(B, H, S, D)`.
+    """
+    width, batch = facts.width, value(q).shape[0]
+    blocks = value(q).shape[2] // width
+    parts = [_blocks(builder, x, blocks, width) for x in (q, k, v)]
+    if facts.kind is MaskKind.CHUNKED:
+        return _join(builder, [_attend(builder, *parts, scale, None)], batch)
+    first = [builder.method("narrow", x, 1, 0, 1) for x in parts]
+    later = builder.method("narrow", parts[0], 1, 1, blocks - 1)
+    pairs = [
+        builder.call(
+            torch.cat,
+            (
+                builder.method("narrow", x, 1, 0, blocks - 1),
+                builder.method("narrow", x, 1, 1, blocks - 1),
+            ),
+            dim=3,
+        )
+        for x in parts[1:]
+    ]
+    mask = _band(builder, width, value(q))
+    return _join(
+        builder,
+        [
+            _attend(builder, *first, scale, None),
+            _attend(builder, later, *pairs, scale, mask),
+        ],
+        batch,
+    )
+
+
+def _blocks(builder: Builder, x: Node, blocks: int, width: int) -> Node:
+    """(B, H, S, D) as (B, blocks, H, width, D)."""
+    cut = builder.method("unflatten", x, 2, (blocks, width))
+    return builder.method("transpose", cut, 1, 2)
+
+
+def _attend(builder: Builder, q: Node, k: Node, v: Node, scale: float, mask: Node | None) -> Node:
+    """SDPA in every block: (B, blocks, H, rows, D); causal where there is no mask."""
+    q, k, v = (builder.method("flatten", x, 0, 1) for x in (q, k, v))
+    keywords: dict[str, Any] = {"scale": scale}
+    if mask is None:
+        keywords["is_causal"] = True
+    else:
+        keywords["attn_mask"] = mask
+    if value(q).shape[1] != value(k).shape[1]:
+        keywords["enable_gqa"] = True
+    return builder.call(F.scaled_dot_product_attention, q, k, v, **keywords)
+
+
+def _band(builder: Builder, width: int, like: torch.Tensor) -> Node:
+    """Keys j of the previous and the own block that query i of a block sees: i < j <= i + width."""
+    device = like.device
+    i = builder.method("unsqueeze", builder.call(torch.arange, width, device=device), 1)
+    j = builder.call(torch.arange, 2 * width, device=device)
+    distance = builder.call(torch.sub, j, i)
+    keep = builder.call(
+        torch.logical_and,
+        builder.call(torch.gt, distance, 0),
+        builder.call(torch.le, distance, width),
+    )
+    zero = builder.call(torch.zeros, (), dtype=like.dtype, device=device)
+    mask = builder.call(torch.where, keep, zero, float("-inf"))
+    return builder.method("reshape", mask, (1, 1, width, 2 * width))
+
+
+def _join(builder: Builder, parts: list[Node], batch: Any) -> Node:
+    """Blocks of several calls, (B·blocks, H, width, D) each, as (B, H, S, D)."""
+    opened = [builder.method("unflatten", x, 0, (batch, -1)) for x in parts]
+    whole = opened[0] if len(opened) == 1 else builder.call(torch.cat, tuple(opened), dim=1)
+    turned = builder.method("transpose", whole, 1, 2)
+    return builder.method("flatten", turned, 2, 3)

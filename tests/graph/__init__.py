@@ -1,0 +1,1 @@
+"""The stages that read a graph, without a device or a compile."""

@@ -1,0 +1,1 @@
+"""The operators and the analyses behind the lowerings."""
