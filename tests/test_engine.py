@@ -14,8 +14,8 @@ from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import checkpoint
 
 from fuser import backend, torch_private
-from fuser.backend import listening
 from fuser.backend import fuser as fuser_backend
+from fuser.backend import listening
 from fuser.builder import Builder
 from fuser.errors import (
     FuserError,
@@ -480,10 +480,13 @@ class TestInductor:
         assert torch_private.counters["inductor"]["fuse_attention"] == 1
 
     def test_patterns_are_back_after_an_error(self) -> None:
-        with pytest.raises(ZeroDivisionError):
+        def fails() -> None:
             with torch_private.attention_patterns_off(torch.device("cpu")):
                 assert torch_private._patterns_off.get()
                 raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fails()
         assert not torch_private._patterns_off.get()
 
     def test_tensor_for_a_scale_trains(self) -> None:

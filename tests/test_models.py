@@ -1,4 +1,4 @@
-"""Real models, in small: every attention is rewritten, and numbers stay as near to fp64 as eager's."""
+"""Real models, in small: every attention is rewritten, and numbers stay near to fp64."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from torch import Tensor, nn
 from fuser.graph.view import GraphView
 from fuser.transform import bodies
 from tests.compiled import Run, assert_near, compiled, run, wide
-from tests.inner import CATCH, caught
-from tests.models import CASES, ModelCase
+from tests.inner import CATCH, CATCH_EAGER, caught
+from tests.models import CASES, ModelCase, experts
 
 FORMS = [(name, form) for name, case in CASES.items() for form in case.implementations]
 TRAINED = [(name, form) for name, form in FORMS if not CASES[name].random_in_training]
-# Dynamo instantiates BLOOM's autograd.Function, which torch itself deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+# Routing is a step function: in bf16 the rounding of one attention sends a token to another expert,
+# in eager too (Mixtral: 0.04 from fp64 with `eager` attention, 0.57 with `sdpa`).
+SMOOTH = [(name, form) for name, form in FORMS if CASES[name] not in experts.CASES]
+pytestmark = [
+    # what Dynamo says of the libraries' own code: BLOOM's autograd.Function, cached helpers, and
+    # Switch, whose gradients are looked at where the graph breaks
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 
 
 class Outputs(nn.Module):
@@ -51,7 +59,8 @@ def _check(name: str, form: str, dtype: torch.dtype, grad: bool) -> Run:
     eager = run(Outputs(case, model), (), inputs, grad=grad)
     exact = run(_exact(case, model), (), wide(inputs), grad=grad)
     graphs = caught()
-    ours = compiled(Outputs(case, model), (), inputs, grad=grad, inner=CATCH)
+    inner = CATCH if grad else CATCH_EAGER
+    ours = compiled(Outputs(case, model), (), inputs, grad=grad, inner=inner)
     assert_near(ours, eager, exact)
     left = sum(_library_calls(graph) for graph in graphs) - _emitted(ours)
     assert left == 0 or form == "sdpa"
@@ -85,6 +94,6 @@ def test_training(name: str, form: str) -> None:
     _check(name, form, torch.float32, True)
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS[::3])
+@pytest.mark.parametrize(("name", "form"), SMOOTH[::2])
 def test_inference_in_half_precision(name: str, form: str) -> None:
     _check(name, form, torch.bfloat16, False)

@@ -7,8 +7,8 @@ beyond expanding polynomials, and the number of steps is limited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sympy
 import torch
@@ -17,26 +17,13 @@ from torch.fx import Node
 from ..torch_private import to_expr
 from .axes import Axis, Dims, Unproven, leaves, resolve, same_size, size_of
 from .fold import Folder
+from .index_rules import RULES, ZERO, Index, is_one, size_expr
 from .ops import Kind, Op, is_tensor, value
-from .positional import (
-    Levels,
-    Truth,
-    Value,
-    Whole,
-    at_least_zero,
-    bounded,
-    constant,
-    gate,
-    not_negative,
-    pointwise,
-)
+from .positional import Value, Whole, at_least_zero, constant, pointwise
 from .pull import pull_view
 
 MAX_STEPS = 256
 MAX_DEPTH = 60
-
-Index: TypeAlias = "tuple[sympy.Expr, ...]"
-_ZERO = sympy.Integer(0)
 
 
 class IndexReader:
@@ -90,7 +77,7 @@ class IndexReader:
     def _compute(self, node: Node, index: Index) -> Value:
         example = value(node)
         if not isinstance(example, torch.Tensor):
-            return Whole(_size(node))
+            return Whole(size_expr(node))
         if node in self._written or self.view.storages.get(node) in self._dirty:
             raise Unproven("a tensor that is written to")
         if all(isinstance(s, int) and s == 1 for s in example.shape):
@@ -107,8 +94,10 @@ class IndexReader:
             return self._view(op, node, index)
         if op.kind is Kind.SLICE and op.name == "getitem":
             return self._getitem(op, node, index)
-        rule = _RULES.get(getattr(node.target, "__name__", str(node.target)))
-        if rule is None or node.op not in ("call_function", "call_method"):
+        name = str(getattr(node.target, "__name__", node.target))
+        known = node.op == "call_method" or getattr(torch, name, None) is node.target
+        rule = RULES.get(name) if known else None
+        if rule is None:
             raise Unproven(f"no rule for `{node.name}`")
         return rule(self, node, index)
 
@@ -121,7 +110,7 @@ class IndexReader:
         shape = value(node).shape
         if value(op.args["input"]).dtype is not value(node).dtype:
             raise Unproven("a view as another dtype")
-        axes = [() if _is_one(n) else (Axis(to_expr(n)),) for n in shape]
+        axes = [() if is_one(n) else (Axis(to_expr(n)),) for n in shape]
         at = {a: i for dim, i in zip(axes, index, strict=True) for a in dim}
         source, dims = pull_view(op, node, tuple(axes))
         if not set(leaves(dims)) <= set(at):
@@ -171,7 +160,7 @@ class IndexReader:
         """First position of a slice; where it lies beyond the end the result has no elements."""
         if part.step is not None and (isinstance(part.step, Node) or part.step != 1):
             raise Unproven("a slice with a step")
-        start = _ZERO if part.start is None else _size(part.start)
+        start = ZERO if part.start is None else size_expr(part.start)
         if at_least_zero(start, self.sizes):
             return start
         start = to_expr(size) + start
@@ -197,33 +186,19 @@ def aligned(index: Index, shape: Sequence[Any], wanted: Sequence[Any]) -> Index:
         raise Unproven("an operand has more dimensions than the result")
     out = []
     for i, have, want in zip(index[offset:], shape[offset:], wanted, strict=True):
-        if not _is_one(want) and not same_size(to_expr(want), to_expr(have)):
+        if not is_one(want) and not same_size(to_expr(want), to_expr(have)):
             raise Unproven("an operand of another size than the result")
-        out.append(_ZERO if _is_one(want) else i)
+        out.append(ZERO if is_one(want) else i)
     return tuple(out)
 
 
-def _is_one(size: Any) -> bool:
-    size = to_expr(size)
-    return isinstance(size, int) and size == 1
-
-
 def _row_major(axes: Sequence[Axis], at: Sequence[sympy.Expr]) -> sympy.Expr:
-    total: Any = _ZERO
+    total: Any = ZERO
     for position, axis in enumerate(axes):
         total = total + at[position] * size_of(axes[position + 1 :])
         if axis.parts:
             raise Unproven("an axis that was split")
     return sympy.expand(total)
-
-
-def _size(argument: Any) -> sympy.Expr:
-    """A number or symbolic size as an expression."""
-    if isinstance(argument, Node):
-        argument = value(argument)
-    if isinstance(argument, bool) or not isinstance(argument, (int, torch.SymInt)):
-        raise Unproven("neither a tensor nor an integer")
-    return sympy.sympify(to_expr(argument))
 
 
 def _full_index(raw: Any, rank: int) -> list[Any]:
@@ -233,103 +208,9 @@ def _full_index(raw: Any, rank: int) -> list[Any]:
         known = part is None or part is Ellipsis or isinstance(part, (int, slice, Node))
         if not known or isinstance(part, bool):
             raise Unproven("an index of an unusual kind")
-        if is_tensor(part) and value(part).dtype in (torch.bool, torch.uint8):
-            raise Unproven("an index that is a mask")
     used = sum(1 for p in parts if p is not None and p is not Ellipsis)
     dots = [i for i, p in enumerate(parts) if p is Ellipsis]
     place = dots[0] if dots else len(parts)
     if len(dots) > 1 or used > rank:
         raise Unproven("an index of unclear rank")
     return [*parts[:place], *([slice(None)] * (rank - used)), *parts[place + 1 :]]
-
-
-def _argument(node: Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _arange(reader: IndexReader, node: Node, index: Index) -> Value:
-    dtype = value(node).dtype
-    named = set(node.kwargs) & {"start", "end", "step", "out"}
-    if dtype not in (torch.int32, torch.int64) or named or not 1 <= len(node.args) <= 3:
-        raise Unproven("an arange of an unusual form")
-    sizes = [_size(a) for a in node.args]
-    start = sizes[0] if len(sizes) > 1 else _ZERO
-    step = sizes[2] if len(sizes) > 2 else sympy.Integer(1)
-    if not step.is_Integer:
-        raise Unproven("an arange with a symbolic step")
-    return bounded(Whole(sympy.expand(start + step * index[0]), dtype))
-
-
-def _filled(position: int, fixed: Any = None) -> Callable[[IndexReader, Node, Index], Value]:
-    def rule(reader: IndexReader, node: Node, index: Index) -> Value:
-        fill = _argument(node, position, "fill_value", None) if fixed is None else fixed
-        if not isinstance(fill, (bool, int, float)) or node.kwargs.get("out") is not None:
-            raise Unproven("a tensor filled with what is no number")
-        return constant(torch.tensor([fill]).to(value(node).dtype))
-
-    return rule
-
-
-def _triangle(lower: bool) -> Callable[[IndexReader, Node, Index], Value]:
-    def rule(reader: IndexReader, node: Node, index: Index) -> Value:
-        source = _argument(node, 0, "input", None)
-        diagonal = _size(_argument(node, 1, "diagonal", 0))
-        if len(index) < 2 or not is_tensor(source):
-            raise Unproven("a triangle of an unusual form")
-        over = index[-2] + diagonal - index[-1]
-        kept = not_negative(over if lower else -over, reader.sizes)
-        return gate(kept, reader.at(source, index))
-
-    return rule
-
-
-def _dim(node: Node, position: int, rank: int, default: int | None) -> int:
-    dim = _argument(node, position, "dim", default)
-    if not isinstance(dim, int):
-        raise Unproven("an unclear dimension")
-    return dim % rank
-
-
-def _diff(reader: IndexReader, node: Node, index: Index) -> Value:
-    """`diff` with one element in front, where all differences are one and the same constant."""
-    source, before = _argument(node, 0, "input", None), node.kwargs.get("prepend")
-    if _argument(node, 1, "n", 1) != 1 or len(node.args) > 3 or not is_tensor(before):
-        raise Unproven("a difference of an unusual form")
-    dim = _dim(node, 2, len(index), -1)
-    if node.kwargs.get("append") is not None or not _is_one(value(before).shape[dim]):
-        raise Unproven("a difference of an unusual form")
-    symbol, inner = reader.along(source, dim, index)
-    at_start = (*index[:dim], _ZERO, *index[dim + 1 :])
-    first, front = reader.at(source, at_start), reader.at(before, at_start)
-    if not (isinstance(inner, Whole) and isinstance(first, Whole) and isinstance(front, Whole)):
-        raise Unproven("a difference of what is no position")
-    step = sympy.expand(inner.expr - inner.expr.xreplace({symbol: symbol - 1}))
-    if not step.is_Integer or sympy.expand(first.expr - front.expr) != step:
-        raise Unproven("differences that vary")
-    return bounded(Whole(step, value(node).dtype))
-
-
-def _cumsum(reader: IndexReader, node: Node, index: Index) -> Value:
-    """A running sum of one constant."""
-    source = _argument(node, 0, "input", None)
-    dim = _dim(node, 1, len(index), None)
-    if value(node).dtype is not torch.int64:
-        raise Unproven("a sum of fractions")
-    _, inner = reader.along(source, dim, index)
-    if isinstance(inner, Truth) and inner.condition in (sympy.true, sympy.false):
-        inner = Whole(sympy.Integer(int(bool(inner.condition))), torch.int64)
-    if not isinstance(inner, Whole) or not inner.expr.is_Integer:
-        raise Unproven("a sum of what is not constant")
-    return bounded(Whole(sympy.expand(inner.expr * (index[dim] + 1)), torch.int64))
-
-
-_RULES: dict[str, Callable[[IndexReader, Node, Index], Value]] = {
-    "arange": _arange,
-    "ones": _filled(0, 1), "ones_like": _filled(0, 1), "new_ones": _filled(0, 1),
-    "zeros": _filled(0, 0), "zeros_like": _filled(0, 0), "new_zeros": _filled(0, 0),
-    "full": _filled(1), "full_like": _filled(1), "new_full": _filled(2),
-    "tril": _triangle(True), "triu": _triangle(False),
-    "diff": _diff, "cumsum": _cumsum,
-}  # fmt: skip
-
-__all__ = ["IndexReader", "Levels", "Truth", "Value", "Whole"]

@@ -159,15 +159,15 @@ def cast_to(value: Value, dtype: Any, sizes: Sizes) -> Value:
 
 
 def both(*conditions: Boolean) -> Boolean:
-    return cast(Boolean, sympy.And(*conditions))
+    return sympy.And(*conditions)
 
 
 def negated(condition: Boolean) -> Boolean:
-    return cast(Boolean, sympy.Not(condition))
+    return sympy.Not(condition)
 
 
 def _either(*conditions: Boolean) -> Boolean:
-    return cast(Boolean, sympy.Or(*conditions))
+    return sympy.Or(*conditions)
 
 
 _LOGIC: dict[str, Callable[..., Any]] = {
@@ -186,7 +186,7 @@ def _logic(name: str, args: Mapping[str, Any]) -> Value | None:
     if name in _LOGIC:
         return Truth(_LOGIC[name](*conditions.values()))
     if name in ("eq", "ne"):
-        differ = cast(Boolean, sympy.Xor(*conditions.values()))
+        differ = sympy.Xor(*conditions.values())
         return Truth(differ if name == "ne" else negated(differ))
     if name == "where":
         chosen, a, b = conditions["condition"], conditions["input"], conditions["other"]

@@ -146,9 +146,12 @@ def _lengths(call: Call) -> tuple[Any, Any]:
 
 def _joined(known: MaskFacts | None, symbolic: MaskFacts) -> MaskFacts:
     """Structure of masks that were computed together with masks that follow from sizes."""
-    if known is None or known == symbolic or known.kind is MaskKind.NONE:
+    if known is None or known.kind is MaskKind.NONE:
         return symbolic
-    return known if symbolic.kind is MaskKind.NONE else MaskFacts(MaskKind.OTHER, False)
+    if symbolic.kind is MaskKind.NONE:
+        return known
+    twice = known == symbolic and known.kind is MaskKind.CAUSAL
+    return known if twice else MaskFacts(MaskKind.OTHER, False)
 
 
 def _size(call: Call, name: str) -> Any:

@@ -16,14 +16,23 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 from torch.fx import Node
 
-from fuser.graph.axes import Unproven, leaves
+from fuser.graph.axes import Unproven, leaves, same_size
 from fuser.graph.fold import Folder
 from fuser.graph.index import IndexReader
 from fuser.graph.ops import read
 from fuser.graph.ops import value as example_of
-from fuser.graph.positional import FALSE, TRUE, Levels, Truth, Value, at_least_zero, both, cast_to
+from fuser.graph.positional import (
+    FALSE,
+    TRUE,
+    Levels,
+    Truth,
+    Value,
+    at_least_zero,
+    both,
+    cast_to,
+    pointwise,
+)
 from fuser.graph.positional import negated as negation
-from fuser.graph.positional import pointwise
 from fuser.pattern import Call
 
 from .affine import HUGE, Free, Keep, Term
@@ -60,6 +69,12 @@ class PredicateReader:
 
     def classify(self, conditions: list[Boolean]) -> MaskFacts:
         """Structure of the conjunction of masks."""
+        try:
+            return self._classify(conditions)
+        except Exception:  # what cannot be compared is kept as it is
+            return MaskFacts(MaskKind.OTHER, False)
+
+    def _classify(self, conditions: list[Boolean]) -> MaskFacts:
         condition = both(*conditions)
         if condition == TRUE:
             return MaskFacts(MaskKind.NONE, True)
@@ -69,6 +84,9 @@ class PredicateReader:
         i, j = (self._reader.symbol(a[0]) for a in axes)
         full = self._rows_full(condition, i, j)
         kind, width = _kind(condition, i, j)
+        square = same_size(axes[0][0].size, axes[1][0].size)
+        if width and not square:
+            return MaskFacts(MaskKind.OTHER, full)
         return MaskFacts(kind, full, width)
 
     def _rows_full(self, condition: Boolean, i: sympy.Symbol, j: sympy.Symbol) -> bool:
@@ -125,7 +143,7 @@ def _added(term: Term, found: Value, sizes: Any) -> Predicate | None:
             return None
         infinite |= number == -torch.inf
     everywhere = len(kept) == len(found.cases)
-    union = TRUE if everywhere else cast(Boolean, sympy.Or(*kept)) if kept else FALSE
+    union = TRUE if everywhere else sympy.Or(*kept) if kept else FALSE
     return Predicate(union, infinite)
 
 
@@ -139,10 +157,8 @@ def _kind(condition: Boolean, i: sympy.Symbol, j: sympy.Symbol) -> tuple[MaskKin
     if len(others) == 1:
         name, expr = others[0]
         width = sympy.expand(expr - j + i + 1) if expr is not None else sympy.Symbol("none")
-        if name == ">=" and not width.has(i, j):
-            if width.is_Integer:
-                return (MaskKind.WINDOW, int(width)) if width > 0 else (MaskKind.OTHER, 0)
-            return MaskKind.WINDOW, 0
+        if name == ">=" and width.is_Integer and width > 0:
+            return MaskKind.WINDOW, int(width)
         chunk = _chunk(expr, i, j) if name == "==" else 0
         if chunk:
             return MaskKind.CHUNKED, chunk
@@ -162,19 +178,16 @@ def _chunk(expr: Any, i: sympy.Symbol, j: sympy.Symbol) -> int:
 
 def _literal(condition: Any) -> tuple[str, Any]:
     """`e >= 0` or `e == 0` over integers as a name and e; any other condition has no expression."""
-    if isinstance(condition, Relational):
-        difference = sympy.expand(condition.lhs - condition.rhs)
-        match condition.rel_op:
-            case ">=":
-                return ">=", difference
-            case ">":
-                return ">=", sympy.expand(difference - 1)
-            case "<=":
-                return ">=", sympy.expand(-difference)
-            case "<":
-                return ">=", sympy.expand(-difference - 1)
-            case "==":
-                return "==", difference
+    if not isinstance(condition, Relational):
+        return "?", None
+    left, right = cast(tuple[Any, Any], condition.args)
+    difference = sympy.expand(left - right)
+    if isinstance(condition, sympy.Eq):
+        return "==", difference
+    if isinstance(condition, (sympy.Ge, sympy.Gt)):
+        return ">=", sympy.expand(difference - int(isinstance(condition, sympy.Gt)))
+    if isinstance(condition, (sympy.Le, sympy.Lt)):
+        return ">=", sympy.expand(-difference - int(isinstance(condition, sympy.Lt)))
     return "?", None
 
 

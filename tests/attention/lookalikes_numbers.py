@@ -165,6 +165,56 @@ def hidden_rows_library_lowest(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+def _padding() -> Tensor:
+    keep = torch.ones(B, 1, 1, S, dtype=torch.bool)
+    keep[1, ..., :3] = False
+    return keep
+
+
+_padded = partial(_lookalike, take(*qkv(), fixed(_padding)), reason="")
+
+
+def _later(q: Tensor) -> Tensor:
+    return torch.ones(S, S, dtype=torch.bool, device=q.device).triu(1)
+
+
+@_padded()
+def padded_rows_infinity_filled_twice(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """A causal mask known while compiling, then left padding: NaN, and gradients cut at both."""
+    scores = _scores(q, k).masked_fill(_later(q), -torch.inf)
+    return scores.masked_fill(~keep, -torch.inf).softmax(-1) @ v
+
+
+@_padded()
+def padded_rows_lowest_filled_twice(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """The same with the lowest number: empty rows are uniform over all keys, later ones too."""
+    scores = _scores(q, k).masked_fill(_later(q), torch.finfo(q.dtype).min)
+    return scores.masked_fill(~keep, torch.finfo(q.dtype).min).softmax(-1) @ v
+
+
+@_padded()
+def padded_rows_infinity_added_twice(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """Two float masks of -inf are added."""
+    causal = torch.full((S, S), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    padding = _zeros(keep, q).masked_fill(~keep, -torch.inf)
+    return (_scores(q, k) + causal + padding).softmax(-1) @ v
+
+
+@_padded()
+def padded_rows_lowest_added_twice(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """Two float masks of lowest numbers: uniform over the keys that only one of them hides."""
+    causal = torch.full((S, S), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
+    padding = _zeros(keep, q).masked_fill(~keep, torch.finfo(q.dtype).min)
+    return (_scores(q, k) + causal + padding).softmax(-1) @ v
+
+
+@_padded()
+def padded_rows_added_then_filled(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """Padding is added, the causal mask filled in."""
+    padding = _zeros(keep, q).masked_fill(~keep, -torch.inf)
+    return (_scores(q, k) + padding).masked_fill(_later(q), -torch.inf).softmax(-1) @ v
+
+
 @_built()
 def strict_triangle_infinity(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A mask known while compiling whose first row is empty: NaN."""

@@ -328,9 +328,10 @@ def test_native(name: str, dtype: torch.dtype) -> None:
 
 def test_native_declines() -> None:
     x, *w = (t.detach() for t in _NATIVE_INPUTS(torch.float32))
-    weights = lambda *a: torch._native_multi_head_attention(
-        a[0], a[0], a[0], E, H, *a[1:], None, True, True, None
-    )[1]
+
+    def weights(x: Tensor, *w: Tensor) -> Tensor:
+        return torch._native_multi_head_attention(x, x, x, E, H, *w, None, True, True, None)[1]
+
     ours = _check(weights, (x, *w), grad=False, count=0)
     assert "used elsewhere" in ours.reasons()
 

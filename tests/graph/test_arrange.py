@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def _grouped(draw: st.DrawFn, axes: Sequence[Axis]) -> Dims:
     order = draw(st.permutations(axes))
     cuts = sorted(draw(st.sets(st.integers(1, max(1, len(order) - 1)))))
     bounds = [0, *(c for c in cuts if c < len(order)), len(order)]
-    groups = [tuple(order[i:j]) for i, j in zip(bounds, bounds[1:], strict=False)]
+    groups = [tuple(order[i:j]) for i, j in pairwise(bounds)]
     if draw(st.booleans()):
         groups.insert(draw(st.integers(0, len(groups))), ())
     return tuple(groups)

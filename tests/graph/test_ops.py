@@ -123,7 +123,7 @@ def test_out_is_a_mutation() -> None:
         (lambda x: x[:, None, ...], Kind.VIEW),
         (lambda x: x[1:], Kind.SLICE),
         (lambda x: x[0], Kind.SLICE),
-        (lambda x: x.mT, Kind.VIEW),
+        (lambda x: x + x.sum(), Kind.POINTWISE),
         (lambda x: x.cumsum(-1), Kind.OTHER),
         (lambda x: x.log_softmax(-1), Kind.OTHER),
         (lambda x: torch.einsum("ij,jk->ik", x, x), Kind.CONTRACT),
@@ -133,6 +133,14 @@ def test_out_is_a_mutation() -> None:
 def test_kinds(fn: Callable[[Tensor], Tensor], kind: Kind) -> None:
     view = captured(fn, (X,))
     assert view.op(last(view)).kind is kind
+
+
+@pytest.mark.parametrize(("fn", "name"), [(lambda x: x.mT.sin(), "mT"), (lambda x: x.T.sin(), "T")])
+def test_attributes_are_views(fn: Callable[[Tensor], Tensor], name: str) -> None:
+    view = captured(fn, (X,))
+    (source,) = last(view).all_input_nodes
+    assert view.op(source).kind is Kind.VIEW
+    assert view.op(source).name in (name, "transpose", "permute")
 
 
 def test_arithmetic_on_sizes_is_not_pointwise() -> None:
