@@ -6,12 +6,22 @@ dtypes, strides and devices under fake execution when it puts the replacement th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.fx import Node
 
-from .graph.ops import value
+from .graph.ops import Kind, value
 from .graph.view import GraphView, Mark
 from .pattern import Decline, Match
+
+_LIKENESSES: dict[Any, Callable[..., Any]] = {
+    torch.ones_like: torch.ones,
+    torch.zeros_like: torch.zeros,
+    torch.empty_like: torch.empty,
+    torch.full_like: torch.full,
+}
 
 
 def check(view: GraphView, match: Match) -> Decline | None:
@@ -66,10 +76,21 @@ def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
     """Whether a user wants no element of `node`, only its static shape or dtype."""
     if user.op == "call_method" and user.target == "size":
         return isinstance(value(user), torch.SymInt)
-    op = view.op(user)
-    if op.name not in ("reshape_as", "expand_as", "type_as") or op.args.get("input") is node:
+    if not all(isinstance(size, int) for size in value(node).shape):
         return False
-    return all(isinstance(size, int) for size in value(node).shape)
+    if likeness(user) is not None:
+        return user.args[0] is node
+    op = view.op(user)
+    if op.kind in (Kind.VIEW, Kind.SLICE) and op.args.get("input") is node and user.users:
+        return all(reads_shape_alone(view, reader, user) for reader in user.users)
+    return op.name in ("reshape_as", "expand_as", "type_as") and op.args.get("input") is not node
+
+
+def likeness(node: Node) -> Callable[..., Any] | None:
+    """For `ones_like(x)` and its kin `ones`: what makes the same tensor from a shape."""
+    if node.op != "call_function" or not node.args:
+        return None
+    return _LIKENESSES.get(node.target)
 
 
 def _reenters(view: GraphView, match: Match) -> Decline | None:
@@ -137,6 +158,9 @@ def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) 
 
 def _changes_mode(view: GraphView, match: Match) -> Decline | None:
     first, last = span(view, match)
+    for start, end in view.transformed:
+        if start < last and first < end:
+            return Decline("it runs inside a torch.func transform", match.anchor)
     for position in view.mode_switches:
         if first < position < last:
             return Decline("autocast or grad mode changes within the region", view.nodes[position])

@@ -21,7 +21,7 @@ from .pattern import Match
 from .plan import Failed, Left, Planned, plan
 from .report.source import describe, where
 from .rewrite import Rewriter
-from .soundness import reads_shape_alone
+from .soundness import likeness, reads_shape_alone
 from .torch_private import FakeTensor, FakeTensorMode, counters, is_control_flow, to_expr
 
 _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_function_apply"}
@@ -192,6 +192,9 @@ def _free_shape_readers(view: GraphView, rewriter: Rewriter, match: Match) -> No
                     user.replace_all_uses_with(size)
                     user.graph.erase_node(user)
                 continue
+            if likeness(user) is not None or view.op(user).kind in (Kind.VIEW, Kind.SLICE):
+                _spell_out(user)
+                continue
             source = view.op(user).args["input"]
             name = view.op(user).name
             user.op, user.kwargs = "call_method", {}
@@ -200,6 +203,22 @@ def _free_shape_readers(view: GraphView, rewriter: Rewriter, match: Match) -> No
             else:
                 user.target = name.removesuffix("_as")
                 user.args = (source, tuple(value(node).shape))
+
+
+def _spell_out(user: Node) -> None:
+    """Make `ones_like(x)`, or all of its kind behind a view of x, from their constant shapes."""
+    make = likeness(user)
+    if make is None:
+        for reader in list(user.users):
+            _spell_out(reader)
+        if not user.users:
+            user.graph.erase_node(user)
+        return
+    example = value(user)
+    fill = user.args[1:2] or tuple(user.kwargs[k] for k in ("fill_value",) if k in user.kwargs)
+    user.args = (tuple(example.shape), *fill)
+    user.target = make
+    user.kwargs = {"dtype": example.dtype, "device": example.device}
 
 
 def _emit(builder: Builder, planned: Planned) -> list[Node]:

@@ -113,6 +113,20 @@ class GraphView:
         )
 
     @cached_property
+    def transformed(self) -> tuple[tuple[int, int], ...]:
+        """Spans of positions inside a torch.func transform (vmap, grad, jvp), where values have
+        hidden dimensions and derivatives of their own."""
+        spans: list[tuple[int, int]] = []
+        opened: list[int] = []
+        for i, node in enumerate(self.nodes):
+            name = getattr(node.target, "__name__", "")
+            if "increment_nesting" in name or "_enter_dual_level" in name:
+                opened.append(i)
+            elif opened and ("decrement_nesting" in name or "_exit_dual_level" in name):
+                spans.append((opened.pop(), i))
+        return (*spans, *((start, len(self.nodes)) for start in opened))
+
+    @cached_property
     def storages(self) -> dict[Node, Any]:
         """Per tensor node a key that is equal for tensors which may share memory."""
         keys: dict[Node, Any] = {}

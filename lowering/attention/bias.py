@@ -102,16 +102,19 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
     facts = _classify(call, masks)
     if conditions:
         facts = _joined(facts, symbolic.classify(conditions))
-    causal = facts is not None and facts.kind is MaskKind.CAUSAL
-    dropped = causal or (facts is not None and facts.kind is MaskKind.NONE)
-    band = bands and facts is not None and not general and fits(facts, *_lengths(call))
-    dropped |= band
-    kept_items = general if dropped else general + masked
     moderate = all(bool((b.abs() <= LIMIT).all()) for b in known_bias)
     if not unknown and moderate and (facts is None or facts.full_rows):
         proved = Rows.KEPT
     else:
         proved = Rows.UNKNOWN if minus_infinity else Rows.FINITE
+    # A kernel's own causal mask is -inf. Beside another mask that may take a query's last key, the
+    # original's finite number would still spread over the later keys: the two stay one bias.
+    causal = facts is not None and facts.kind is MaskKind.CAUSAL
+    causal = causal and (not general or proved is Rows.KEPT)
+    dropped = causal or (facts is not None and facts.kind is MaskKind.NONE)
+    band = bands and facts is not None and not general and fits(facts, *_lengths(call))
+    dropped |= band
+    kept_items = general if dropped else general + masked
     return Bias(
         tuple(t for t in kept_items if isinstance(t, Term)),
         tuple(k for k in kept_items if isinstance(k, Keep)),
