@@ -32,6 +32,8 @@ def _pushed_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.func.jvp(lambda a: _attend(a, k, v), (q,), (q,))[1]
 
 
+# torch loads its forward-mode formulas through torch.jit.script
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("fn", [_vmapped, _shared_keys, _differentiated, _pushed_forward])
 def test_transforms_are_left_alone(fn: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(3)

@@ -65,6 +65,8 @@ def classify(keep: torch.Tensor, rows: int, keys: int) -> MaskFacts:
     if torch.equal(first, j <= i):
         return MaskFacts(MaskKind.CAUSAL, full_rows)
     width = int(first.sum(-1).max())
+    if width == 0:
+        return MaskFacts(MaskKind.OTHER, full_rows)
     if rows == keys and torch.equal(first, (j <= i) & (j > i - width)):
         return MaskFacts(MaskKind.WINDOW, full_rows, width)
     if rows == keys and torch.equal(first, (j <= i) & (j // width == i // width)):
