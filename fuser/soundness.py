@@ -127,6 +127,11 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
         writer = view.mutated_between(node, min(readers, default=last) + 1, last)
         if writer is not None and writer not in inside:
             return Decline("an input is mutated between its use and the end of the region", writer)
+    if _is_differentiated(match):
+        for output in match.outputs:
+            writer = view.mutated_between(output, last + 1, len(view.nodes))
+            if writer is not None:
+                return Decline("the result is mutated, but kept for the backward", writer)
     for node in match.nodes:
         writer = view.mutated_between(node, view.order[node] + 1, len(view.nodes))
         if writer is not None and writer not in inside and node not in match.outputs:

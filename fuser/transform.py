@@ -55,7 +55,9 @@ def bodies(module: GraphModule) -> Iterable[GraphModule]:
         if node.op != "get_attr" or "." in str(node.target):
             continue
         body = getattr(module, str(node.target), None)
-        if isinstance(body, GraphModule) and not any(_is_closed(u) for u in node.users):
+        if not isinstance(body, GraphModule) or any(_is_closed(u) for u in node.users):
+            continue
+        if not any(_is_frozen_checkpoint(u) for u in node.users):
             yield body
 
 
@@ -65,6 +67,16 @@ def looks_like_attention(module: GraphModule) -> bool:
     return any(getattr(n.target, "__name__", n.target) in names for n in module.graph.nodes) or any(
         looks_like_attention(body) for body in bodies(module)
     )
+
+
+def _is_frozen_checkpoint(user: Node) -> bool:
+    """A checkpoint that no gradient goes through, in grad mode: AOTAutograd refuses to recompute
+    library attention there, taking it for a random operator."""
+    name = getattr(user.target, "__name__", "") or str(user.target)
+    if "checkpoint" not in name or not torch.is_grad_enabled():
+        return False
+    inputs = [value(n) for n in user.all_input_nodes]
+    return not any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
 
 
 def _is_closed(user: Node) -> bool:

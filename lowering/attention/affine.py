@@ -56,6 +56,8 @@ class Affine:
     keeps: tuple[Keep, ...] = ()
     floor: float = -math.inf
     """Masked scores were raised to this (a clamp to finfo.min)."""
+    added_after: bool = False
+    """A term was added to scores that were masked before."""
 
 
 @dataclass
@@ -107,7 +109,8 @@ def _add(reader: _Reader, node: Node) -> Affine:
         return _sum(left, right)
     score = left or right
     assert score is not None
-    return replace(score, terms=(*score.terms, Term(b if left is not None else a)))  # type: ignore[arg-type]
+    term = Term(b if left is not None else a)  # type: ignore[arg-type]
+    return replace(score, terms=(*score.terms, term), added_after=bool(score.keeps))
 
 
 def _sub(reader: _Reader, node: Node) -> Affine:
@@ -118,7 +121,8 @@ def _sub(reader: _Reader, node: Node) -> Affine:
     if left is not None and right is not None:
         return _sum(left, _scaled(right, "mul", -1.0))
     if left is not None:
-        return replace(left, terms=(*left.terms, Term(b, (("mul", -1.0),))))  # type: ignore[arg-type]
+        term = Term(b, (("mul", -1.0),))  # type: ignore[arg-type]
+        return replace(left, terms=(*left.terms, term), added_after=bool(left.keeps))
     assert right is not None
     negative = _scaled(right, "mul", -1.0)
     return replace(negative, terms=(*negative.terms, Term(a)))  # type: ignore[arg-type]
@@ -152,6 +156,12 @@ def _neg(reader: _Reader, node: Node) -> Affine:
 def _scaled(score: Affine, how: str, factor: Free) -> Affine:
     if score.keeps and not (isinstance(factor, (int, float)) and factor > 0):
         raise NotAffine("masked scores are scaled by a factor not known to be positive")
+    if (
+        score.keeps
+        and isinstance(factor, (int, float))
+        and (factor if how == "mul" else 1 / factor) > 1
+    ):
+        raise NotAffine("masked scores are scaled up")
     if isinstance(factor, (int, float)) and factor == 0:
         raise NotAffine("scores are multiplied by zero")
     keeps = score.keeps
@@ -162,6 +172,8 @@ def _scaled(score: Affine, how: str, factor: Free) -> Affine:
         {name: (*factors, (how, factor)) for name, factors in score.scales.items()},
         tuple(replace(t, steps=(*t.steps, (how, factor))) for t in score.terms),
         keeps,
+        score.floor,
+        score.added_after,
     )
 
 

@@ -122,6 +122,8 @@ def _may_band(call: Call) -> bool:
 
 def _refuse(call: Call, form: _Form, context: Context) -> Refusal | None:
     spec, bias = call.spec, form.bias
+    if bias.added_after and bias.rows is not Rows.KEPT:
+        return Refusal("a bias is added to masked scores where a query may have no key")
     if not _features_known(call):
         return Refusal("the numbers of features of q and v are symbolic and not known to be equal")
     if spec.dropout:
@@ -159,6 +161,8 @@ def _is_guarded(spec: AttentionSpec, form: _Form, context: Context) -> bool:
     """Whether rows without any key must be looked for at run time."""
     if spec.dead_rows_are_zero or spec.sink:
         return False
+    if form.bias.keeps:
+        return True  # overwritten scores may be no numbers
     wanted = (Rows.UNKNOWN, Rows.FINITE) if context.training else (Rows.UNKNOWN,)
     return form.bias.rows in wanted
 
@@ -226,7 +230,10 @@ class _Emitter:
 
     def _pad(self, node: Node, features: Any) -> Node:
         missing = features - value(node).shape[-1]
-        return self.builder.call(F.pad, node, (0, missing)) if missing else node
+        if not missing:
+            return node
+        # eager's pad keeps odd strides of its input that its fake kernel does not tell
+        return self.builder.method("contiguous", self.builder.call(F.pad, node, (0, missing)))
 
     def _dense(self, node: Node) -> Node:
         last = value(node).stride(-1)

@@ -50,6 +50,8 @@ class Bias:
     """All masks overwrite scores (masked_fill, where); none is added."""
     band: bool
     """The known masks are a band that `banded` covers, and not part of `keeps` and `terms`."""
+    added_after: bool
+    """A term is added to scores that were masked before: two finite masks may make -inf."""
     added: bool
     """A part that is added may be as low as a mask."""
 
@@ -124,6 +126,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
         bool(unknown),
         bool(form.keeps),
         band,
+        form.added_after,
         bool(lowering),
     )
 

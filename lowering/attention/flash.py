@@ -47,7 +47,10 @@ def flash_attention(
         the result `(B, H, Sq, D)` and the log-sum-exp of the scores `(B, H, Sq)` in fp32.
     """
     out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
-    if bias is not None and bool((lse == 0).any()):
+    if filled and bias is not None and bool(out.isnan().any()):
+        # a score that is no number and was overwritten must not count: unwritten cache slots
+        out = _dense_forward(q, k, v, bias, is_causal, scale).to(q.dtype)
+    elif bias is not None and bool((lse == 0).any()):
         # in place on a copy: masked_fill chooses strides of its own, the fake kernel's are these
         out = out.clone().masked_fill_(_dead(bias, q, k, is_causal), torch.nan)
     return out.clone() if out._is_view() else out, lse.contiguous()
@@ -111,6 +114,31 @@ def _dead(bias: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
     return gone.all(-1, keepdim=True)
 
 
+def _dense_scores(
+    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, filled: bool
+) -> Tensor:
+    """Scores in fp32, with k repeated to q's heads; filled masks overwrite."""
+    score = q.float() @ _repeated(k, q.shape[1]).mT * scale
+    if bias is not None:
+        lowered = score + bias
+        score = torch.where(bias <= -HUGE, bias.float(), lowered) if filled else lowered
+    if causal:
+        seen = torch.ones(score.shape[-2:], dtype=torch.bool).tril()
+        score = score.masked_fill(~seen, -torch.inf)
+    return score
+
+
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    return x.float().repeat_interleave(heads // x.shape[1], 1)
+
+
+def _dense_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, scale: float
+) -> Tensor:
+    p = torch.softmax(_dense_scores(q, k, bias, causal, scale, True), -1)
+    return (p @ _repeated(v, q.shape[1])).contiguous()
+
+
 def _dense_backward(
     grad: Tensor,
     q: Tensor,
@@ -122,15 +150,9 @@ def _dense_backward(
     filled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, kv_heads = q.shape[1], k.shape[1]
-    wide = [x.float() for x in (grad, q, k, v)]
-    dy, qf = wide[:2]
-    kf, vf = (x.repeat_interleave(heads // kv_heads, 1) for x in wide[2:])
-    score = qf @ kf.mT * scale
-    if bias is not None:
-        score = score + bias
-    if causal:
-        seen = torch.ones(score.shape[-2:], dtype=torch.bool).tril()
-        score = score.masked_fill(~seen, -torch.inf)
+    dy, qf = grad.float(), q.float()
+    kf, vf = _repeated(k, heads), _repeated(v, heads)
+    score = _dense_scores(q, k, bias, causal, scale, filled)
     p = torch.softmax(score, -1)
     dp = dy @ vf.mT
     ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * scale
