@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .compiled import compiled, run
+from tests.compiled import compiled, run
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

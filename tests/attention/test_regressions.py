@@ -7,7 +7,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from ..compiled import assert_near, compiled, run, wide
+from tests.compiled import TOLERANCES, assert_near, compiled, run, wide
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ def test_two_finite_masks_that_meet(dtype: torch.dtype, whole_row: bool) -> None
     inputs = [*_inputs(6, 6, 6, dtype=dtype), keep]
     for fn in (filled_then_added, chosen_then_added):
         ours, eager = compiled(fn, inputs), run(fn, inputs)
-        torch.testing.assert_close(ours.outputs, eager.outputs, equal_nan=True)
+        atol = TOLERANCES[dtype] * 2  # two roundings of results of size one
+        torch.testing.assert_close(ours.outputs, eager.outputs, rtol=0, atol=atol, equal_nan=True)
 
 
 def test_padded_operand_with_odd_strides() -> None:
