@@ -2,7 +2,7 @@
 
     torch.compile(model, backend="fuser")
 
-Everything public is here; the reports and the testing tools are loaded when they are first used.
+Everything public is here and loaded when it is first used, so that the import itself costs nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .pattern import Decline, Match, Pattern
-from .registry import PatternHandle, patterns_enabled, register_pattern, unregister_pattern
-
 if TYPE_CHECKING:
+    from .pattern import Decline, Match, Pattern
+    from .registry import PatternHandle, patterns_enabled, register_pattern, unregister_pattern
     from .report.debug import debug
     from .report.explain import explain
     from .report.report import Report
@@ -33,7 +32,18 @@ __all__ = [
     "unregister_pattern",
 ]
 
-_LAZY = {"Report": "report.report", "debug": "report.debug", "explain": "report.explain"}
+_LAZY = {
+    "Decline": "pattern",
+    "Match": "pattern",
+    "Pattern": "pattern",
+    "PatternHandle": "registry",
+    "Report": "report.report",
+    "debug": "report.debug",
+    "explain": "report.explain",
+    "patterns_enabled": "registry",
+    "register_pattern": "registry",
+    "unregister_pattern": "registry",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -55,12 +55,13 @@ def _escapes(view: GraphView, match: Match) -> Decline | None:
             continue
         for user in node.users:
             if user not in match.nodes and not reads_shape_alone(view, user, node):
-                return _escaping(view, node, user)
+                return _escaping(view, match, node, user)
     return None
 
 
-def _escaping(view: GraphView, node: Node, user: Node) -> Decline:
-    probabilities = Mark.PROBS in view.marks[node]
+def _escaping(view: GraphView, match: Match, node: Node, user: Node) -> Decline:
+    attention = match.pattern.startswith("attention.")
+    probabilities = attention and Mark.PROBS in view.marks[node]
     what = "the probabilities are" if probabilities else "an intermediate value is"
     if user.op == "output":
         hint = (

@@ -187,7 +187,7 @@ DECLINED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "an escaping intermediate": (
         lambda x, w: _escaping(x, w),
-        "an intermediate value is returned",
+        "an intermediate value is used elsewhere: returned",
     ),
     "an intermediate used elsewhere": (
         lambda x, w: sum(_escaping(x, w)[:2]),
