@@ -63,7 +63,7 @@ def test_near_miss_has_reason_and_line_and_expect_shows_it() -> None:
     report = explain(Encoder(SelfAttention(), SelfAttention(leaky=True)), tokens())
     (miss,) = report.declined
     assert report.left == ()
-    assert "is returned" in miss.reason
+    assert miss.reason == "the probabilities are used elsewhere: returned"
     assert (miss.where.node, miss.where.line) == ("p_1", line_of("softmax"))
     assert miss.where.module == "layers.1"
     with pytest.raises(CoverageError) as error:
