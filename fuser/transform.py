@@ -204,7 +204,7 @@ def _free_shape_readers(view: GraphView, rewriter: Rewriter, match: Match) -> No
                     user.replace_all_uses_with(size)
                     user.graph.erase_node(user)
                 continue
-            if likeness(user) is not None or view.op(user).kind in (Kind.VIEW, Kind.SLICE):
+            if likeness(user) is not None or view.op(user).args.get("input") is node:
                 _spell_out(user)
                 continue
             source = view.op(user).args["input"]
