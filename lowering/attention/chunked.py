@@ -70,6 +70,12 @@ def _take(x: Tensor, batch: slice, rows: slice | None) -> Tensor:
     return x if rows is None or x.shape[2] == 1 else x[:, :, rows]
 
 
+def _attend(spec: AttentionSpec, parts: Sequence[Tensor], count: int) -> Tensor:
+    """The reference on one block; `parts` are q, k, v and captured, one after the other."""
+    q, k, v = parts[:count], parts[count : 2 * count], parts[2 * count]
+    return attend(spec, q, k, v, parts[2 * count + 1 :])
+
+
 @torch.library.custom_op("fuser::chunked_attention", mutates_args=(), device_types="cpu")
 def chunked_attention(
     q: Sequence[Tensor],
@@ -97,13 +103,13 @@ def chunked_attention(
     out = v.new_empty(*q[0].shape[:3], v.shape[-1])
     with torch.autocast(v.device.type, enabled=False):
         for batch, rows in _blocks(q[0], k[0]):
-            out[batch, :, rows] = attend(
-                wide,
-                [_take(x, batch, rows) for x in q32],
-                [x[batch] for x in k32],
+            parts = [
+                *(_take(x, batch, rows) for x in q32),
+                *(x[batch] for x in k32),
                 v32[batch],
-                [_take(x, batch, rows) for x in captured],
-            )
+                *(_take(x, batch, rows) for x in captured),
+            ]
+            out[batch, :, rows] = _attend(wide, parts, len(q))
     return out
 
 
@@ -143,13 +149,7 @@ def chunked_attention_backward(
                 for x, n, r in zip(leaves, needs, by_row, strict=True)
             ]
             with differentiable():
-                out = attend(
-                    wide,
-                    parts[:count],
-                    parts[count : 2 * count],
-                    parts[2 * count],
-                    parts[2 * count + 1 :],
-                )
+                out = _attend(wide, parts, count)
             wanted = [p for p, n in zip(parts, needs, strict=True) if n]
             found = iter(
                 torch.autograd.grad(out, wanted, grad[batch, :, rows].float(), allow_unused=True)

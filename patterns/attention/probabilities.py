@@ -247,6 +247,11 @@ class ProbabilityWalk:
             passed.append(node)
         if op.name != "sum" or op.args.get("input") is not top or op.args.get("dtype") is not None:
             return None
+        self._require_laid_out(op, node, dims, below)
+        return extra, passed
+
+    def _require_laid_out(self, op: Op, node: Node, dims: Dims, below: Dims) -> None:
+        """A reduction of a tensor with `dims`, over the keys alone, whose result has `below`."""
         dim = op.args.get("dim")
         dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
         self._require_key_axis(dim, node, dims)
@@ -257,7 +262,6 @@ class ProbabilityWalk:
             del kept[dim]
         if resolve(kept) != resolve(below):
             raise Declined("the denominator is not laid out as a dimension of its own", node)
-        return extra, passed
 
     def _is_sum(self, node: Node, top: Node) -> bool:
         while self.view.op(node).kind is Kind.VIEW:
@@ -317,16 +321,7 @@ class ProbabilityWalk:
             passed.append(lse)
         if reduce.name != "logsumexp" or reduce.args.get("input") is not scores:
             return None
-        dim = reduce.args.get("dim")
-        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
-        self._require_key_axis(dim, lse, dims)
-        kept = list(dims)
-        if reduce.args.get("keepdim") is True:
-            kept[dim] = ()
-        else:
-            del kept[dim]
-        if resolve(kept) != resolve(below):
-            raise Declined("the denominator is not laid out as a dimension of its own", lse)
+        self._require_laid_out(reduce, lse, dims, below)
         self.interior.update(passed)
         return Source(node, scores, dims, value(node).dtype)
 
