@@ -16,9 +16,13 @@ from fuser.pattern import Call
 from .affine import Affine, Keep, Term
 from .banded import fits
 from .evaluate import Evaluator, captured_by, parts
-from .flash import LIMIT
 from .mask import MaskFacts, MaskKind, classify, keep_of
 from .predicate import PredicateReader
+
+
+MODERATE = 4096.0
+"""Largest known bias beside which a query certainly keeps its keys. Up to here the flash backward is
+as near to fp64 as at 32 (docs/decisions.md): eager rounds score plus bias just as coarsely."""
 
 
 class Rows(Enum):
@@ -104,7 +108,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
     facts = _classify(call, masks)
     if conditions:
         facts = _joined(facts, symbolic.classify(conditions))
-    moderate = all(bool((b.abs() <= LIMIT).all()) for b in known_bias)
+    moderate = all(bool((b.abs() <= MODERATE).all()) for b in known_bias)
     if not unknown and moderate and (facts is None or facts.full_rows):
         proved = Rows.KEPT
     else:
