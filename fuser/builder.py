@@ -112,12 +112,17 @@ class Builder:
 
     def fake(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         """The example value that a call would have."""
-        args = map_arg(args, value)
-        kwargs = map_arg(kwargs, value)
+        args, kwargs = map_arg(args, self._example), map_arg(kwargs, self._example)
         with self.fake_mode, torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
             if op == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             return target(*args, **kwargs)
+
+    def _example(self, node: Node) -> Any:
+        found = value(node)
+        if found is None and node.op == "get_attr":
+            return getattr(self.module, str(node.target))
+        return found
 
     def size(self, size: Size) -> int | Node:
         """A size as a constant or as a node that computes it from the operands' shapes."""

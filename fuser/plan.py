@@ -12,7 +12,7 @@ from . import soundness
 from .graph.axes import Unproven
 from .graph.fold import Folder
 from .graph.modes import modes_at
-from .graph.ops import value
+from .graph.ops import Kind, value
 from .graph.view import GraphView
 from .lowering import Context, Emission, Refusal, candidates
 from .options import LoweringChoice, Options, Policy
@@ -105,7 +105,7 @@ def _decide(
 def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> Planned | Left:
     emissions: list[Emission] = []
     for call in match.calls:
-        chosen = choose(call, _context(match, folder), options)
+        chosen = choose(call, _context(view, match, folder), options)
         if isinstance(chosen, Refusal):
             return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
         emissions.append(chosen)
@@ -115,6 +115,7 @@ def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> P
 def choose(call: Call, context: Context, options: Options) -> Emission | Refusal:
     """The first lowering that is allowed, possible and, unless the policy is `always`, pays."""
     reasons: list[str] = []
+    forced = options.policy is Policy.ALWAYS or options.lowering is not LoweringChoice.AUTO
     for lowering in candidates(call.spec):
         wanted = options.lowering
         if wanted is not LoweringChoice.AUTO and lowering.kind != wanted.value:
@@ -122,20 +123,17 @@ def choose(call: Call, context: Context, options: Options) -> Emission | Refusal
         prepared = lowering.prepare(call, context)
         if isinstance(prepared, Refusal):
             reasons.append(f"{lowering.name}: {prepared.reason}")
-        elif prepared.pays or options.policy is Policy.ALWAYS or wanted is not LoweringChoice.AUTO:
+        elif forced or not prepared.slower:
             if reasons:
                 why = f"{prepared.why}; not {'; not '.join(reasons)}"
                 prepared = replace(prepared, why=why)
             return prepared
         else:
-            reasons.append(
-                f"{prepared.name} is not expected to beat the inner backend here "
-                "(fuser.policy=always forces it)"
-            )
+            reasons.append(f"{prepared.name}: {prepared.slower} (fuser.policy=always forces it)")
     return Refusal("; ".join(reasons) or f"no lowering of kind {options.lowering.value} exists")
 
 
-def _context(match: Match, folder: Folder) -> Context:
+def _context(view: GraphView, match: Match, folder: Folder) -> Context:
     tensors = [
         example
         for call in match.calls
@@ -143,4 +141,5 @@ def _context(match: Match, folder: Folder) -> Context:
         if isinstance(example := value(operand.node), torch.Tensor)
     ]
     training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return Context(value(match.anchor).device, training, folder)
+    native = any(view.op(n).kind is Kind.ATTENTION for n in match.nodes)
+    return Context(value(match.anchor).device, training, native, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -16,6 +16,7 @@ import torch
 from torch._dynamo import exc as dynamo_exc
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -26,9 +27,14 @@ __all__ = [
     "counters",
     "differentiable",
     "eager_world",
+    "flex_attention",
+    "flex_block_mask",
+    "flex_options",
+    "hints",
     "inductor",
     "is_control_flow",
     "known_true",
+    "multiplies_in_hardware",
     "to_expr",
 ]
 
@@ -39,6 +45,19 @@ def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:
         return size
     expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
     return int(expr) if expr.is_Integer else expr
+
+
+def hints(tensors: Iterable[torch.Tensor]) -> dict[sympy.Expr, sympy.Expr]:
+    """The sizes that symbols had in the example, for decisions that any size leaves correct."""
+    sizes = [s for t in tensors for s in t.shape if isinstance(s, torch.SymInt)]
+    return {s.node.expr: sympy.Integer(s.node.hint) for s in sizes if s.node.has_hint()}
+
+
+def multiplies_in_hardware(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices of a half dtype on this CPU without converting them."""
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def known_true(condition: Any) -> bool:
@@ -144,6 +163,33 @@ def _closes_over_module(function: Callable[..., Any], module: str) -> bool:
         with contextlib.suppress(ValueError):
             contents.append(cell.cell_contents)
     return any(getattr(c, "__module__", None) == module for c in contents)
+
+
+flex_attention = torch.ops.higher_order.flex_attention
+"""The operator behind `torch.nn.attention.flex_attention`; the public function compiles itself."""
+
+
+def flex_block_mask(q: torch.Tensor, k: torch.Tensor) -> tuple[tuple[Any, ...], GraphModule]:
+    """The block mask that rules nothing out, without its last part, and that part: the mask_mod.
+
+    Every tensor in it is filled with one number.
+    """
+    from torch.nn.attention import flex_attention as flex
+
+    with eager_world():
+        like = [torch.empty(1, 1, n.shape[2], 1) for n in (q, k)]
+        parts = flex._create_empty_block_mask(like[0], like[1]).as_tuple()
+    graph = Graph()
+    position = [graph.placeholder(name) for name in ("b", "h", "q_idx", "kv_idx")]
+    graph.output(graph.call_method("new_ones", (position[0], ()), {"dtype": torch.bool}))
+    return (q.shape[2], k.shape[2], *parts[2:-1]), GraphModule({}, graph)
+
+
+def flex_options(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
+    """Kernel options as the public function sets them."""
+    from torch.nn.attention import flex_attention as flex
+
+    return dict(flex._apply_kernel_options(q, k, v, False, None))
 
 
 def inductor(mode: str | None, options: Mapping[str, Any]) -> Callable[..., Any]:

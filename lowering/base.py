@@ -22,11 +22,13 @@ class Context:
     Attributes:
         device: of the operands.
         training: whether a gradient will be taken through the region.
+        native: the region is one call of a library kernel already.
         folder: values that are known while compiling.
     """
 
     device: torch.device
     training: bool
+    native: bool
     folder: Folder
 
 
@@ -45,14 +47,14 @@ class Emission:
         emit: inserts the nodes and returns the result in canonical arrangement.
         name: what is put there, for people: `aten.flash, causal`.
         why: the rule that chose it.
-        pays: False where the inner backend is expected to be at least as fast.
+        slower: why the inner backend is expected to be at least as fast; empty where it is not.
         facts: what was found out on the way (mask kind, scale, ...).
     """
 
     emit: Callable[[Builder], Node]
     name: str
     why: str
-    pays: bool
+    slower: str
     facts: dict[str, str]
 
 

@@ -32,7 +32,7 @@ from fuser.registry import register_pattern, unregister_pattern
 from tests.compiled import assert_near, compiled, run, wide
 from tests.inner import CATCH, caught, keywords, operators
 
-B, H, S, SK, D = 2, 4, 14, 18, 8
+B, H, S, SK, D = 2, 4, 34, 38, 4  # enough positions for each feature that `auto` rewrites
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +247,7 @@ class TestModes:
         graphs = caught()
         options = {"fuser.inner": CATCH, "fuser.strict": True}
         run_it = torch.compile(attention, backend="fuser", dynamic=True, options=options)
-        for batch, rows, keys in ((2, 14, 18), (3, 9, 25), (5, 31, 7)):
+        for batch, rows, keys in ((2, 17, 18), (3, 9, 25), (5, 31, 7)):
             q, k, v = (torch.randn(batch, H, n, D) for n in (rows, keys, keys))
             torch.testing.assert_close(run_it(q, k, v), attention(q, k, v))
         assert len(graphs) == 1
@@ -335,6 +335,16 @@ class TestChoices:
 
     def test_auto_takes_what_pays(self) -> None:
         assert compiled(attention, qkv(), policy="auto").rewrites() == 1
+
+    def test_auto_leaves_what_does_not_pay_and_says_why(self) -> None:
+        q, k, v = qkv()
+        few = (q[:, :, :3], k[:, :, :5], v[:, :, :5])
+        ours = compiled(attention, few, policy="auto")
+        (miss,) = ours.record.near_misses
+        assert miss.sound
+        assert "3 queries and 5 keys of 4 features are too few" in miss.reason
+        assert "fuser.policy=always forces it" in miss.reason
+        assert compiled(attention, few).rewrites() == 1
 
     @pytest.mark.parametrize("fn", [attention, softcapped])
     def test_reference_alone(self, fn: Any) -> None:

@@ -74,11 +74,15 @@ class IndexReader:
                 self._depth -= 1
         return self._known[key]
 
+    def is_written(self, node: Node) -> bool:
+        """Whether what a tensor holds may change after it was made."""
+        return node in self._written or self.view.storages.get(node) in self._dirty
+
     def _compute(self, node: Node, index: Index) -> Value:
         example = value(node)
         if not isinstance(example, torch.Tensor):
             return Whole(size_expr(node))
-        if node in self._written or self.view.storages.get(node) in self._dirty:
+        if self.is_written(node):
             raise Unproven("a tensor that is written to")
         if all(isinstance(s, int) and s == 1 for s in example.shape):
             found = self.folder.tensor(node)

@@ -166,6 +166,7 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
     "sum": (Kind.REDUCE, "input dim keepdim"),
     "amax": (Kind.REDUCE, "input dim keepdim"),
     "max": (Kind.REDUCE, "input dim keepdim"),
+    "min": (Kind.REDUCE, "input dim keepdim"),
     "logsumexp": (Kind.REDUCE, "input dim keepdim"),
     "getitem": (Kind.SLICE, "input index"),
     "narrow": (Kind.SLICE, "input dim start length"),
@@ -192,7 +193,8 @@ _KEYWORDS = {
     "reshape": {"size": "shape"},
     "tile": {"dims": "repeats"},
     "sum": {"axis": "dim"},
-    "max": {"axis": "dim"},
+    "max": {"axis": "dim", "other": "dim"},
+    "min": {"axis": "dim", "other": "dim"},
     "softmax": {"axis": "dim"},
     "cat": {"axis": "dim"},
 }
@@ -203,6 +205,8 @@ _OPERATORS: dict[str, str] = {
     "and_": "bitwise_and", "or_": "bitwise_or", "xor": "bitwise_xor", "invert": "bitwise_not",
     "getitem": "getitem",
 }  # fmt: skip
+_ELEMENTWISE = {"max": "maximum", "min": "minimum"}
+"""Reductions that compare element by element where a second tensor stands in place of `dim`."""
 _INPLACE_OPERATORS: dict[str, str] = {
     "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "ipow": "pow",
     "iand": "bitwise_and", "ior": "bitwise_or", "ixor": "bitwise_xor",
@@ -310,6 +314,9 @@ def _bind(node: Node, kind: Kind, name: str, names: tuple[str, ...], inplace: bo
         inplace = True
     if args.get("out") is not None:
         return Op(Kind.OTHER, name, args, True)
+    if name in _ELEMENTWISE and is_tensor(args.get("dim")):
+        name, kind = _ELEMENTWISE[name], Kind.POINTWISE
+        args = {"input": args["input"], "other": args["dim"]}
     first = args.get("input")
     if kind in (Kind.POINTWISE, Kind.VIEW, Kind.SLICE) and not any(map(is_tensor, node.args)):
         if not any(map(is_tensor, node.kwargs.values())):

@@ -54,7 +54,14 @@ class Levels:
     cases: tuple[tuple[Boolean, Tensor], ...]
 
 
-Value: TypeAlias = "Whole | Truth | Levels"
+@dataclass(frozen=True)
+class Unknown:
+    """Some function of `arguments`; only `dependence` makes such values."""
+
+    arguments: frozenset[sympy.Expr]
+
+
+Value: TypeAlias = "Whole | Truth | Levels | Unknown"
 TRUE, FALSE = cast(Boolean, sympy.true), cast(Boolean, sympy.false)
 _LIMITS = {torch.int64: 1 << 31, torch.int32: 1 << 10, None: 1 << 31}
 
@@ -119,6 +126,8 @@ def gate(condition: Boolean, value: Value) -> Value:
         if value.expr == 0 or condition == TRUE:
             return value
         value = Levels(((TRUE, _tensor(value)),))
+    if isinstance(value, Unknown):
+        raise Unproven("a value that is not known")
     kept = [(both(condition, c), t) for c, t in value.cases]
     zero = torch.zeros_like(value.cases[0][1])
     return _merged([*kept, (negated(condition), zero)])
@@ -284,6 +293,8 @@ def _run(node: Node, held: Mapping[Node, Any]) -> Tensor:
 
 
 def _cases(value: Value) -> list[tuple[Boolean, Any]]:
+    if isinstance(value, Unknown):
+        raise Unproven("a value that is not known")
     if isinstance(value, Levels):
         return list(value.cases)
     if isinstance(value, Whole):

@@ -1,5 +1,5 @@
-"""Attention: the oracle, library kernels, and any program in chunks on the CPU."""
+"""Attention: the oracle, library kernels, FlexAttention, and any program in chunks on the CPU."""
 
-from . import aten, chunked, flash, reference
+from . import aten, chunked, flash, flex, reference
 
-__all__ = ["aten", "chunked", "flash", "reference"]
+__all__ = ["aten", "chunked", "flash", "flex", "reference"]

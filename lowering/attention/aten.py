@@ -21,13 +21,14 @@ from fuser.pattern import Call
 from fuser.specs import AttentionSpec
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from . import affine
+from . import affine, cost
 from .affine import NotAffine
 from .banded import emit_banded
 from .bias import Bias, Rows, analyse, reads_gradient
 from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator, FreeEmitter, varies_over
 from .reference import operands
+from .relative import reversed_rows
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _LOWEST = torch.finfo(torch.float32).min
@@ -68,13 +69,19 @@ class LibraryAttention(Lowering):
             "mask": form.bias.describe(),
             "rows": form.bias.rows.value,
         }
-        if form.bias.terms:
+        if form.bias.relative:
+            facts["bias"] = "by distance, one row for all queries"
+        elif form.bias.terms:
             facts["bias"] = "added as one tensor"
+
+        slower = cost.slower(
+            call, context, structured=_reads_less(call, form, context), plain=form.bias.mask is None
+        )
 
         def emit(builder: Builder) -> Node:
             return _Emitter(builder, call, form, context).run()
 
-        return Emission(emit, kernel, "the program is a scale and a bias", True, facts)
+        return Emission(emit, kernel, "the program is a scale and a bias", slower, facts)
 
 
 def _read(call: Call, context: Context) -> _Form:
@@ -104,6 +111,15 @@ def _read(call: Call, context: Context) -> _Form:
         analyse(call, scores, evaluator, bands=_may_band(call)),
         probs.scales["p"],
     )
+
+
+def _reads_less(call: Call, form: _Form, context: Context) -> bool:
+    """Whether the kernel skips scores; beside a native call, whether it reads less of anything."""
+    bias = form.bias
+    if bias.causal or bias.band or not context.native:
+        return bias.causal or bias.band
+    heads = [size_of(leaves((call.operands[name].target[1],))) for name in ("q0", "k0")]
+    return bias.empty or bias.relative or heads[0] != heads[1]
 
 
 def _features_known(call: Call) -> bool:
@@ -178,7 +194,13 @@ class _Emitter:
     def run(self) -> Node:
         q, k, v, features = self._operands()
         bias = self._bias(value(q).dtype)
-        out, lse = self._attend(q, k, v, bias)
+        if bias is not None and self.form.bias.relative:
+            turned = self.builder.method("flip", q, 2)
+            out, lse = self._attend(turned, k, v, reversed_rows(self.builder, bias))
+            out = self.builder.method("flip", out, 2)
+            lse = None if lse is None else self.builder.method("flip", lse, 2)
+        else:
+            out, lse = self._attend(q, k, v, bias)
         if features is not None:
             out = self._narrow(out, features)
         if lse is not None:

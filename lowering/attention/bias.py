@@ -18,11 +18,11 @@ from .banded import fits
 from .evaluate import Evaluator, captured_by, parts
 from .mask import MaskFacts, MaskKind, classify, keep_of
 from .predicate import PredicateReader
-
+from .relative import is_relative
 
 MODERATE = 4096.0
-"""Largest known bias beside which a query certainly keeps its keys. Up to here the flash backward is
-as near to fp64 as at 32 (docs/decisions.md): eager rounds score plus bias just as coarsely."""
+"""Largest known bias beside which a query certainly keeps its keys. Up to here the flash backward
+is as near to fp64 as at 32 (docs/decisions.md): eager rounds score plus bias just as coarsely."""
 
 
 class Rows(Enum):
@@ -58,6 +58,8 @@ class Bias:
     """A term is added to scores that were masked before: two finite masks may make -inf."""
     added: bool
     """A part that is added may be as low as a mask."""
+    relative: bool
+    """What is added and kept depends on positions only through their distance."""
 
     @property
     def empty(self) -> bool:
@@ -121,6 +123,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
     band = bands and facts is not None and not general and fits(facts, *_lengths(call))
     dropped |= band
     kept_items = general if dropped else general + masked
+    relative = not causal and bool(kept_items)
     return Bias(
         tuple(t for t in kept_items if isinstance(t, Term)),
         tuple(k for k in kept_items if isinstance(k, Keep)),
@@ -132,6 +135,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
         band,
         form.added_after,
         bool(lowering),
+        relative and is_relative(call, kept_items, evaluator.folder),
     )
 
 

@@ -86,7 +86,7 @@ class Evaluator:
     def _compute(self, node: Node) -> Any:
         if node.op == "placeholder":
             operand = self.call.operands.get(str(node.target))
-            return None if operand is None else self._operand(operand)
+            return None if operand is None else self.operand(operand)
         inputs = {n: self._value(n) for n in node.all_input_nodes}
         if any(found is None for found in inputs.values()):
             return None
@@ -96,7 +96,8 @@ class Evaluator:
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _operand(self, operand: Operand) -> Tensor | None:
+    def operand(self, operand: Operand) -> Tensor | None:
+        """A captured tensor, where it is known."""
         found = self.folder.tensor(operand.node)
         if found is None or not operand.target:
             return found

@@ -53,7 +53,13 @@ def flash_attention(
     elif bias is not None and bool((lse == 0).any()):
         # in place on a copy: masked_fill chooses strides of its own, the fake kernel's are these
         out = out.clone().masked_fill_(_dead(bias, q, k, is_causal), torch.nan)
-    return out.clone() if out._is_view() else out, lse.contiguous()
+    return _owned(out), lse.contiguous()
+
+
+def _owned(out: Tensor) -> Tensor:
+    """The same memory, where torch calls a tensor a view of one that nobody holds."""
+    memory = out.untyped_storage()
+    return out.new_empty(0).set_(memory, out.storage_offset(), out.shape, out.stride())
 
 
 @flash_attention.register_fake

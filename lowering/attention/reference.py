@@ -35,6 +35,8 @@ def attend(
     v: Tensor,
     captured: Sequence[Tensor],
     seed: Tensor | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Tensor:
     """Softmax attention as `spec` says, with every intermediate in memory.
 
@@ -45,6 +47,7 @@ def attend(
         v: `(B, Hkv, Sk, Dv)`.
         captured: 0-d, or broadcasting against `(B, H, Sq, Sk)`.
         seed: of the dropout, one int64 element.
+        overwrite: intermediates share memory where they can; no gradient can be taken.
 
     Returns:
         `(B, H, Sq, Dv)`.
@@ -54,7 +57,10 @@ def attend(
         f"s{i}": torch.matmul(a, _repeat(b, a.shape[1]).mT)
         for i, (a, b) in enumerate(zip(q, k, strict=True))
     }
-    score = spec.score(**scores, **named)
+    if overwrite:
+        score = spec.score.consume(scores, **scores, **named)
+    else:
+        score = spec.score(**scores, **named)
     score = score.expand(*next(iter(scores.values())).shape)
     p = _softmax(spec, score, named)
     if spec.dropout:
@@ -195,6 +201,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 attention.register_autograd(_backward, setup_context=_save)
 
 
+_SLOWER = "it computes what the region did, operator by operator"
+
+
 @register_lowering(AttentionSpec, order=100)
 class Reference(Lowering):
     """`fuser::attention` with its plain PyTorch kernel: always possible, never fast."""
@@ -206,7 +215,7 @@ class Reference(Lowering):
         def emit(builder: Builder) -> Node:
             return emit_operator(builder, call)
 
-        return Emission(emit, "reference", "takes every program", pays=False, facts={})
+        return Emission(emit, "reference", "takes every program", _SLOWER, {})
 
 
 def emit_operator(builder: Builder, call: Call, function: Any = None) -> Node:

@@ -70,7 +70,7 @@ class Stateful(nn.Module):
 
 
 def tokens(batch: int = 2) -> Tensor:
-    return torch.randn(batch, 16, WIDTH)
+    return torch.randn(batch, 64, WIDTH)
 
 
 def tiny() -> tuple[nn.Module, tuple[Tensor]]:

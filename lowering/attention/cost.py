@@ -1,0 +1,94 @@
+"""Where a CPU library kernel is faster than what Inductor makes of the same region.
+
+The flash kernel never writes the scores. That is worth something only once they leave the cache,
+and its own products, in small blocks, are slower than two large ones; docs/decisions.md has the
+measurements behind the thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fuser.graph.axes import leaves, size_of
+from fuser.graph.ops import value
+from fuser.pattern import Call
+from fuser.specs import AttentionSpec
+from fuser.torch_private import hints, multiplies_in_hardware
+
+from ..base import Context
+
+INFERENCE, TRAINING = 4, 8
+"""Fewest queries and keys, for each feature, in fp32."""
+HARDWARE_HALF = 16
+"""The same for a half dtype that the CPU multiplies itself."""
+MAPPED = 32 << 20
+"""Bytes from which glibc's malloc maps memory anew, page by page, at every allocation."""
+RECOGNISED = 8
+"""The same for a plain program, or one with a mask from data: Inductor may call SDPA there."""
+
+
+def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> str:
+    """Why Inductor is expected to be at least as fast, in plain words; empty where it is not.
+
+    Args:
+        call: what is computed.
+        context: where.
+        structured: the kernel skips what the mask rules out.
+        plain: nothing is known of a mask or bias, or there is none.
+    """
+    if context.device.type != "cpu":
+        return ""
+    if context.native:
+        return "" if structured else "the call that is there reads the same mask"
+    spec: AttentionSpec = call.spec
+    half = spec.dtype.itemsize < 4
+    if half and not multiplies_in_hardware(spec.dtype):
+        return ""
+    if half and context.training and not structured:
+        return f"this CPU multiplies {_name(spec.dtype)}, and the backward reads every score"
+    fewest = TRAINING if context.training else INFERENCE
+    if half:
+        fewest = RECOGNISED if plain else HARDWARE_HALF
+    rows, keys, features = (_size(call, "q0", 2), _size(call, "k0", 2), _size(call, "q0", 3))
+    if rows is None or keys is None or features is None or min(rows, keys) >= fewest * features:
+        return ""
+    return (
+        f"{rows} queries and {keys} keys of {features} features are too few for it to beat the "
+        f"inner backend in {_name(spec.dtype)}"
+    )
+
+
+def slower_in_chunks(spec: AttentionSpec) -> str:
+    """The same for the chunked operator, which computes in fp32."""
+    if spec.dtype.itemsize < 4 and not multiplies_in_hardware(spec.dtype):
+        return ""
+    return "it saves memory, not time"
+
+
+def slower_in_flex(call: Call) -> str:
+    """The same for FlexAttention."""
+    spec: AttentionSpec = call.spec
+    if spec.dtype.itemsize < 4:
+        if multiplies_in_hardware(spec.dtype):
+            return f"this CPU multiplies {_name(spec.dtype)}"
+        return ""
+    total = spec.dtype.itemsize
+    for name, dim in (("q0", 0), ("q0", 1), ("q0", 2), ("k0", 2)):
+        total *= _size(call, name, dim) or 1
+    return "" if total >= MAPPED else f"scores of {total / 2**20:.3g} MiB are cheap to write"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(call: Call, name: str, dim: int) -> int | None:
+    """A canonical size, as it is in the example where it is symbolic."""
+    size: Any = size_of(leaves((call.operands[name].target[dim],)))
+    if isinstance(size, int):
+        return size
+    examples = [value(operand.node) for operand in call.operands.values()]
+    found = size.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
+    return int(found) if found.is_Integer else None

@@ -1,0 +1,198 @@
+"""FlexAttention on the CPU, with the score program as its `score_mod`: inference only.
+
+The higher-order operator is emitted as Dynamo would emit it, so Inductor compiles the program into
+its flash-style C++ template, and `aot_eager` runs it as plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
+from fuser.graph.ops import value
+from fuser.pattern import Call
+from fuser.specs import AttentionSpec
+from fuser.torch_private import flex_attention, flex_block_mask, flex_options
+
+from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from . import affine, cost
+from .affine import NotAffine
+from .dtypes import narrower, rounds_coarsely
+from .evaluate import Evaluator
+from .reference import operands
+
+_POSITION = ("b", "h", "q_idx", "kv_idx")
+# Of a finite score these make a finite one, whatever free operands they have.
+_BOUNDED = {
+    "add", "sub", "mul", "neg", "tanh", "sigmoid", "masked_fill", "where", "to", "truediv",
+    "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "abs", "relu",
+}  # fmt: skip
+
+
+@register_lowering(AttentionSpec, order=15)
+class FlexAttention(Lowering):
+    """Programs that no library kernel takes, where no gradient is wanted."""
+
+    name: ClassVar[str] = "FlexAttention"
+    kind: ClassVar[str] = "aten"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        spec: AttentionSpec = call.spec
+        refusal = _refuse(call, context)
+        if refusal:
+            return Refusal(refusal)
+        try:
+            probs, _ = affine.read(spec.probs, lambda node: None)
+        except NotAffine as error:
+            return Refusal(str(error))
+        factor = _factor(probs)
+        if factor is None:
+            return Refusal("probabilities are changed after the softmax")
+
+        def emit(builder: Builder) -> Node:
+            return _emit(builder, call, factor)
+
+        why = "the program becomes its score_mod"
+        return Emission(emit, "flex_attention", why, cost.slower_in_flex(call), {})
+
+
+def _refuse(call: Call, context: Context) -> str:
+    spec: AttentionSpec = call.spec
+    if context.device.type != "cpu":
+        return "used on the CPU alone"
+    if context.training:
+        return "it trains on no CPU"
+    if spec.contractions > 1 or spec.sink or spec.dropout:
+        return "it has one product of q and k, no sink and no dropout"
+    sizes = [size for o in call.operands.values() for size in _shape(o.node)]
+    if not all(isinstance(size, int) for size in sizes):
+        return "sizes are symbolic"
+    if any(value(call.operands[n].node).dtype != spec.dtype for n in ("q0", "k0", "v")):
+        return "q, k, v and the result differ in dtype"
+    if narrower(spec.score_dtype, spec.dtype) or rounds_coarsely(spec.score, spec.dtype):
+        return "scores are rounded more coarsely than the result"
+    if not spec.dead_rows_are_zero and not _keeps_a_key(call, context):
+        return "a query may have no key at all, where it gives zeros and softmax NaN"
+    return ""
+
+
+def _shape(node: Node) -> tuple[Any, ...]:
+    example = value(node)
+    return tuple(example.shape) if isinstance(example, Tensor) else ()
+
+
+def _factor(probs: affine.Affine) -> float | None:
+    """What probabilities are multiplied with, where that is a number and all that happens."""
+    factor = 1.0
+    for how, by in probs.scales["p"]:
+        if isinstance(by, Node):
+            return None
+        factor = factor * by if how == "mul" else factor / by
+    return None if probs.terms or probs.keeps else factor
+
+
+def _keeps_a_key(call: Call, context: Context) -> bool:
+    """Whether every query certainly keeps a score above -inf, as long as the scores are finite."""
+    spec: AttentionSpec = call.spec
+    graph = spec.score.graph
+    live: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.target == "s0":
+            live.add(node)
+        elif node.op != "output" and live & set(node.all_input_nodes):
+            name = str(getattr(node.target, "__name__", node.target)).strip("_")
+            if name not in _BOUNDED or not _is_bounded(node, name, live):
+                return False
+            live.add(node)
+    tensors = {n: o for n, o in call.operands.items() if n[0] == "c" and o.target}
+    lowering = [n for n, o in tensors.items() if value(o.node).dtype.is_floating_point]
+    if not lowering and "-inf" not in spec.score.text:
+        return True
+    evaluator = Evaluator(call, context.folder)
+    captured = {n: evaluator.operand(o) for n, o in call.operands.items() if n[0] == "c"}
+    if any(found is None for found in captured.values()):
+        return False
+    score = spec.score(s0=torch.zeros(1, 1, 1, _keys(call)), **captured)
+    return bool((score > -torch.inf).any(-1).all())
+
+
+def _is_bounded(node: Node, name: str, live: set[Node]) -> bool:
+    """No choice and no divisor depends on a score."""
+    if name == "where":
+        return node.args[0] not in live
+    if name == "masked_fill":
+        return node.args[1] not in live
+    return name != "truediv" or node.args[1] not in live
+
+
+def _keys(call: Call) -> int:
+    size = size_of(leaves((call.operands["k0"].target[2],)))
+    assert isinstance(size, int)
+    return size
+
+
+def _emit(builder: Builder, call: Call, factor: float) -> Node:
+    (q,), (k,), v = operands(builder, call)
+    places, others = _captured(builder, call)
+    score = builder.attribute("score_mod", _score_mod(call.spec, places))
+    mask, keep = flex_block_mask(value(q), value(k))
+    blocks = tuple(
+        builder.call(torch.full, tuple(part.shape), int(part.flatten()[0]), dtype=part.dtype)
+        if isinstance(part, Tensor)
+        else part
+        for part in mask
+    )
+    keep = builder.attribute("mask_mod", keep)
+    options = flex_options(value(q), value(k), value(v))
+    found = builder.unshared(
+        flex_attention, q, k, v, score, (*blocks, keep), 1.0, options, tuple(others), ()
+    )
+    out = builder.call(operator.getitem, found, 0)
+    return out if factor == 1.0 else builder.call(torch.mul, out, factor)
+
+
+def _captured(builder: Builder, call: Call) -> tuple[dict[str, list[int]], list[Node]]:
+    """For each captured tensor the canonical dimensions it has, and the tensor with these alone."""
+    places: dict[str, list[int]] = {}
+    others: list[Node] = []
+    for i in range(call.spec.captured):
+        node = builder.operand(call.operands[f"c{i}"])
+        if not isinstance(value(node), Tensor):
+            node = builder.call(torch.scalar_tensor, node, dtype=torch.float32)
+        shape = value(node).shape
+        places[f"c{i}"] = [d for d, size in enumerate(shape) if size != 1]
+        # the template wants what it captures in memory; as_strided makes Inductor put it there
+        dense = builder.method("contiguous", node)
+        sizes = [size for size in shape if size != 1]
+        strides = [value(dense).stride(d) for d in places[f"c{i}"]]
+        others.append(builder.call(torch.as_strided, dense, sizes, strides))
+    return places, others
+
+
+def _score_mod(spec: AttentionSpec, places: dict[str, list[int]]) -> GraphModule:
+    """`(score, b, h, q_idx, kv_idx, *captured) -> score` for one position, all 0-d, in fp32."""
+    graph, made = Graph(), dict[Node, Node]()
+    score = graph.placeholder("score")
+    position = [graph.placeholder(name) for name in _POSITION]
+    captured: dict[str, Node] = {}
+    for name, dims in places.items():
+        tensor = graph.placeholder(name)
+        index = tuple(position[d] for d in dims)
+        captured[name] = graph.call_function(operator.getitem, (tensor, index)) if index else tensor
+    for node in spec.score.widened().graph.nodes:
+        if node.op == "placeholder":
+            made[node] = score if node.target == "s0" else captured[str(node.target)]
+        elif node.op != "output":
+            args, kwargs = (map_arg(a, made.__getitem__) for a in (node.args, node.kwargs))
+            made[node] = graph.create_node(node.op, node.target, args, kwargs)
+        else:
+            result = made[node.args[0]]  # type: ignore[index]
+            graph.output(graph.call_method("to", (result,), {"dtype": torch.float32}))
+    return GraphModule({}, graph)
