@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import attention, compile, models, providers, records, runner, table, targets
+from fuser.torch_private import multiplies_in_hardware
 
 FAMILIES = {"attention": attention.workloads, "models": models.workloads}
 CHECKS = {"attention": targets.attention_checks, "models": targets.model_checks}
@@ -72,7 +73,8 @@ def run_family(
                 if out is not None:
                     records.write_csv(out, lines)
     table.show(results, family, console)
-    for check in CHECKS[family](results) if not args.quick else []:
+    half = multiplies_in_hardware(torch.bfloat16)
+    for check in CHECKS[family](results, half_in_hardware=half) if not args.quick else []:
         console.print(str(check), markup=False, highlight=False)
 
 

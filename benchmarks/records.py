@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.providers import EAGER, INDUCTOR, SDPA
 from benchmarks.runner import THREADS, Result, spread
+from fuser.torch_private import multiplies_in_hardware
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -126,6 +127,8 @@ def describe_machine() -> dict[str, object]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "multiplies_bfloat16": multiplies_in_hardware(torch.bfloat16),
         "cores": os.cpu_count(),
         "torch_threads": THREADS,
         "memory_gib": round(memory / 2**30, 1),

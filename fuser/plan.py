@@ -113,8 +113,11 @@ def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> P
 
 
 def choose(call: Call, context: Context, options: Options) -> Emission | Refusal:
-    """The first lowering that is allowed, possible and, unless the policy is `always`, pays."""
+    """Of the lowerings that are allowed, possible and, unless the policy is `always`, pay, the one
+    with the least work; of equals the preferred one."""
     reasons: list[str] = []
+    chosen: Emission | None = None
+    passed: list[str] = []
     forced = options.policy is Policy.ALWAYS or options.lowering is not LoweringChoice.AUTO
     for lowering in candidates(call.spec):
         wanted = options.lowering
@@ -123,14 +126,19 @@ def choose(call: Call, context: Context, options: Options) -> Emission | Refusal
         prepared = lowering.prepare(call, context)
         if isinstance(prepared, Refusal):
             reasons.append(f"{lowering.name}: {prepared.reason}")
-        elif forced or not prepared.slower:
-            if reasons:
-                why = f"{prepared.why}; not {'; not '.join(reasons)}"
-                prepared = replace(prepared, why=why)
-            return prepared
-        else:
+        elif not forced and prepared.slower:
             reasons.append(f"{prepared.name}: {prepared.slower} (fuser.policy=always forces it)")
-    return Refusal("; ".join(reasons) or f"no lowering of kind {options.lowering.value} exists")
+        elif chosen is None or prepared.work < chosen.work:
+            if chosen is not None:
+                times = f"{chosen.work / prepared.work:.1f}"
+                reasons.append(f"{chosen.name}: {times} times the work")
+            chosen, passed = prepared, list(reasons)
+    if chosen is None:
+        none = f"no lowering of kind {options.lowering.value} exists"
+        return Refusal("; ".join(reasons) or none)
+    if passed:
+        chosen = replace(chosen, why=f"{chosen.why}; not {'; not '.join(passed)}")
+    return chosen
 
 
 def _context(view: GraphView, match: Match, folder: Folder) -> Context:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
@@ -16,7 +18,6 @@ import torch
 from torch._dynamo import exc as dynamo_exc
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -30,6 +31,7 @@ __all__ = [
     "flex_attention",
     "flex_block_mask",
     "flex_options",
+    "flex_supported",
     "hints",
     "inductor",
     "is_control_flow",
@@ -169,20 +171,37 @@ flex_attention = torch.ops.higher_order.flex_attention
 """The operator behind `torch.nn.attention.flex_attention`; the public function compiles itself."""
 
 
-def flex_block_mask(q: torch.Tensor, k: torch.Tensor) -> tuple[tuple[Any, ...], GraphModule]:
-    """The block mask that rules nothing out, without its last part, and that part: the mask_mod.
+def flex_supported() -> bool:
+    """Whether Inductor has its C++ template for it on this CPU."""
+    capable = torch.cpu._is_avx2_supported() and os.getenv("ATEN_CPU_CAPABILITY") != "default"
+    return capable and sys.platform != "darwin" and not torch.xpu.is_available()
 
-    Every tensor in it is filled with one number.
+
+def flex_block_mask(
+    q: torch.Tensor, k: torch.Tensor, table: tuple[Any, Any] | None, size: int
+) -> tuple[Any, ...]:
+    """The entries of a block mask but the last, its mask_mod.
+
+    Args:
+        q, k: examples.
+        table: what stands for `kv_num_blocks` and `kv_indices`; None rules nothing out.
+        size: of the blocks, if there is a table.
+
+    Returns:
+        the entries; tensors among them are filled with one number.
     """
     from torch.nn.attention import flex_attention as flex
 
     with eager_world():
         like = [torch.empty(1, 1, n.shape[2], 1) for n in (q, k)]
-        parts = flex._create_empty_block_mask(like[0], like[1]).as_tuple()
-    graph = Graph()
-    position = [graph.placeholder(name) for name in ("b", "h", "q_idx", "kv_idx")]
-    graph.output(graph.call_method("new_ones", (position[0], ()), {"dtype": torch.bool}))
-    return (q.shape[2], k.shape[2], *parts[2:-1]), GraphModule({}, graph)
+        mask = flex._create_empty_block_mask(like[0], like[1])
+    entries = list(mask.as_tuple())[:-1]
+    entries[:2] = q.shape[2], k.shape[2]
+    if table is not None:
+        for known, given in zip((mask.kv_num_blocks, mask.kv_indices), table, strict=True):
+            entries[next(i for i, entry in enumerate(entries) if entry is known)] = given
+        entries[-2:] = size, size
+    return tuple(entries)
 
 
 def flex_options(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:

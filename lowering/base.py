@@ -49,6 +49,8 @@ class Emission:
         why: the rule that chose it.
         slower: why the inner backend is expected to be at least as fast; empty where it is not.
         facts: what was found out on the way (mask kind, scale, ...).
+        work: expected time, in units of a plain library kernel that computes everything; of
+            several lowerings the one with the least is taken.
     """
 
     emit: Callable[[Builder], Node]
@@ -56,6 +58,7 @@ class Emission:
     why: str
     slower: str
     facts: dict[str, str]
+    work: float = 1.0
 
 
 class Lowering(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -169,7 +170,7 @@ def test_csv_has_ligers_columns(tmp_path: Path) -> None:
 def test_targets_say_what_is_met() -> None:
     good = make_result(eager=[9.0], inductor=[5.0], fuser=[2.0], sdpa=[1.8])
     bad = make_result("gqa_causal", eager=[9.0], inductor=[2.6], fuser=[2.0], sdpa=[1.0])
-    checks = {c.text: c for c in targets.attention_checks([good, bad])}
+    checks = {c.text: c for c in targets.attention_checks([good, bad], half_in_hardware=True)}
     geomean = checks["float32 bias-only, fuser over inductor, geomean"]
     assert geomean.value == pytest.approx(math.sqrt(2.5 * 1.3))
     assert not geomean.met
@@ -177,11 +178,20 @@ def test_targets_say_what_is_met() -> None:
     assert checks["any workload, smallest over inductor"].met
     assert not checks["float32 bias-only, fuser's time over sdpa, largest"].met
     assert checks["fuser's error over eager's, largest"].value == pytest.approx(2.0)
-    # 2 MiB is just the size of q at B1 H8 S1024 D64
-    structured = checks["structured mask, largest tensor over the query's size"]
-    assert structured.value == pytest.approx(1.0)
+    structured = checks["structured mask, largest tensor over one S x S matrix"]
+    assert structured.value == pytest.approx(0.5)  # 2 MiB of 4
     assert structured.met
     assert not any("bfloat16" in text for text in checks)
+
+
+def test_bounds_for_half_where_the_cpu_does_not_multiply_it() -> None:
+    half = make_result(eager=[9.0], inductor=[500.0], fuser=[20.0], sdpa=[18.0])
+    half = dataclasses.replace(half, dtype=torch.bfloat16)
+    slow = [c.text for c in targets.attention_checks([half], half_in_hardware=False)]
+    fast = [c.text for c in targets.attention_checks([half], half_in_hardware=True)]
+    assert "bfloat16 bias-only, fuser over inductor, geomean" in slow
+    assert set(fast) < set(slow)
+    assert "bfloat16 bias-only, fuser's time over sdpa, largest" in fast
 
 
 def test_growth_is_the_exponent() -> None:

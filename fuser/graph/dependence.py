@@ -46,6 +46,11 @@ class DependenceReader(IndexReader):
         """The same at an index, one expression for each dimension."""
         return self._opened(_arguments(self.at(node, index)))
 
+    def at(self, node: Node, index: Index, reader: Node | None = None) -> Value:
+        if self.is_written(node, reader):
+            return Unknown(frozenset(index))
+        return super().at(node, index, reader)
+
     def _compute(self, node: Node, index: Index) -> Value:
         try:
             return super()._compute(node, index)
@@ -55,30 +60,29 @@ class DependenceReader(IndexReader):
     def _made_from(self, node: Node, index: Index) -> Arguments:
         """At the very least, an element depends on its own position and nothing else."""
         position = frozenset(index)
-        if not is_tensor(node) or self.is_written(node):
+        if not is_tensor(node):
             return position
         op = self.view.op(node)
         try:
-            if op.kind is Kind.POINTWISE and not op.inplace:
+            if op.kind is Kind.POINTWISE:
                 sources = [n for n in node.all_input_nodes if is_tensor(n)]
-                return _union(self.at(n, self._operand(node, n, index)) for n in sources)
+                return _union(self.at(n, self._operand(node, n, index), node) for n in sources)
             if node.target is F.embedding:
-                row = self.at(node.args[0], index[:-1])  # type: ignore[arg-type]
+                row = self.at(node.args[0], index[:-1], node)  # type: ignore[arg-type]
                 return _arguments(row) | {index[-1]}
         except Unproven:
             pass
         return position
 
-    def _gather(self, tensor: Node, index: Index, shape: Sequence[Any]) -> sympy.Expr:
+    def _gather(self, tensor: Node, index: Index, shape: Sequence[Any], reader: Node) -> sympy.Expr:
         try:
-            return super()._gather(tensor, index, shape)
+            return super()._gather(tensor, index, shape, reader)
         except Unproven:
             if value(tensor).dtype not in (torch.int32, torch.int64):
                 raise
         symbol = sympy.Dummy("gathered", integer=True)
-        self._gathered[symbol] = _arguments(
-            self.at(tensor, aligned(index, shape, value(tensor).shape))
-        )
+        at = aligned(index, shape, value(tensor).shape)
+        self._gathered[symbol] = _arguments(self.at(tensor, at, reader))
         return symbol
 
     def _opened(self, arguments: Arguments) -> Arguments:

@@ -1,11 +1,14 @@
 """Values that are known while compiling: nodes with no graph input among their ancestors.
 
 In every unpadded decoder the attention mask is one of them. They are computed once, on the CPU,
-with real tensors; nothing is baked into the graph unless a lowering decides so.
+with real tensors; nothing is baked into the graph unless a lowering decides so. Tensors that are
+filled in place are known too, as long as everything written to them is and nobody reads them before
+they are complete.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from .view import GraphView
 
 MAX_ELEMENTS = 1 << 27
 """Largest tensor that is computed while compiling: 128 Mi elements."""
+MAX_ROUNDS = 8
+"""Times that tensors are found to be no constants because of others, before no written one is."""
 
 
 class Folder:
@@ -26,6 +31,7 @@ class Folder:
     def __init__(self, view: GraphView) -> None:
         self.view = view
         self._constant = _constants(view)
+        self._writes = [view.nodes[p] for p, _ in view.mutations if view.nodes[p] in self._constant]
         self._values: dict[Node, Any] = {}
 
     def is_known(self, node: Node) -> bool:
@@ -37,11 +43,25 @@ class Folder:
             return None
         try:
             with eager_world():
+                if self._writes:
+                    self._evaluate_in_order()
                 found = self._evaluate(node)
         except Exception:  # a value that cannot be computed here is merely unknown
             self._constant.discard(node)
             return None
         return found if isinstance(found, torch.Tensor) else None
+
+    def _evaluate_in_order(self) -> None:
+        """All constants up to the last write, in the order of the graph; a failure clears all."""
+        last = self.view.order[self._writes[-1]]
+        self._writes = []
+        try:
+            for node in self.view.nodes[: last + 1]:
+                if node in self._constant:
+                    self._evaluate(node)
+        except Exception:
+            self._constant.clear()
+            raise
 
     def _evaluate(self, node: Node) -> Any:
         pending = [node]
@@ -54,9 +74,21 @@ class Folder:
             if missing:
                 pending.extend(missing)
                 continue
-            self._values[current] = self._run(current)
+            self._values[current] = self._separate(current, self._run(current))
             pending.pop()
         return self._values[node]
+
+    def _separate(self, node: Node, found: Any) -> Any:
+        """A copy to another device is one here too, where both devices are the CPU."""
+        storages = self.view.storages
+        if isinstance(found, torch.Tensor) and any(
+            isinstance(known := self._values[source], torch.Tensor)
+            and known.untyped_storage()._cdata == found.untyped_storage()._cdata
+            and storages.get(source) != storages.get(node)
+            for source in node.all_input_nodes
+        ):
+            return found.clone()
+        return found
 
     def _run(self, node: Node) -> Any:
         if node.op == "get_attr":
@@ -83,32 +115,57 @@ def _on_cpu(argument: Any) -> Any:
 
 
 def _constants(view: GraphView) -> set[Node]:
-    """One pass: nodes all of whose ancestors are constants, drawn by nobody, written by nobody."""
+    """Nodes all of whose ancestors, and everything that is written to them, are constants."""
+    writers: dict[Any, list[Node]] = {}
+    for position, target in view.mutations:
+        writers.setdefault(view.storages.get(target), []).append(view.nodes[position])
+    members: dict[Any, list[Node]] = {key: [] for key in writers}
+    for node, key in view.storages.items() if writers else ():
+        if key in members:
+            members[key].append(node)
+    unclear: set[Any] = set()
+    for _ in range(MAX_ROUNDS):
+        constant = _candidates(view, writers, unclear)
+        found = {
+            key
+            for key in writers
+            if key not in unclear and not _settles(view, members[key], writers[key], constant)
+        }
+        if not found:
+            return constant
+        unclear |= found
+    return _candidates(view, writers, set(writers))
+
+
+def _candidates(view: GraphView, writers: Mapping[Any, object], unclear: set[Any]) -> set[Node]:
+    """One pass; memory in `unclear` may hold anything."""
     random = set(view.random_positions)
-    written = {target for _, target in view.mutations}
-    dirty = {view.storages.get(target) for target in written} - {None}
+    writing = {view.nodes[position] for position, _ in view.mutations}
     constant: set[Node] = set()
     for position, node in enumerate(view.nodes):
         if node.op not in ("call_function", "call_method", "get_attr") or position in random:
             continue
-        if node.op == "get_attr" and not isinstance(value(node), torch.Tensor):
-            continue
-        example = value(node)
+        example, memory = value(node), view.storages.get(node) if writers else None
+        if memory in unclear or (node.op == "get_attr" and memory in writers):
+            continue  # an attribute that is written to differs from call to call
         if isinstance(example, torch.Tensor):
-            if view.storages.get(node) in dirty or node in written:
-                continue
             if any(not isinstance(s, int) for s in example.shape):
                 continue
             if example.numel() > MAX_ELEMENTS:
                 continue
-        if _has_effect(node) or any(n not in constant for n in node.all_input_nodes):
-            continue
-        constant.add(node)
+        elif node.op == "get_attr" or (example is None and node not in writing):
+            continue  # mode switches, logging and other calls that are made for what they do
+        if all(n in constant for n in node.all_input_nodes):
+            constant.add(node)
     return constant
 
 
-def _has_effect(node: Node) -> bool:
-    """Mode switches, logging and other calls that are made for what they do."""
-    if node.op == "get_attr":
+def _settles(
+    view: GraphView, members: Sequence[Node], writers: Sequence[Node], constant: set[Node]
+) -> bool:
+    """Whether memory is written to by constants alone, and read by others only after that."""
+    if any(node not in constant for node in writers):
         return False
-    return value(node) is None
+    complete = max(map(view.order.__getitem__, writers))
+    readers = [user for node in members for user in node.users if user not in constant]
+    return all(view.order[user] > complete for user in readers)

@@ -39,9 +39,6 @@ class IndexReader:
         self._symbols: dict[Axis, sympy.Symbol] = {}
         self._known: dict[tuple[Node, Index], Value] = {}
         self._depth = 0
-        written = {target for _, target in self.view.mutations}
-        self._written = written
-        self._dirty = {self.view.storages.get(target) for target in written} - {None}
 
     def symbol(self, axis: Axis) -> sympy.Symbol:
         """The position along an axis."""
@@ -61,8 +58,16 @@ class IndexReader:
             index.append(_row_major(dim, at))
         return self.at(node, tuple(index))
 
-    def at(self, node: Node, index: Index) -> Value:
-        """The element at an index, one expression for each dimension."""
+    def at(self, node: Node, index: Index, reader: Node | None = None) -> Value:
+        """The element at an index, one expression for each dimension.
+
+        Args:
+            node: the tensor.
+            index: where.
+            reader: who reads it; without one it is read after the end of the graph.
+        """
+        if self.is_written(node, reader):
+            raise Unproven("a tensor that is written to")
         key = (node, index)
         if key not in self._known:
             if len(self._known) >= MAX_STEPS or self._depth >= MAX_DEPTH:
@@ -74,26 +79,26 @@ class IndexReader:
                 self._depth -= 1
         return self._known[key]
 
-    def is_written(self, node: Node) -> bool:
-        """Whether what a tensor holds may change after it was made."""
-        return node in self._written or self.view.storages.get(node) in self._dirty
+    def is_written(self, node: Node, reader: Node | None = None) -> bool:
+        """Whether what a tensor holds may change between its making and its reader."""
+        order = self.view.order
+        end = len(order) if reader is None else order[reader]
+        return self.view.mutated_between(node, order[node] + 1, end) is not None
 
     def _compute(self, node: Node, index: Index) -> Value:
         example = value(node)
         if not isinstance(example, torch.Tensor):
             return Whole(size_expr(node))
-        if self.is_written(node):
-            raise Unproven("a tensor that is written to")
         if all(isinstance(s, int) and s == 1 for s in example.shape):
             found = self.folder.tensor(node)
             if found is not None:
                 return constant(found)
         op = self.view.op(node)
+        if op.kind is Kind.POINTWISE:
+            look = lambda n: self.at(n, self._operand(node, n, index), node)  # noqa: E731
+            return pointwise(op, node, look, example.dtype, self.sizes)
         if op.inplace:
             raise Unproven("an operator that works in place")
-        if op.kind is Kind.POINTWISE:
-            look = lambda source: self.at(source, self._operand(node, source, index))  # noqa: E731
-            return pointwise(op, node, look, example.dtype, self.sizes)
         if op.kind is Kind.VIEW:
             return self._view(op, node, index)
         if op.kind is Kind.SLICE and op.name == "getitem":
@@ -119,7 +124,8 @@ class IndexReader:
         source, dims = pull_view(op, node, tuple(axes))
         if not set(leaves(dims)) <= set(at):
             raise Unproven("a reshape that cuts a dimension")
-        return self.at(source, tuple(_row_major(d, [at[a] for a in d]) for d in resolve(dims)))
+        place = tuple(_row_major(d, [at[a] for a in d]) for d in resolve(dims))
+        return self.at(source, place, node)
 
     def _getitem(self, op: Op, node: Node, index: Index) -> Value:
         source = op.args["input"]
@@ -146,16 +152,17 @@ class IndexReader:
                 tensors = [parts[i] for i in gathered]
                 rank = max(value(t).ndim for t in tensors)
                 span = slice(cursor, cursor + rank)
-                at.extend(self._gather(t, index[span], value(node).shape[span]) for t in tensors)
+                shape = value(node).shape[span]
+                at.extend(self._gather(t, index[span], shape, node) for t in tensors)
                 cursor += rank
         if cursor != len(index) or len(at) != len(sizes):
             raise Unproven("an index of unclear rank")
-        return self.at(source, tuple(sympy.expand(i) for i in at))
+        return self.at(source, tuple(sympy.expand(i) for i in at), node)
 
-    def _gather(self, tensor: Node, index: Index, shape: Sequence[Any]) -> sympy.Expr:
+    def _gather(self, tensor: Node, index: Index, shape: Sequence[Any], reader: Node) -> sympy.Expr:
         if value(tensor).dtype not in (torch.int32, torch.int64):
             raise Unproven("an index that is no position")
-        found = self.at(tensor, aligned(index, shape, value(tensor).shape))
+        found = self.at(tensor, aligned(index, shape, value(tensor).shape), reader)
         if not isinstance(found, Whole) or not at_least_zero(found.expr, self.sizes):
             raise Unproven("an index that may count from the end")
         return found.expr
@@ -177,10 +184,10 @@ class IndexReader:
         self.sizes[symbol] = sympy.sympify(size)
         return symbol
 
-    def along(self, node: Node, dim: int, index: Index) -> tuple[sympy.Symbol, Value]:
+    def along(self, node: Node, dim: int, index: Index, reader: Node) -> tuple[sympy.Symbol, Value]:
         """The element at any position of one dimension."""
         symbol = self._fresh(to_expr(value(node).shape[dim]))
-        return symbol, self.at(node, (*index[:dim], symbol, *index[dim + 1 :]))
+        return symbol, self.at(node, (*index[:dim], symbol, *index[dim + 1 :]), reader)
 
 
 def aligned(index: Index, shape: Sequence[Any], wanted: Sequence[Any]) -> Index:

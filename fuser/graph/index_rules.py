@@ -71,7 +71,7 @@ def _triangle(lower: bool) -> Rule:
             raise Unproven("a triangle of an unusual form")
         over = index[-2] + diagonal - index[-1]
         kept = not_negative(over if lower else -over, reader.sizes)
-        return gate(kept, reader.at(source, index))
+        return gate(kept, reader.at(source, index, node))
 
     return rule
 
@@ -93,9 +93,9 @@ def _diff(reader: IndexReader, node: Node, index: Index) -> Value:
     dim = _dim(node, 2, len(index), -1)
     if node.kwargs.get("append") is not None or not is_one(value(before).shape[dim]):
         raise Unproven("a difference of an unusual form")
-    symbol, inner = reader.along(source, dim, index)
+    symbol, inner = reader.along(source, dim, index, node)
     at_start = (*index[:dim], ZERO, *index[dim + 1 :])
-    first, front = reader.at(source, at_start), reader.at(before, at_start)
+    first, front = (reader.at(n, at_start, node) for n in (source, before))
     if not (isinstance(inner, Whole) and isinstance(first, Whole) and isinstance(front, Whole)):
         raise Unproven("a difference of what is no position")
     step = sympy.expand(inner.expr - inner.expr.xreplace({symbol: symbol - 1}))
@@ -110,7 +110,7 @@ def _cumsum(reader: IndexReader, node: Node, index: Index) -> Value:
     dim = _dim(node, 1, len(index), None)
     if value(node).dtype is not torch.int64:
         raise Unproven("a sum of fractions")
-    _, inner = reader.along(source, dim, index)
+    _, inner = reader.along(source, dim, index, node)
     if isinstance(inner, Truth) and inner.condition in (sympy.true, sympy.false):
         inner = Whole(sympy.Integer(int(bool(inner.condition))), torch.int64)
     if not isinstance(inner, Whole) or not inner.expr.is_Integer:

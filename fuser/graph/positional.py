@@ -138,7 +138,7 @@ def pointwise(
 ) -> Value:
     """The result of a pointwise operator; `dtype` is its result's, where known."""
     signature = SIGNATURES.get(op.name)
-    if op.inplace or "out" in op.args or signature is None or signature[0] is not Kind.POINTWISE:
+    if "out" in op.args or signature is None or signature[0] is not Kind.POINTWISE:
         raise Unproven(f"`{op.name}` is not followed")
     if op.name in IDENTITIES:
         return look(op.args["input"])
@@ -147,6 +147,7 @@ def pointwise(
         return cast_to(look(op.args["input"]), asked, sizes)
     found = {n: look(n) for n in node.all_input_nodes}
     args = {k: found[a] if isinstance(a, Node) else a for k, a in op.args.items()}
+    args.pop("inplace", None)
     result = _logic(op.name, args)
     if result is None:
         result = _integers(op.name, args, dtype, sizes)
@@ -282,6 +283,7 @@ def _each_case(node: Node, found: Mapping[Node, Value], dtype: torch.dtype | Non
 
 
 def _run(node: Node, held: Mapping[Node, Any]) -> Tensor:
+    held = {n: t.clone() if isinstance(t, Tensor) else t for n, t in held.items()}
     args, kwargs = map_arg(node.args, held.__getitem__), map_arg(node.kwargs, held.__getitem__)
     if node.op == "call_method":
         result = getattr(args[0], str(node.target))(*args[1:], **kwargs)

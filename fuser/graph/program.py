@@ -154,6 +154,31 @@ class Program:
         """Run the program without gradients; the inputs named in `owned` may be overwritten."""
         return _InPlace(_module(self.text), owned).run(*_in_order(self.text, inputs))
 
+    def without(self, names: Collection[str]) -> Program:
+        """The program with the named steps left out: their first operand that is no mask or bias.
+
+        An operand counts as such where it depends on an input that is not captured (`c0`, ...);
+        inputs that nothing reads any more are dropped.
+        """
+        if not names:
+            return self
+        graph, copies = Graph(), dict[Node, Node]()
+        graph.output(graph.graph_copy(self.graph, copies))
+        dropped = [copy for node, copy in copies.items() if node.name in names]
+        live: set[Node] = set()
+        for node in graph.nodes:
+            is_score = node.op == "placeholder" and not str(node.target).startswith("c")
+            if is_score or live & set(node.all_input_nodes):
+                live.add(node)
+        for node in dropped:
+            node.replace_all_uses_with(next(n for n in node.all_input_nodes if n in live))
+            graph.erase_node(node)
+        graph.eliminate_dead_code()
+        for node in list(graph.nodes):
+            if node.op == "placeholder" and not node.users and node not in live:
+                graph.erase_node(node)
+        return Program(to_json(graph))
+
     def widened(self) -> Program:
         """The program with its casts to half precision read as casts to fp32."""
         text = self.text

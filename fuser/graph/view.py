@@ -33,7 +33,8 @@ _MODE_SWITCHES = ("_enter_autocast", "_exit_autocast", "_set_grad_enabled", "inf
 _RANDOM = {
     "dropout", "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal",
     "rand_like", "randn_like", "randint_like", "alpha_dropout", "feature_dropout", "rrelu",
-    "dropout1d", "dropout2d", "dropout3d", "uniform", "exponential", "gumbel_softmax",
+    "dropout1d", "dropout2d", "dropout3d", "uniform", "exponential", "gumbel_softmax", "random",
+    "geometric", "cauchy", "log_normal", "poisson", "binomial", "feature_alpha_dropout",
 }  # fmt: skip
 
 

@@ -29,26 +29,33 @@ class NotAffine(Exception):
 
 @dataclass(frozen=True)
 class Term:
-    """An additive bias: `value`, then the steps (name, operand) in order."""
+    """An additive bias: `value`, then the steps (name, operand) in order; added by node `at`."""
 
     value: Free
     steps: tuple[tuple[str, Any], ...] = ()
+    at: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Positions where `condition` (negated: is false) keep their score; the others get `fill`."""
+    """Positions where `condition` (negated: is false) keep their score; the others get `fill`.
+
+    Attributes:
+        at: name of the node that fills.
+    """
 
     condition: Free
     negated: bool
     fill: float
+    at: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Affine:
     """`sum of coefficient_i · s_i + terms`, then masks.
 
-    `scales` maps an input score to its factors (numbers and free nodes, with "mul" or "div").
+    `scales` maps an input score, or a node that is no affine function of them, to its factors
+    (numbers and free nodes, with "mul" or "div").
     """
 
     scales: Mapping[str, tuple[tuple[str, Free], ...]]
@@ -66,12 +73,16 @@ class _Reader:
     values: dict[Node, Affine] = field(default_factory=dict)
 
 
-def read(program: Program, known: Callable[[Node], float | None]) -> tuple[Affine, Graph]:
+def read(
+    program: Program, known: Callable[[Node], float | None], *, opaque: bool = False
+) -> tuple[Affine, Graph]:
     """The affine form of a score or probability program.
 
     Args:
         program: inputs `s0, ...` (scores) or `p`, and `c0, ...` (captured).
         known: the value of a free node that is one number known while compiling, or None.
+        opaque: an operator on unmasked scores that is not affine gives a new score, so that the
+            form tells what happens after the last of them.
 
     Raises:
         NotAffine: with the operator that is not.
@@ -88,7 +99,12 @@ def read(program: Program, known: Callable[[Node], float | None]) -> tuple[Affin
                 raise NotAffine("the scores are overwritten")
             return reader.values[result], graph
         elif any(n in reader.values for n in node.all_input_nodes):
-            reader.values[node] = _step(reader, node)
+            try:
+                reader.values[node] = _step(reader, node)
+            except NotAffine:
+                if not opaque or _is_masked(reader, node):
+                    raise
+                reader.values[node] = Affine({node.name: ()})
     raise NotAffine("the program has no result")
 
 
@@ -100,6 +116,10 @@ def _step(reader: _Reader, node: Node) -> Affine:
     return rule(reader, node)
 
 
+def _is_masked(reader: _Reader, node: Node) -> bool:
+    return any(reader.values[n].keeps for n in node.all_input_nodes if n in reader.values)
+
+
 def _add(reader: _Reader, node: Node) -> Affine:
     if node.kwargs.get("alpha", 1) != 1:
         raise NotAffine("an addition with alpha")
@@ -109,7 +129,7 @@ def _add(reader: _Reader, node: Node) -> Affine:
         return _sum(left, right)
     score = left or right
     assert score is not None
-    term = Term(b if left is not None else a)  # type: ignore[arg-type]
+    term = Term(b if left is not None else a, at=node.name)  # type: ignore[arg-type]
     return replace(score, terms=(*score.terms, term), added_after=bool(score.keeps))
 
 
@@ -121,11 +141,12 @@ def _sub(reader: _Reader, node: Node) -> Affine:
     if left is not None and right is not None:
         return _sum(left, _scaled(right, "mul", -1.0))
     if left is not None:
-        term = Term(b, (("mul", -1.0),))  # type: ignore[arg-type]
+        term = Term(b, (("mul", -1.0),), node.name)  # type: ignore[arg-type]
         return replace(left, terms=(*left.terms, term), added_after=bool(left.keeps))
     assert right is not None
     negative = _scaled(right, "mul", -1.0)
-    return replace(negative, terms=(*negative.terms, Term(a)))  # type: ignore[arg-type]
+    term = Term(a, at=node.name)  # type: ignore[arg-type]
+    return replace(negative, terms=(*negative.terms, term))
 
 
 def _sum(a: Affine, b: Affine) -> Affine:
@@ -181,7 +202,7 @@ def _masked_fill(reader: _Reader, node: Node) -> Affine:
     score, mask, fill = node.args[0], node.args[1], node.args[2]
     if mask in reader.values or score not in reader.values:
         raise NotAffine("a mask that depends on scores")
-    return _masked(reader, reader.values[score], mask, True, fill)  # type: ignore[index, arg-type]
+    return _masked(reader, node, score, mask, True, fill)
 
 
 def _where(reader: _Reader, node: Node) -> Affine:
@@ -189,17 +210,20 @@ def _where(reader: _Reader, node: Node) -> Affine:
     if condition in reader.values or (a in reader.values and b in reader.values):
         raise NotAffine("a choice that depends on scores")
     if a in reader.values:
-        return _masked(reader, reader.values[a], condition, False, b)  # type: ignore[index, arg-type]
-    return _masked(reader, reader.values[b], condition, True, a)  # type: ignore[index, arg-type]
+        return _masked(reader, node, a, condition, False, b)
+    return _masked(reader, node, b, condition, True, a)
 
 
-def _masked(reader: _Reader, score: Affine, mask: Free, negated: bool, fill: Any) -> Affine:
+def _masked(
+    reader: _Reader, node: Node, source: Any, mask: Any, negated: bool, fill: Any
+) -> Affine:
+    score = reader.values[source]
     number = float(fill) if isinstance(fill, (int, float)) else reader.known(fill)
     if number is None:
         raise NotAffine("masked scores get a value that is not a known number")
     if not number <= -HUGE and not _lowest_half(number):
         raise NotAffine(f"masked scores get {number:g}, which does not rule them out")
-    return replace(score, keeps=(*score.keeps, Keep(mask, negated, number)))
+    return replace(score, keeps=(*score.keeps, Keep(mask, negated, number, node.name)))
 
 
 def _lowest_half(number: float) -> bool:

@@ -23,7 +23,7 @@ from fuser.specs import AttentionSpec
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
 from . import affine, cost
 from .affine import NotAffine
-from .banded import emit_banded
+from .banded import emit_banded, share
 from .bias import Bias, Rows, analyse, reads_gradient
 from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator, FreeEmitter, varies_over
@@ -81,7 +81,8 @@ class LibraryAttention(Lowering):
         def emit(builder: Builder) -> Node:
             return _Emitter(builder, call, form, context).run()
 
-        return Emission(emit, kernel, "the program is a scale and a bias", slower, facts)
+        why = "the program is a scale and a bias"
+        return Emission(emit, kernel, why, slower, facts, _work(call, form))
 
 
 def _read(call: Call, context: Context) -> _Form:
@@ -120,6 +121,14 @@ def _reads_less(call: Call, form: _Form, context: Context) -> bool:
         return bias.causal or bias.band
     heads = [size_of(leaves((call.operands[name].target[1],))) for name in ("q0", "k0")]
     return bias.empty or bias.relative or heads[0] != heads[1]
+
+
+def _work(call: Call, form: _Form) -> float:
+    """Scores that are computed, over all scores."""
+    mask, rows = form.bias.mask, size_of(leaves((call.operands["q0"].target[2],)))
+    if form.bias.band and mask is not None and isinstance(rows, int):
+        return share(mask, rows)
+    return 0.5 if form.bias.causal else 1.0
 
 
 def _features_known(call: Call) -> bool:
@@ -232,7 +241,10 @@ class _Emitter:
         return (*(self._dense(x) for x in (joined_q, joined_k, v)), features)
 
     def _dtype(self) -> torch.dtype:
-        """The library computes in the result's dtype where q, k and v are exact in it."""
+        """The library computes in the result's dtype where q, k and v are exact in it, and its
+        backward can be fast in it."""
+        if self.context.training and cost.converts(self.spec.dtype, self.context.device):
+            return torch.float32
         own = {value(o.node).dtype for n, o in self.call.operands.items() if n[0] in "qkv"}
         if own == {self.spec.dtype} or self.spec.score_dtype == self.spec.dtype:
             return self.spec.dtype

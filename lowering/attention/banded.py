@@ -2,7 +2,8 @@
 
 Queries are cut into blocks as wide as the window. A block of queries sees its own block of keys
 and, in a sliding window, the one before; both under one small mask that all blocks share. For S
-queries and a window of W this is 2WS scores instead of SS, and nothing of size SS is made.
+queries and a window of W this is 2WS scores instead of SS, and nothing of size SS is made. What is
+missing in the last block is padded: keys after all others, which no other query sees.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ from .mask import MaskFacts, MaskKind
 
 
 def fits(facts: MaskFacts, rows: Any, keys: Any) -> bool:
-    """Whether a mask is a band that the blocks cover exactly: at least two whole blocks."""
+    """Whether a mask is a band for which blocks are less work than all scores."""
     if facts.kind not in (MaskKind.WINDOW, MaskKind.CHUNKED) or not isinstance(rows, int):
         return False
-    return rows == keys and rows % facts.width == 0 and rows >= 2 * facts.width
+    return rows == keys and rows > facts.width and share(facts, rows) < 1
+
+
+def share(facts: MaskFacts, rows: int) -> float:
+    """The work of the blocks, of which causal ones are half, over that of all scores."""
+    blocks = -(-rows // facts.width)
+    halves = blocks if facts.kind is MaskKind.CHUNKED else 4 * (blocks - 1) + 1
+    return halves / 2 * (facts.width / rows) ** 2
 
 
 def emit_banded(
@@ -41,11 +49,11 @@ def emit_banded(
     Returns:
         `(B, H, S, D)`.
     """
-    width, batch = facts.width, value(q).shape[0]
-    blocks = value(q).shape[2] // width
+    width, batch, rows = facts.width, value(q).shape[0], value(q).shape[2]
+    blocks = -(-rows // width)
     parts = [_blocks(builder, x, blocks, width) for x in (q, k, v)]
     if facts.kind is MaskKind.CHUNKED:
-        return _join(builder, [_attend(builder, *parts, scale, None)], batch)
+        return _join(builder, [_attend(builder, *parts, scale, None)], batch, rows)
     first = [builder.method("narrow", x, 1, 0, 1) for x in parts]
     later = builder.method("narrow", parts[0], 1, 1, blocks - 1)
     pairs = [
@@ -67,11 +75,15 @@ def emit_banded(
             _attend(builder, later, *pairs, scale, mask),
         ],
         batch,
+        rows,
     )
 
 
 def _blocks(builder: Builder, x: Node, blocks: int, width: int) -> Node:
-    """(B, H, S, D) as (B, blocks, H, width, D)."""
+    """(B, H, S, D) as (B, blocks, H, width, D), with zeros for what is missing at the end."""
+    missing = blocks * width - value(x).shape[2]
+    if missing:
+        x = builder.call(F.pad, x, (0, 0, 0, missing))
     cut = builder.method("unflatten", x, 2, (blocks, width))
     return builder.method("transpose", cut, 1, 2)
 
@@ -105,9 +117,10 @@ def _band(builder: Builder, width: int, like: torch.Tensor) -> Node:
     return builder.method("reshape", mask, (1, 1, width, 2 * width))
 
 
-def _join(builder: Builder, parts: list[Node], batch: Any) -> Node:
-    """Blocks of several calls, (B·blocks, H, width, D) each, as (B, H, S, D)."""
+def _join(builder: Builder, parts: list[Node], batch: Any, rows: int) -> Node:
+    """Blocks of several calls, (B·blocks, H, width, D) each, as (B, H, rows, D)."""
     opened = [builder.method("unflatten", x, 0, (batch, -1)) for x in parts]
     whole = opened[0] if len(opened) == 1 else builder.call(torch.cat, tuple(opened), dim=1)
     turned = builder.method("transpose", whole, 1, 2)
-    return builder.method("flatten", turned, 2, 3)
+    whole = builder.method("flatten", turned, 2, 3)
+    return whole if value(whole).shape[2] == rows else builder.method("narrow", whole, 2, 0, rows)

@@ -60,6 +60,8 @@ class Bias:
     """A part that is added may be as low as a mask."""
     relative: bool
     """What is added and kept depends on positions only through their distance."""
+    masked: tuple[Term | Keep, ...]
+    """What `mask` tells the structure of."""
 
     @property
     def empty(self) -> bool:
@@ -136,6 +138,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
         form.added_after,
         bool(lowering),
         relative and is_relative(call, kept_items, evaluator.folder),
+        tuple(masked),
     )
 
 

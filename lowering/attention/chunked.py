@@ -218,4 +218,4 @@ class ChunkedAttention(Lowering):
             return out
 
         why = "no library kernel takes the program; nothing of size Sq x Sk is made"
-        return Emission(emit, "aten.chunked", why, cost.slower_in_chunks(spec), {})
+        return Emission(emit, "aten.chunked", why, cost.slower_in_chunks(spec), {}, cost.CHUNKED)

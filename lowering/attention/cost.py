@@ -25,8 +25,19 @@ HARDWARE_HALF = 16
 """The same for a half dtype that the CPU multiplies itself."""
 MAPPED = 32 << 20
 """Bytes from which glibc's malloc maps memory anew, page by page, at every allocation."""
+FLEX, CHUNKED, REFERENCE = 1.3, 3.0, 6.0
+"""Time that FlexAttention, the chunked operator and the reference take for a score, over that of
+the flash kernel."""
+SPARSE = 0.6
+"""Share of the scores up to which a kernel that skips the others wins whatever the dtype."""
 RECOGNISED = 8
 """The same for a plain program, or one with a mask from data: Inductor may call SDPA there."""
+
+
+def converts(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the products of a half dtype are computed number by number: casts cost less."""
+    half = dtype.is_floating_point and dtype.itemsize < 4
+    return half and device.type == "cpu" and not multiplies_in_hardware(dtype)
 
 
 def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> str:
@@ -44,7 +55,7 @@ def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> st
         return "" if structured else "the call that is there reads the same mask"
     spec: AttentionSpec = call.spec
     half = spec.dtype.itemsize < 4
-    if half and not multiplies_in_hardware(spec.dtype):
+    if converts(spec.dtype, context.device):
         return ""
     if half and context.training and not structured:
         return f"this CPU multiplies {_name(spec.dtype)}, and the backward reads every score"
@@ -62,14 +73,18 @@ def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> st
 
 def slower_in_chunks(spec: AttentionSpec) -> str:
     """The same for the chunked operator, which computes in fp32."""
-    if spec.dtype.itemsize < 4 and not multiplies_in_hardware(spec.dtype):
+    if converts(spec.dtype, torch.device("cpu")):
         return ""
     return "it saves memory, not time"
 
 
-def slower_in_flex(call: Call) -> str:
-    """The same for FlexAttention."""
+def slower_in_flex(call: Call, context: Context, share: float) -> str:
+    """The same for FlexAttention, which computes this share of all scores."""
     spec: AttentionSpec = call.spec
+    if share <= SPARSE:
+        return ""
+    if context.native:
+        return "the call that is there computes no more"
     if spec.dtype.itemsize < 4:
         if multiplies_in_hardware(spec.dtype):
             return f"this CPU multiplies {_name(spec.dtype)}"

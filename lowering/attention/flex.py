@@ -1,12 +1,14 @@
 """FlexAttention on the CPU, with the score program as its `score_mod`: inference only.
 
 The higher-order operator is emitted as Dynamo would emit it, so Inductor compiles the program into
-its flash-style C++ template, and `aot_eager` runs it as plain PyTorch.
+its flash-style C++ template, and `aot_eager` runs it as plain PyTorch. A structured mask becomes a
+table of blocks, and what it leaves out is not computed.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -17,15 +19,18 @@ from torch.fx.node import map_arg
 from fuser.builder import Builder
 from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
+from fuser.graph.program import Program
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
-from fuser.torch_private import flex_attention, flex_block_mask, flex_options
+from fuser.torch_private import flex_attention, flex_block_mask, flex_options, flex_supported
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from . import affine, cost
+from . import affine, blocks, cost
 from .affine import NotAffine
+from .bias import Rows, analyse
 from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator
+from .mask import MaskFacts, MaskKind
 from .reference import operands
 
 _POSITION = ("b", "h", "q_idx", "kv_idx")
@@ -44,29 +49,34 @@ class FlexAttention(Lowering):
     kind: ClassVar[str] = "aten"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        spec: AttentionSpec = call.spec
         refusal = _refuse(call, context)
         if refusal:
             return Refusal(refusal)
         try:
-            probs, _ = affine.read(spec.probs, lambda node: None)
+            probs, _ = affine.read(call.spec.probs, lambda node: None)
         except NotAffine as error:
             return Refusal(str(error))
         factor = _factor(probs)
         if factor is None:
             return Refusal("probabilities are changed after the softmax")
+        mask, dropped = _structure(call, context)
 
         def emit(builder: Builder) -> Node:
-            return _emit(builder, call, factor)
+            return _emit(builder, call, mask, dropped, factor)
 
+        name, facts, share = "flex_attention", dict[str, str](), 1.0
+        if mask is not None:
+            name, facts = f"{name}, {mask}", {"mask": str(mask), "rows": Rows.KEPT.value}
+            share = blocks.visited(mask, *_lengths(call))
         why = "the program becomes its score_mod"
-        return Emission(emit, "flex_attention", why, cost.slower_in_flex(call), {})
+        slower = cost.slower_in_flex(call, context, share)
+        return Emission(emit, name, why, slower, facts, cost.FLEX * share)
 
 
 def _refuse(call: Call, context: Context) -> str:
     spec: AttentionSpec = call.spec
-    if context.device.type != "cpu":
-        return "used on the CPU alone"
+    if context.device.type != "cpu" or not flex_supported():
+        return "used on CPUs with AVX2 alone"
     if context.training:
         return "it trains on no CPU"
     if spec.contractions > 1 or spec.sink or spec.dropout:
@@ -81,6 +91,24 @@ def _refuse(call: Call, context: Context) -> str:
     if not spec.dead_rows_are_zero and not _keeps_a_key(call, context):
         return "a query may have no key at all, where it gives zeros and softmax NaN"
     return ""
+
+
+def _structure(call: Call, context: Context) -> tuple[MaskFacts | None, frozenset[str]]:
+    """The structured mask that follows on the rest of the program, and the nodes that apply it."""
+    evaluator = Evaluator(call, context.folder)
+    try:
+        form, _ = affine.read(call.spec.score, evaluator.number, opaque=True)
+    except NotAffine:
+        return None, frozenset()
+    bias = analyse(call, form, evaluator)
+    if bias.mask is None or bias.rows is not Rows.KEPT:
+        return None, frozenset()
+    dropped = frozenset(item.at for item in bias.masked)
+    if bias.mask.kind is MaskKind.NONE:
+        return None, dropped
+    # a single query would take a template for decoding that has no such tables
+    fits = bias.mask.kind in blocks.STRUCTURED and _lengths(call)[0] > blocks.SIZE
+    return (bias.mask, dropped) if fits else (None, frozenset())
 
 
 def _shape(node: Node) -> tuple[Any, ...]:
@@ -119,7 +147,7 @@ def _keeps_a_key(call: Call, context: Context) -> bool:
     captured = {n: evaluator.operand(o) for n, o in call.operands.items() if n[0] == "c"}
     if any(found is None for found in captured.values()):
         return False
-    score = spec.score(s0=torch.zeros(1, 1, 1, _keys(call)), **captured)
+    score = spec.score(s0=torch.zeros(1, 1, 1, _lengths(call)[1]), **captured)
     return bool((score > -torch.inf).any(-1).all())
 
 
@@ -132,51 +160,72 @@ def _is_bounded(node: Node, name: str, live: set[Node]) -> bool:
     return name != "truediv" or node.args[1] not in live
 
 
-def _keys(call: Call) -> int:
-    size = size_of(leaves((call.operands["k0"].target[2],)))
-    assert isinstance(size, int)
-    return size
+def _lengths(call: Call) -> tuple[int, int]:
+    """Numbers of queries and keys."""
+    rows, keys = (size_of(leaves((call.operands[n].target[2],))) for n in ("q0", "k0"))
+    assert isinstance(rows, int)
+    assert isinstance(keys, int)
+    return rows, keys
 
 
-def _emit(builder: Builder, call: Call, factor: float) -> Node:
+def _emit(
+    builder: Builder, call: Call, mask: MaskFacts | None, dropped: Collection[str], factor: float
+) -> Node:
     (q,), (k,), v = operands(builder, call)
-    places, others = _captured(builder, call)
-    score = builder.attribute("score_mod", _score_mod(call.spec, places))
-    mask, keep = flex_block_mask(value(q), value(k))
-    blocks = tuple(
-        builder.call(torch.full, tuple(part.shape), int(part.flatten()[0]), dtype=part.dtype)
-        if isinstance(part, Tensor)
-        else part
-        for part in mask
+    program = call.spec.score.widened().without(dropped)
+    places, others = _captured(builder, call, program)
+    score = builder.attribute("score_mod", _score_mod(program, places))
+    table, keep = None, _everywhere()
+    if mask is not None:
+        table = blocks.table(builder, mask, *_lengths(call), value(q).device)
+        keep = blocks.keeps(mask)
+    entries = tuple(
+        builder.call(torch.full, tuple(entry.shape), int(entry.flatten()[0]), dtype=entry.dtype)
+        if isinstance(entry, Tensor)
+        else entry
+        for entry in flex_block_mask(value(q), value(k), table, blocks.SIZE)
     )
     keep = builder.attribute("mask_mod", keep)
     options = flex_options(value(q), value(k), value(v))
     found = builder.unshared(
-        flex_attention, q, k, v, score, (*blocks, keep), 1.0, options, tuple(others), ()
+        flex_attention, q, k, v, score, (*entries, keep), 1.0, options, tuple(others), ()
     )
     out = builder.call(operator.getitem, found, 0)
     return out if factor == 1.0 else builder.call(torch.mul, out, factor)
 
 
-def _captured(builder: Builder, call: Call) -> tuple[dict[str, list[int]], list[Node]]:
-    """For each captured tensor the canonical dimensions it has, and the tensor with these alone."""
+def _everywhere() -> GraphModule:
+    """A mask_mod that rules nothing out."""
+    graph = Graph()
+    position = [graph.placeholder(name) for name in _POSITION]
+    graph.output(graph.call_method("new_ones", (position[0], ()), {"dtype": torch.bool}))
+    return GraphModule({}, graph)
+
+
+def _captured(
+    builder: Builder, call: Call, program: Program
+) -> tuple[dict[str, list[int]], list[Node]]:
+    """For each tensor that a program captures the canonical dimensions it has, and the tensor with
+    these alone."""
     places: dict[str, list[int]] = {}
     others: list[Node] = []
-    for i in range(call.spec.captured):
-        node = builder.operand(call.operands[f"c{i}"])
+    for name in (str(n.target) for n in program.graph.nodes if n.op == "placeholder"):
+        if name == "s0":
+            continue
+        node = builder.operand(call.operands[name])
         if not isinstance(value(node), Tensor):
             node = builder.call(torch.scalar_tensor, node, dtype=torch.float32)
         shape = value(node).shape
-        places[f"c{i}"] = [d for d, size in enumerate(shape) if size != 1]
+        places[name] = [d for d, size in enumerate(shape) if size != 1]
         # the template wants what it captures in memory; as_strided makes Inductor put it there
         dense = builder.method("contiguous", node)
         sizes = [size for size in shape if size != 1]
-        strides = [value(dense).stride(d) for d in places[f"c{i}"]]
+        strides = [value(dense).stride(d) for d in places[name]]
         others.append(builder.call(torch.as_strided, dense, sizes, strides))
     return places, others
 
 
-def _score_mod(spec: AttentionSpec, places: dict[str, list[int]]) -> GraphModule:
+def _score_mod(program: Program, places: dict[str, list[int]]) -> GraphModule:
     """`(score, b, h, q_idx, kv_idx, *captured) -> score` for one position, all 0-d, in fp32."""
     graph, made = Graph(), dict[Node, Node]()
     score = graph.placeholder("score")
@@ -186,7 +235,7 @@ def _score_mod(spec: AttentionSpec, places: dict[str, list[int]]) -> GraphModule
         tensor = graph.placeholder(name)
         index = tuple(position[d] for d in dims)
         captured[name] = graph.call_function(operator.getitem, (tensor, index)) if index else tensor
-    for node in spec.score.widened().graph.nodes:
+    for node in program.graph.nodes:
         if node.op == "placeholder":
             made[node] = score if node.target == "s0" else captured[str(node.target)]
         elif node.op != "output":

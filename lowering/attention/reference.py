@@ -21,6 +21,7 @@ from fuser.specs import AttentionSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from . import cost
 
 
 @lru_cache(maxsize=1024)
@@ -215,7 +216,7 @@ class Reference(Lowering):
         def emit(builder: Builder) -> Node:
             return emit_operator(builder, call)
 
-        return Emission(emit, "reference", "takes every program", _SLOWER, {})
+        return Emission(emit, "reference", "takes every program", _SLOWER, {}, cost.REFERENCE)
 
 
 def emit_operator(builder: Builder, call: Call, function: Any = None) -> Node:

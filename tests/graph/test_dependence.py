@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -37,6 +38,7 @@ BY_DISTANCE: dict[str, Bias] = {
     "distance": lambda t, f, s: _distance(),
     "float": lambda t, f, s: _distance().to(torch.float32).abs() * -0.5,
     "clamped": lambda t, f, s: _distance().clamp(-3, 3) * 0.5,
+    "T5 of transformers": lambda t, f, s: F.embedding(_t5_bucket(), t)[..., 0],
     "embedding": lambda t, f, s: F.embedding(_bucket(_distance()), t)[..., 0],
     "gather": lambda t, f, s: t[_bucket(_distance())][:, :, 1],
     "row of a table": lambda t, f, s: t.T[2][_bucket(_distance())],
@@ -65,6 +67,17 @@ BY_POSITION: dict[str, Bias] = {
     "sorted": lambda t, f, s: _distance().sort(-1).values,
     "wrong diagonal": lambda t, f, s: f[_distance() + torch.arange(S) // 7 + S - 1 - 1],
 }
+
+
+def _t5_bucket() -> Tensor:
+    """As transformers writes it: the bucket is summed up in place."""
+    relative, buckets = _distance(), 0
+    buckets += (relative > 0).to(torch.long) * 2
+    relative = torch.abs(relative)
+    far = 1 + (torch.log(relative.float()) / math.log(8)).to(torch.long)
+    far = torch.min(far, torch.full_like(far, 2))
+    buckets += torch.where(relative < 1, relative, far)
+    return buckets
 
 
 def _one_written() -> Tensor:

@@ -74,7 +74,18 @@ FOLLOWED: dict[str, Mask] = {
         (torch.arange(s)[:, None] + torch.arange(t))[:, torch.arange(s)[1:]]
     ),
     "repeat": lambda s, t: torch.arange(t).view(1, -1).repeat(s, 1),
+    "summed in place": lambda s, t: _summed(s, t),
+    "filled in place": lambda s, t: (torch.zeros(s, t) + 1.0).masked_fill_(
+        torch.arange(t) > torch.arange(s)[:, None], -1.0
+    ) * 2.0,
 }  # fmt: skip
+
+
+def _summed(s: int, t: int) -> Tensor:
+    position = torch.arange(s)[:, None] * 0 + torch.arange(t)
+    position += torch.arange(s)[:, None] + position * 2
+    position -= 1
+    return position * 2
 
 
 def _in_place(s: int, t: int) -> Tensor:
@@ -89,7 +100,15 @@ def _written_later(s: int, t: int) -> Tensor:
     return mask & True
 
 
+def _view_of_what_is_written(s: int, t: int) -> Tensor:
+    position = torch.arange(t) + 1
+    view = position[None]
+    position += 1
+    return view * 2
+
+
 STOPPED: dict[str, Mask] = {
+    "a view of what is written": _view_of_what_is_written,
     "float positions": lambda s, t: torch.arange(t).float() <= torch.arange(s)[:, None],
     "float arange": lambda s, t: torch.arange(t, dtype=torch.float32) > 2,
     "narrow integers": lambda s, t: torch.arange(t, dtype=torch.int8) > 2,

@@ -130,3 +130,14 @@ def test_arguments_that_have_no_text() -> None:
     a = builder.input("a")
     with pytest.raises(KeyError):
         builder.finish(builder.call(torch.add, a, complex(0, 1)))
+
+
+def test_steps_left_out() -> None:
+    found = recorded(lambda a, b: (torch.tanh(a * 2) + b).masked_fill(b > 2, -1.0) * 3, A, B)
+    program = Program(found.text.replace('"a"', '"s0"').replace('"b"', '"c0"'))
+    names = {n.name for n in program.graph.nodes if n.name.startswith(("add", "masked_fill"))}
+    assert len(names) == 2
+    bare = program.without(names)
+    assert [str(n.target) for n in bare.graph.nodes if n.op == "placeholder"] == ["s0"]
+    assert torch.equal(bare(s0=A), torch.tanh(A * 2) * 3)
+    assert program.without(()) is program
