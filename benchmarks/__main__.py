@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention compile models`.
+"""The command line: `python -m benchmarks attention compile models crossover`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import attention, compile, models, providers, records, runner, table, targets
+from benchmarks import (
+    attention,
+    compile,
+    crossover,
+    models,
+    providers,
+    records,
+    runner,
+    table,
+    targets,
+)
 from fuser.torch_private import multiplies_in_hardware
 
 FAMILIES = {"attention": attention.workloads, "models": models.workloads}
@@ -26,7 +36,8 @@ CHECKS = {"attention": targets.attention_checks, "models": targets.model_checks}
 def parser() -> argparse.ArgumentParser:
     """All options."""
     p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    p.add_argument("families", nargs="+", choices=[*FAMILIES, "compile"], metavar="FAMILY")
+    families = [*FAMILIES, "compile", "crossover"]
+    p.add_argument("families", nargs="+", choices=families, metavar="FAMILY")
     p.add_argument("--device", default="cpu", type=torch.device)
     p.add_argument("--dtype", nargs="+", metavar="DTYPE", help="float32 bfloat16")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these workloads")
@@ -94,6 +105,25 @@ def run_compile(args: argparse.Namespace, console: Console, out: Path | None) ->
         console.print(str(check), markup=False, highlight=False)
 
 
+def run_crossover(args: argparse.Namespace, console: Console, out: Path | None) -> None:
+    """Measures forced rewrites at sizes around the crossover."""
+    decisions: list[crossover.Decision] = []
+    effort = runner.QUICK if args.quick else crossover.EFFORT
+    for workload in crossover.workloads(args.quick):
+        if args.only and workload.name not in args.only:
+            continue
+        for dtype in args.dtype:
+            for mode in (m for m in workload.modes if m in args.modes):
+                console.print(f"{workload.name} {workload.x[1]} {dtype} {mode} ...", style="dim")
+                kind = getattr(torch, dtype)
+                decisions.append(crossover.judge(workload, mode, kind, args.device, effort))
+                if out is not None:
+                    records.write_csv(out, crossover.lines_of(decisions, args.device))
+    crossover.show(decisions, console)
+    for check in crossover.checks(decisions) if not args.quick else []:
+        console.print(str(check), markup=False, highlight=False)
+
+
 def stand_in(gm: torch.fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
     """Takes fuser's place in the compile benchmark: one look at every node."""
     for node in gm.graph.nodes:
@@ -117,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             out = records.RESULTS / f"{family}-{args.device.type}.csv"
         if family == "compile":
             run_compile(args, console, out)
+        elif family == "crossover":
+            run_crossover(args, console, out)
         else:
             run_family(family, args, chosen, console, out)
         if out is not None:

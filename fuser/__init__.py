@@ -11,6 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .errors import (
+        CoverageError,
+        DuplicatePatternError,
+        FuserError,
+        FuserWarning,
+        InvalidOptionError,
+        PatternError,
+        UnknownBackendError,
+        UnknownOptionError,
+    )
     from .pattern import Decline, Match, Pattern
     from .registry import PatternHandle, patterns_enabled, register_pattern, unregister_pattern
     from .report.debug import debug
@@ -20,11 +30,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CoverageError",
     "Decline",
+    "DuplicatePatternError",
+    "FuserError",
+    "FuserWarning",
+    "InvalidOptionError",
     "Match",
     "Pattern",
+    "PatternError",
     "PatternHandle",
     "Report",
+    "UnknownBackendError",
+    "UnknownOptionError",
     "debug",
     "explain",
     "patterns_enabled",
@@ -33,11 +51,19 @@ __all__ = [
 ]
 
 _LAZY = {
+    "CoverageError": "errors",
     "Decline": "pattern",
+    "DuplicatePatternError": "errors",
+    "FuserError": "errors",
+    "FuserWarning": "errors",
+    "InvalidOptionError": "errors",
     "Match": "pattern",
     "Pattern": "pattern",
+    "PatternError": "errors",
     "PatternHandle": "registry",
     "Report": "report.report",
+    "UnknownBackendError": "errors",
+    "UnknownOptionError": "errors",
     "debug": "report.debug",
     "explain": "report.explain",
     "patterns_enabled": "registry",
@@ -52,3 +78,7 @@ def __getattr__(name: str) -> Any:
     found = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = found
     return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ Exit codes: 0 good; 1 a check failed (`--expect`, or something that `doctor` nee
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 2
     try:
         return int(args.run(args))
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except CommandError as error:
         print(f"torch-fuser: {error}", file=sys.stderr)
         return 2
@@ -84,16 +88,33 @@ def _expectation(text: str) -> tuple[str, int]:
 
 
 def _explain(args: argparse.Namespace) -> int:
+    from .errors import CoverageError, FuserError
+
+    # what the user's code prints must not stand before the JSON
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        report = _report(args)
+    print(json.dumps(report.to_json(), indent=1) if args.json else _shown(report), flush=True)
+    try:
+        report.expect(**dict(args.expect))
+    except CoverageError as error:
+        print(f"torch-fuser: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return 1
+    except FuserError as error:
+        raise CommandError(str(error)) from error
+    return 0
+
+
+def _report(args: argparse.Namespace) -> Any:
     import torch
 
-    from .errors import CoverageError, FuserError
+    from .errors import FuserError
     from .report.explain import explain
 
     model, positional, keywords = _load(args.target)
     options = {"fuser.policy": args.policy} if args.policy else {}
     try:
         with torch.set_grad_enabled(bool(getattr(model, "training", False))):
-            report = explain(model, *positional, options=options, **keywords)
+            return explain(model, *positional, options=options, **keywords)
     except FuserError as error:
         raise CommandError(str(error)) from error
     except Exception as error:
@@ -101,13 +122,6 @@ def _explain(args: argparse.Namespace) -> int:
         raise CommandError(
             f"the model of {args.target} raised {type(error).__name__} on its inputs"
         ) from error
-    print(json.dumps(report.to_json(), indent=1) if args.json else _shown(report))
-    try:
-        report.expect(**dict(args.expect))
-    except CoverageError as error:
-        print(f"torch-fuser: {str(error).partition(chr(10))[0]}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _shown(report: Any) -> str:

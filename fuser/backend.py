@@ -16,6 +16,7 @@ from . import torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import Options
+from .registry import warn_of_unmatched
 from .transform import looks_like_attention, transform
 
 _graphs = itertools.count()
@@ -63,18 +64,39 @@ def fuser(
             FuserWarning,
             stacklevel=2,
         )
+    warn_of_unmatched(parsed)
     record = _transform(gm, parsed)
-    for listener in _listeners.get():
-        listener(record)
-    if parsed.debug:
-        from .report.debug import write
+    try:
+        compiled = _compile(gm, example_inputs, parsed, inner)
+    except Exception as error:
+        if not torch_private.is_control_flow(error):
+            _publish(record, parsed)
+        raise  # where Dynamo restarts its analysis, this graph comes again
+    _publish(record, parsed)
+    return compiled
 
-        write(record, parsed.debug)
-    if parsed.inner != "inductor" or not looks_like_attention(gm):
+
+def _compile(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, inner: Callable[..., Any]
+) -> Callable[..., Any]:
+    if options.inner != "inductor" or not looks_like_attention(gm):
         return inner(gm, example_inputs)
     device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
     with torch_private.attention_patterns_off(device or torch.device("cpu")):
         return inner(gm, example_inputs)
+
+
+def _publish(record: Record, options: Options) -> None:
+    """Count what was rewritten, and tell everyone who wants to know."""
+    for rewrite in record.rewritten:
+        if rewrite.count:
+            torch_private.counters["fuser"][rewrite.pattern] += rewrite.count
+    for listener in _listeners.get():
+        listener(record)
+    if options.debug:
+        from .report.debug import write
+
+        write(record, options.debug)
 
 
 def _transform(gm: GraphModule, options: Options) -> Record:

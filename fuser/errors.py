@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -42,6 +43,29 @@ class UnknownBackendError(FuserError, ValueError):
             f"option 'fuser.inner' names the backend {name!r}, which is not registered.{hint} "
             f"Registered: {', '.join(known)}."
         )
+
+
+def warn_of_variable(given: str, meant: str) -> None:
+    """An environment variable that is no option's, but looks like one."""
+    warnings.warn(
+        f"the environment variable {given} is not one of fuser's and has no effect; did you mean "
+        f"{meant}?",
+        FuserWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_pattern(entry: str, known: Iterable[str]) -> None:
+    """An entry of `fuser.patterns` that means no pattern."""
+    known = sorted(known)
+    near = difflib.get_close_matches(entry.removeprefix("-"), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    warnings.warn(
+        f"{entry!r} in fuser.patterns matches no registered pattern.{hint} "
+        f"Registered: {', '.join(known)}.",
+        FuserWarning,
+        stacklevel=2,
+    )
 
 
 class PatternError(FuserError):

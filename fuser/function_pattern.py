@@ -16,8 +16,9 @@ import torch
 from torch.fx import Node
 
 from .errors import PatternError
+from .graph.effects import draws
 from .graph.ops import Kind, is_tensor, value
-from .graph.view import GraphView, draws
+from .graph.view import GraphView
 from .pattern import Decline, Match, Pattern
 from .template import form
 from .template.insert import insert, size_source

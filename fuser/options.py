@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,9 +21,9 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .errors import InvalidOptionError, UnknownOptionError
+from .errors import InvalidOptionError, UnknownOptionError, warn_of_variable
 
-PREFIX = "fuser."
+PREFIX, VARIABLE = "fuser.", "FUSER_"
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 
@@ -43,6 +44,11 @@ class LoweringChoice(Enum):
     TRITON = "triton"
     ATEN = "aten"
     REFERENCE = "reference"
+
+
+def matches(pattern_id: str, glob: str) -> bool:
+    """Whether a glob means a pattern: by its id, or by its family, `attention` or `mine`."""
+    return fnmatchcase(pattern_id, glob) or pattern_id.partition(".")[0] == glob
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,12 @@ class Options:
         """
         environ = os.environ if environ is None else environ
         names = [f.name for f in fields(Options)]
-        given: dict[str, Any] = {}
-        for name in names:
-            variable = f"FUSER_{name.upper()}"
-            if variable in environ:
-                given[name] = _convert(name, environ[variable], variable)
+        if not isinstance(options, (Mapping, type(None))):
+            raise InvalidOptionError("options", options, "a dict")
+        given = _from_environment(environ, names, options or {})
         rest: dict[str, Any] = {}
         for key, value in (options or {}).items():
-            if not key.startswith(PREFIX):
+            if not isinstance(key, str) or not key.startswith(PREFIX):
                 rest[key] = value
                 continue
             name = key.removeprefix(PREFIX)
@@ -97,8 +101,27 @@ class Options:
         """Whether `fuser.patterns` lets this pattern run."""
         wanted = [p for p in self.patterns if not p.startswith("-")]
         denied = [p[1:] for p in self.patterns if p.startswith("-")]
-        allowed = not wanted or any(fnmatchcase(pattern_id, p) for p in wanted)
-        return allowed and not any(fnmatchcase(pattern_id, p) for p in denied)
+        allowed = not wanted or any(matches(pattern_id, p) for p in wanted)
+        return allowed and not any(matches(pattern_id, p) for p in denied)
+
+
+def _from_environment(
+    environ: Mapping[str, str], names: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options by name from `FUSER_*`; an empty variable is none, one that an option overrides is
+    not looked at, and one that is nearly an option's is warned about."""
+    given: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(VARIABLE) or not text:
+            continue
+        name = variable.removeprefix(VARIABLE).lower()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+            if near:
+                warn_of_variable(variable, VARIABLE + near[0].upper())
+        elif PREFIX + name not in options:
+            given[name] = _convert(name, text, variable)
+    return given
 
 
 def _convert(name: str, value: Any, key: str) -> Any:
@@ -113,13 +136,24 @@ def _convert(name: str, value: Any, key: str) -> Any:
     if name == "patterns":
         return _globs(value, key)
     if name == "debug":
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        if isinstance(value, str):
-            lowered = value.lower()
-            return "" if lowered in _FALSE else "1" if lowered in _TRUE else value
-        return "1" if _boolean(value, key) else ""
+        return debug_target(value, key)
     return _boolean(value, key)
+
+
+def debug_target(value: Any, key: str) -> str:
+    """Where debug reports go: "" nowhere, "1" to the log, else a directory.
+
+    Raises:
+        InvalidOptionError: neither a path nor a boolean.
+    """
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    if isinstance(value, str):
+        lowered = value.lower()
+        return "" if lowered in _FALSE else "1" if lowered in _TRUE else value
+    if isinstance(value, bool) or value in (0, 1):
+        return "1" if value else ""
+    raise InvalidOptionError(key, value, "a directory or a boolean")
 
 
 def _enum(kind: type[Enum], value: Any, key: str) -> Enum:

@@ -57,8 +57,6 @@ def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]
             if isinstance(anchor, Failed):
                 yield anchor
                 break
-            if anchor in claimed:
-                continue
             decided = _decide(view, registered, anchor, claimed, folder, options)
             if decided is None:
                 continue
@@ -87,10 +85,14 @@ def _decide(
         found = registered.pattern.match(view, anchor)
         if found is None:
             return None
+        soundness.require_well_formed(view, pattern_id, found)
         if isinstance(found, Decline):
-            return Left(pattern_id, found)
+            return None if anchor in claimed else Left(pattern_id, found)
         if found.nodes & claimed:
-            return None
+            reason = (
+                "a pattern of higher priority, or one that was tried before, takes a part of it"
+            )
+            return Left(pattern_id, Decline(reason, anchor), sound=True)
         with modes_at(view, anchor):
             unsound = soundness.check(view, found)
             if unsound is not None:

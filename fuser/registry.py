@@ -13,8 +13,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from .errors import DuplicatePatternError, FuserWarning, PatternError
-from .options import Options
+from .errors import (
+    DuplicatePatternError,
+    FuserWarning,
+    InvalidOptionError,
+    PatternError,
+    warn_of_pattern,
+)
+from .options import Options, matches
 from .pattern import Pattern
 
 ENTRY_POINT_GROUP = "fuser.patterns"
@@ -67,9 +73,14 @@ def add(pattern: Pattern, where: str) -> None:
     """Register a pattern object.
 
     Raises:
-        PatternError: it has no id, or one that is not a dotted name.
+        PatternError: it has no id, or one that is not a dotted name; its priority is no number.
         DuplicatePatternError: the id is taken.
     """
+    priority: Any = pattern.priority
+    if not isinstance(priority, (int, float)) or isinstance(priority, bool):
+        raise PatternError(
+            f"pattern {pattern.id!r}: its priority is {priority!r}; it must be a number."
+        )
     with _lock:
         require_free(pattern.id, type(pattern).__name__)
         _patterns[pattern.id] = Registered(pattern, where)
@@ -209,12 +220,37 @@ def patterns_enabled(*globs: str) -> Generator[None]:
 
     Args:
         globs: ids or globs as in the option `fuser.patterns`; `-` in front excludes.
+
+    Raises:
+        InvalidOptionError: not a string.
     """
+    for glob in globs:
+        if not isinstance(glob, str):
+            raise InvalidOptionError("fuser.patterns_enabled", glob, "pattern ids or globs")
+    warn_of_unmatched(Options(patterns=globs))
     token = _enabled.set((*_enabled.get(), Options(patterns=globs)))
     try:
         yield
     finally:
         _enabled.reset(token)
+
+
+def warn_of_unmatched(options: Options) -> None:
+    """Warn of every entry of `fuser.patterns` that no registered pattern matches."""
+    if not options.patterns:
+        return
+    _discover()
+    known = list(_patterns)
+    for entry in options.patterns:
+        glob = entry.removeprefix("-")
+        if not any(matches(pattern_id, glob) for pattern_id in known):
+            warn_of_pattern(entry, known)
+
+
+def is_family(name: str) -> bool:
+    """Whether a name means patterns, as `Report.expect` takes it."""
+    _discover()
+    return f"{name}." in OWN_FAMILIES or any(matches(pattern_id, name) for pattern_id in _patterns)
 
 
 def _register_class(cls: Any) -> Any:
@@ -267,18 +303,34 @@ def _discover() -> None:
         importlib.import_module("fuser.patterns")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
-            loaded = entry.load()
-            if isinstance(loaded, type) and issubclass(loaded, Pattern):
-                if loaded.id not in _patterns:
-                    add(loaded(), f"entry point {entry.name}")
-            elif isinstance(loaded, Pattern):
-                add(loaded, f"entry point {entry.name}")
-            elif callable(loaded):
-                loaded()
-        except Exception as error:  # a plug-in must not break the user's program
+            _take(entry.load(), entry.name)
+        except (Exception, SystemExit) as error:  # a plug-in must not break the user's program
             warnings.warn(
                 f"the pattern entry point {entry.name!r} ({entry.value}) failed and is ignored: "
                 f"{type(error).__name__}: {error}",
                 FuserWarning,
                 stacklevel=2,
             )
+
+
+def _take(loaded: Any, name: str) -> None:
+    """Register what an entry point gave: a pattern, its class, or a function that does it.
+
+    Raises:
+        PatternError: it is none of these, or cannot be registered.
+    """
+    if callable(loaded) and not isinstance(loaded, (type, Pattern)):
+        loaded = loaded()
+        if loaded is None or isinstance(loaded, PatternHandle):
+            return
+    if isinstance(loaded, type) and issubclass(loaded, Pattern):
+        known = _patterns.get(loaded.id)
+        if known is not None and type(known.pattern) is loaded:
+            return  # its module has registered it
+        loaded = loaded()
+    if not isinstance(loaded, Pattern):
+        raise PatternError(
+            f"it gives {loaded!r}; a fuser.Pattern, or a function that registers patterns, is "
+            "expected."
+        )
+    add(loaded, f"entry point {name}")

@@ -41,16 +41,28 @@ class Rewriter:
         )
 
     def replace(
-        self, builder: Builder, pattern: str, outputs: Sequence[Node], results: Sequence[Node]
+        self,
+        builder: Builder,
+        pattern: str,
+        outputs: Sequence[Node],
+        results: Sequence[Node],
+        inputs: Sequence[Node],
     ) -> None:
         """Make every user of `outputs` read `results`, all of them or none.
+
+        Args:
+            builder: of the region.
+            pattern: its id.
+            outputs, results: the old values and the new ones.
+            inputs: what the region reads.
 
         Raises:
             ReplacementMismatchError: two differ in what a user can see.
         """
-        pairs = list(zip(outputs, results, strict=True))
-        for index, (old, new) in enumerate(pairs):
+        for index, (old, new) in enumerate(zip(outputs, results, strict=True)):
             _require_same(pattern, index, value(old), value(new))
+        results = _separate(builder, pattern, outputs, results, inputs)
+        pairs = list(zip(outputs, results, strict=True))
         placed = [
             new
             if _same_strides(value(old), value(new)) or self._follow(old, new)
@@ -98,10 +110,12 @@ class Rewriter:
 
 
 def _reads_strides(node: Node) -> bool:
-    name = str(getattr(node.target, "__name__", node.target))
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     if name in ("stride", "is_contiguous", "as_strided", "storage_offset") or name.endswith("_"):
         return True
-    return isinstance(node.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target.namespace != "aten"
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def _require_same(pattern: str, index: int, old: Any, new: Any) -> None:
@@ -120,6 +134,34 @@ def _require_same(pattern: str, index: int, old: Any, new: Any) -> None:
         raise ReplacementMismatchError(
             pattern, index, "requires_grad", old.requires_grad, new.requires_grad
         )
+
+
+def _separate(
+    builder: Builder,
+    pattern: str,
+    outputs: Sequence[Node],
+    results: Sequence[Node],
+    inputs: Sequence[Node],
+) -> list[Node]:
+    """Results that share memory only where the originals do: whoever writes to one must not
+    change another."""
+    kept = {_memory(node): _memory(builder.current(node)) for node in inputs}
+    separate: list[Node] = []
+    for index, (old, new) in enumerate(zip(outputs, results, strict=True)):
+        if _memory(old) in kept and kept[_memory(old)] != _memory(new):
+            raise ReplacementMismatchError(
+                pattern, index, "memory", "a view of another tensor", "memory of its own"
+            )
+        if _memory(old) not in kept and _memory(new) in kept.values():
+            new = builder.unshared(torch.clone, new)
+        kept[_memory(old)] = _memory(new)
+        separate.append(new)
+    return separate
+
+
+def _memory(node: Node) -> Any:
+    example = value(node)
+    return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else node
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .errors import PatternError
 from .graph.ops import Kind, value
 from .graph.view import GraphView, Mark
 from .pattern import Decline, Match
 
+ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
+"""What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
 _LIKENESSES: dict[Any, Callable[..., Any]] = {
     torch.ones_like: torch.ones,
     torch.zeros_like: torch.zeros,
@@ -33,6 +36,36 @@ def check(view: GraphView, match: Match) -> Decline | None:
         or _changes_mode(view, match)
         or _reorders_random(view, match)
     )
+
+
+def require_well_formed(view: GraphView, pattern_id: str, found: Any) -> None:
+    """Check what a pattern's `match` returned, before anything is made of it.
+
+    Raises:
+        PatternError: it is neither a match nor a decline, or speaks of nodes that are not there.
+    """
+    wrong = _malformed(view, pattern_id, found)
+    if wrong:
+        raise PatternError(f"pattern {pattern_id!r}: `match` returned {wrong}.")
+
+
+def _malformed(view: GraphView, pattern_id: str, found: Any) -> str:
+    if isinstance(found, Decline):
+        if found.node not in view.order:
+            return f"a Decline at {found.node!r}, which is no node of the graph"
+        texts = isinstance(found.reason, str) and isinstance(found.hint, str)
+        return "" if texts else f"a Decline whose reason is {found.reason!r}, not a text"
+    if not isinstance(found, Match):
+        return f"{found!r}; a Match, a Decline or None is expected"
+    if found.pattern != pattern_id:
+        return f"a Match of {found.pattern!r}"
+    if not found.nodes or not found.outputs or (not found.calls and found.replacement is None):
+        return "a Match without nodes, without outputs, or with nothing to put there"
+    strangers = [n for n in (found.anchor, *found.nodes, *found.outputs) if n not in view.order]
+    if strangers:
+        return f"a Match with {strangers[0]!r}, which is no node of the graph"
+    outside = [n for n in found.outputs if n not in found.nodes]
+    return f"a Match whose output `{outside[0].name}` is not among its nodes" if outside else ""
 
 
 def inputs_of(match: Match) -> list[Node]:
@@ -77,6 +110,8 @@ def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
     """Whether a user wants no element of `node`, only its static shape or dtype."""
     if user.op == "call_method" and user.target == "size":
         return isinstance(value(user), torch.SymInt)
+    if user.target is ASSERT_METADATA:
+        return True
     if not all(isinstance(size, int) for size in value(node).shape):
         return False
     if likeness(user) is not None:

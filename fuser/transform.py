@@ -13,17 +13,20 @@ from torch.fx import GraphModule, Node
 from .builder import Builder
 from .errors import FuserWarning
 from .events import Failure, NearMiss, Record, Rewritten
+from .graph.effects import draws
 from .graph.modes import modes_at
 from .graph.ops import Kind, value
-from .graph.view import GraphView, draws
+from .graph.view import GraphView
 from .options import Options
 from .pattern import Match
 from .plan import Failed, Left, Planned, plan
 from .report.source import describe, where
 from .rewrite import Rewriter
-from .soundness import likeness, reads_shape_alone
-from .torch_private import FakeTensor, FakeTensorMode, counters, is_control_flow, to_expr
+from .soundness import ASSERT_METADATA, inputs_of, likeness, reads_shape_alone
+from .torch_private import FakeTensor, FakeTensorMode, is_control_flow, to_expr
 
+_FROZEN = "no gradient goes through the checkpoint that it runs in, although gradients are on"
+_THAW = "call the model within torch.no_grad()"
 _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_function_apply"}
 """Higher-order operators whose bodies are not plain parts of the model."""
 
@@ -44,21 +47,35 @@ def transform(module: GraphModule, options: Options, graph: int = 0) -> Record:
     for body in bodies(module):
         record.extend(transform(body, options, graph))
         record.graphs -= 1
+    for body in _bodies(module, frozen=True):
+        _look_on(body, options, graph, record)
     _transform(module, options, graph, record)
     record.seconds = time.perf_counter() - start
     return record
 
 
 def bodies(module: GraphModule) -> Iterable[GraphModule]:
-    """Graph modules that a higher-order operator of this graph runs."""
+    """Graph modules that a higher-order operator of this graph runs, and that may be rewritten."""
+    return _bodies(module, frozen=False)
+
+
+def _bodies(module: GraphModule, *, frozen: bool) -> Iterable[GraphModule]:
     for node in module.graph.nodes:
         if node.op != "get_attr" or "." in str(node.target):
             continue
         body = getattr(module, str(node.target), None)
         if not isinstance(body, GraphModule) or any(_is_closed(u) for u in node.users):
             continue
-        if not any(_is_frozen_checkpoint(u) for u in node.users):
+        if any(_is_frozen_checkpoint(u) for u in node.users) is frozen:
             yield body
+
+
+def _look_on(body: GraphModule, options: Options, graph: int, record: Record) -> None:
+    """Report what would be rewritten in a body that is left alone."""
+    for decision in plan(GraphView(body), options):
+        if isinstance(decision, Planned):
+            place, pattern = where(decision.match.anchor), decision.match.pattern
+            record.near_misses.append(NearMiss(pattern, place, _FROZEN, _THAW, True, graph))
 
 
 def looks_like_attention(module: GraphModule) -> bool:
@@ -158,7 +175,8 @@ def _apply(
         with modes_at(view, match.anchor):
             _free_shape_readers(view, rewriter, match)
             results = _emit(builder, planned)
-            rewriter.replace(builder, match.pattern, match.outputs, results)
+            inputs = inputs_of(match)
+            rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
     except Exception as error:
         builder.roll_back()
         _failed(Failed(match.pattern, match.anchor, error), options, record, graph)
@@ -167,8 +185,6 @@ def _apply(
     added = tuple(describe(n) for n in builder.added)
     _erase(view, removed)
     count = 0 if match.opens else max(1, len(planned.emissions))
-    if count:
-        counters["fuser"][match.pattern] += count
     facts = dict(match.facts)
     for emission in planned.emissions:
         facts.update(emission.facts)
@@ -196,6 +212,9 @@ def _free_shape_readers(view: GraphView, rewriter: Rewriter, match: Match) -> No
     for node in match.nodes:
         for user in list(node.users):
             if user in match.nodes or not reads_shape_alone(view, user, node):
+                continue
+            if user.target is ASSERT_METADATA:
+                user.graph.erase_node(user)
                 continue
             if user.target == "size":
                 reader = rewriter.builder(user, list(view.size_sources), share=False)
@@ -267,13 +286,15 @@ def _is_pure(view: GraphView, node: Node) -> bool:
 
 
 def _failed(failed: Failed, options: Options, record: Record, graph: int) -> None:
-    if is_control_flow(failed.error):
-        raise failed.error
-    if options.strict:
+    """Record a failure, and warn of the first of each pattern."""
+    if options.strict or is_control_flow(failed.error):
         raise failed.error
     place = where(failed.anchor)
     text = f"{type(failed.error).__name__}: {failed.error}"
+    known = any(failure.pattern == failed.pattern for failure in record.failures)
     record.failures.append(Failure(failed.pattern, place, text, graph))
+    if known:
+        return
     warnings.warn(
         f"fuser left a region at {place} to the inner backend because the pattern "
         f"{failed.pattern!r} failed: {text} (set fuser.strict to raise instead)",

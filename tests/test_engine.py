@@ -131,6 +131,8 @@ class TestOptions:
             ("fuser.patterns", [1], "pattern id or glob"),
             ("fuser.verify", "perhaps", "boolean"),
             ("fuser.strict", None, "boolean"),
+            ("fuser.debug", None, "directory or a boolean"),
+            ("fuser.debug", 2.5, "directory or a boolean"),
         ],
     )
     def test_bad_value(self, key: str, bad: Any, expected: str) -> None:
@@ -143,6 +145,22 @@ class TestOptions:
         with pytest.raises(InvalidOptionError, match="FUSER_POLICY"):
             Options.parse({}, {"FUSER_POLICY": "sometimes"})
 
+    def test_an_empty_variable_is_none_and_one_that_is_overridden_is_not_read(self) -> None:
+        assert Options.parse({}, {"FUSER_POLICY": "", "FUSER_INNER": ""})[0] == Options()
+        parsed, _ = Options.parse({"fuser.policy": "always"}, {"FUSER_POLICY": "bogus"})
+        assert parsed.policy is Policy.ALWAYS
+
+    def test_a_misspelt_variable_is_warned_about(self) -> None:
+        with pytest.warns(FuserWarning, match="FUSER_POLCY .* did you mean FUSER_POLICY"):
+            assert Options.parse({}, {"FUSER_POLCY": "always"})[0] == Options()
+        assert Options.parse({}, {"FUSER_HOME_PAGE": "x"})[0] == Options()
+
+    @pytest.mark.parametrize("bad", [["fuser.policy"], "fuser.policy=always", 3])
+    def test_options_are_a_dict(self, bad: Any) -> None:
+        with pytest.raises(InvalidOptionError, match="expected a dict"):
+            Options.parse(bad, {})
+        assert Options.parse({3: 4}, {})[1] == {3: 4}  # type: ignore[dict-item]
+
     @pytest.mark.parametrize(
         ("patterns", "allowed"),
         [
@@ -150,6 +168,8 @@ class TestOptions:
             (("attention.*",), {"attention.softmax", "attention.sdpa"}),
             (("-attention.sdpa",), {"attention.softmax", "mine.x"}),
             (("attention.*", "-*.sdpa"), {"attention.softmax"}),
+            (("attention", "-attention.sdpa"), {"attention.softmax"}),
+            (("-mine",), {"attention.softmax", "attention.sdpa"}),
         ],
     )
     def test_allow_and_deny(self, patterns: tuple[str, ...], allowed: set[str]) -> None:
@@ -358,7 +378,7 @@ class TestChoices:
 
     def test_allow_and_deny(self) -> None:
         assert compiled(attention, qkv(), **{"fuser.patterns": "-attention.*"}).rewrites() == 0
-        assert compiled(attention, qkv(), **{"fuser.patterns": ["other.*"]}).rewrites() == 0
+        assert compiled(attention, qkv(), **{"fuser.patterns": ["attention.sdpa"]}).rewrites() == 0
         assert compiled(attention, qkv(), **{"fuser.patterns": "attention.*"}).rewrites() == 1
 
     def test_a_module_with_buffers_and_parameters(self) -> None:

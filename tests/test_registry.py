@@ -15,7 +15,12 @@ from torch.fx import Node
 
 from fuser import registry
 from fuser.backend import listening
-from fuser.errors import DuplicatePatternError, FuserWarning, PatternError
+from fuser.errors import (
+    DuplicatePatternError,
+    FuserWarning,
+    InvalidOptionError,
+    PatternError,
+)
 from fuser.events import Record
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
@@ -258,7 +263,7 @@ class Entry:
         self.name, self.value, self._loaded = name, f"{name}.module:attr", loaded
 
     def load(self) -> Any:
-        if isinstance(self._loaded, Exception):
+        if isinstance(self._loaded, BaseException):
             raise self._loaded
         return self._loaded
 
@@ -292,11 +297,11 @@ def test_entry_points_of_every_kind(discover: Callable[..., None]) -> None:
         Entry("a", register),
         Entry("b", make("third.sine")),
         Entry("c", make("third.object")()),
-        Entry("d", importlib),
+        Entry("d", lambda: make("third.made")),
     )
     # functions are recorded in the middle of a compile here
     assert fired(**{"fuser.patterns": "third.function"}) == ["third.function"]
-    assert {"third.function", "third.sine", "third.object"} <= registered()
+    assert {"third.function", "third.sine", "third.object", "third.made"} <= registered()
 
 
 @pytest.mark.parametrize(
@@ -306,6 +311,10 @@ def test_entry_points_of_every_kind(discover: Callable[..., None]) -> None:
         (lambda: 1 / 0, "ZeroDivisionError"),
         (make(""), "has no id"),
         (lambda: register_pattern(find, find, (), id="third.x"), "PatternError"),
+        (SystemExit("bye"), "SystemExit: bye"),
+        (3, "it gives 3"),
+        (importlib, "it gives <module"),
+        (make("attention.softmax"), "is registered already"),
     ],
 )
 def test_an_entry_point_that_raises_costs_one_warning(
@@ -319,3 +328,97 @@ def test_an_entry_point_that_raises_costs_one_warning(
     assert re.match(r"the pattern entry point 'broken' \(broken\.module:attr\) failed", message)
     assert text in message
     assert fired() == ["third.sine"]  # no second warning
+
+
+def test_a_malformed_plug_in_costs_itself_alone() -> None:
+    """What `match` returns is checked before it is used, and the pattern is named."""
+    q = torch.randn(1, 2, 16, 8)
+    for answer, text in (
+        (3, "returned 3; a Match, a Decline or None"),
+        (Decline("no", None), "a Decline at None"),  # type: ignore[arg-type]
+        ("stranger", "no node of the graph"),
+        ("another id", "a Match of 'other.id'"),
+        ("nothing", "with nothing to put there"),
+        ("outside", "is not among its nodes"),
+        (Decline(5, None), "a Decline at None"),  # type: ignore[arg-type]
+    ):
+        with pytest.warns(FuserWarning, match="mine.bad") as seen, _answering(answer):
+            assert fired(_attend, (q,), **_FORCED) == ["attention.softmax"]
+        assert text in str(seen[0].message), (answer, str(seen[0].message))
+        assert len(seen) == 1
+
+
+_FORCED = {"fuser.policy": "always", "fuser.strict": False}
+
+
+def _attend(q: Tensor) -> Tensor:
+    return (q @ q.mT).softmax(-1) @ q
+
+
+def _answering(answer: Any) -> PatternHandle:
+    """A pattern, registered, that answers so for every node."""
+
+    class Bad(Pattern):
+        id: ClassVar[str] = "mine.bad"
+        priority: ClassVar[int] = 99
+
+        def anchors(self, view: GraphView) -> Iterable[Node]:
+            return [n for n in view.nodes if n.op == "call_function"]
+
+        def match(self, view: GraphView, anchor: Node) -> Any:
+            other = torch.fx.Graph().placeholder("x")
+            node, nodes = frozenset([anchor]), frozenset([anchor, other])
+            empty: Any = lambda builder: []  # noqa: E731
+            made = {
+                "stranger": Match(self.id, anchor, nodes, (anchor,), replacement=empty),
+                "another id": Match("other.id", anchor, node, (anchor,), replacement=empty),
+                "nothing": Match(self.id, anchor, node, (anchor,)),
+                "outside": Match(
+                    self.id, anchor, node, tuple(anchor.all_input_nodes), replacement=empty
+                ),
+            }
+            return made.get(answer, answer) if isinstance(answer, str) else answer
+
+    register_pattern(Bad)
+    return PatternHandle(registry.get("mine.bad"))
+
+
+@pytest.mark.parametrize("priority", [None, "high", True])
+def test_a_priority_is_a_number(priority: Any) -> None:
+    with pytest.raises(PatternError, match="its priority is"):
+        register_pattern(find, replacement, (X,), id="mine.high", priority=priority)
+    assert "mine.high" not in registered()
+
+
+@pytest.mark.parametrize("entry", ["attenion.*", "-attenion.softmax", "mine.absent", "-", "["])
+def test_an_entry_that_matches_nothing_is_warned_about(entry: str) -> None:
+    with pytest.warns(FuserWarning, match="matches no registered pattern") as seen:
+        fired(**{"fuser.patterns": entry})
+    assert repr(entry) in str(seen[0].message)
+    with pytest.warns(FuserWarning, match="matches no registered pattern"), patterns_enabled(entry):
+        pass
+
+
+def test_a_family_stands_for_its_patterns() -> None:
+    q = torch.randn(1, 2, 16, 8)
+    always = {"fuser.policy": "always"}
+    assert fired(_attend, (q,), **always, **{"fuser.patterns": "attention"}) != []
+    assert fired(_attend, (q,), **always, **{"fuser.patterns": "-attention"}) == []
+
+
+@pytest.mark.parametrize("bad", [3, None, ["*"]])
+def test_patterns_enabled_takes_texts(bad: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="patterns_enabled"), patterns_enabled(bad):
+        pass
+
+
+def test_the_loser_of_an_overlap_is_told() -> None:
+    q = torch.randn(1, 2, 16, 8)
+    with register_pattern(lambda x: x.softmax(-1), lambda x: x.softmax(-1), (X,), id="mine.soft"):
+        torch._dynamo.reset()
+        records: list[Record] = []
+        settings = {"fuser.inner": "eager", "fuser.policy": "always"}
+        with listening(records.append):
+            torch.compile(_attend, backend="fuser", options=settings)(q)
+    (miss,) = [m for m in records[0].near_misses if m.pattern == "mine.soft"]
+    assert "of higher priority" in miss.reason

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._ops import OpOverload
 from torch.fx import Node
 
 
@@ -132,6 +133,7 @@ _ALIASES = {
     "broadcast_to": "expand",
     "view": "reshape",
     "_unsafe_view": "reshape",
+    "_to_copy": "to",
     "permute_copy": "permute",
     "special_softmax": "softmax",
     "_softmax": "softmax",
@@ -185,6 +187,8 @@ _ORDER_OVERRIDES: dict[Any, str] = {
     torch.dropout: "input p training",
     ("method", "where"): "input condition other",
     ("function", "dropout"): "input p training inplace",
+    ("aten", "dropout"): "input p training",
+    ("aten", "_softmax"): "input dim half_to_float",
 }
 _VARIADIC = {"reshape", "permute", "expand", "repeat", "tile"}
 _KEYWORDS = {
@@ -268,7 +272,16 @@ def value(node: Node) -> Any:
 
 def read(node: Node) -> Op:
     """Read a node canonically; `Kind.OTHER` where the tables do not know it."""
-    if node.op == "call_function":
+    extra: tuple[str, ...] = ()
+    if node.op == "call_function" and isinstance(node.target, OpOverload):
+        namespace, _, raw = node.target._schema.name.partition("::")
+        if namespace != "aten":
+            return _OTHER
+        inplace = raw.endswith("_")
+        raw = raw.removesuffix("_")
+        name, order = _ALIASES.get(raw, raw), _ORDER_OVERRIDES.get(("aten", raw))
+        extra = tuple(argument.name for argument in node.target._schema.arguments)
+    elif node.op == "call_function":
         if node.target is getattr and len(node.args) == 2 and is_tensor(node.args[0]):
             name = str(node.args[1])
             if name in ("T", "mT"):
@@ -295,7 +308,7 @@ def read(node: Node) -> Op:
         return _OTHER
     kind, params = signature
     names = tuple(order.split()) if order else params
-    return _bind(node, kind, name, names, inplace)
+    return _bind(node, kind, name, (*names, *extra[len(names) :]), inplace)
 
 
 def _bind(node: Node, kind: Kind, name: str, names: tuple[str, ...], inplace: bool) -> Op:
@@ -321,6 +334,8 @@ def _bind(node: Node, kind: Kind, name: str, names: tuple[str, ...], inplace: bo
     if kind in (Kind.POINTWISE, Kind.VIEW, Kind.SLICE) and not any(map(is_tensor, node.args)):
         if not any(map(is_tensor, node.kwargs.values())):
             return Op(Kind.OTHER, name, args)  # arithmetic on sizes
+    if kind is Kind.VIEW and is_tensor(first) and value(first).dtype is not value(node).dtype:
+        return Op(Kind.OTHER, name, args, inplace)  # the same bits as other numbers
     if kind is Kind.SLICE and not is_tensor(first):
         return Op(Kind.OTHER, name, args)
     if kind is Kind.SLICE and name == "getitem" and _only_new_axes(args["index"]):

@@ -6,7 +6,6 @@ matching grows linearly with the graph.
 
 from __future__ import annotations
 
-import operator
 from enum import Flag, auto
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from .effects import draws, written
 from .ops import Kind, Op, is_tensor, read, value
 
 
@@ -30,12 +30,6 @@ class Mark(Flag):
 _SPREADS_SCORES = {Kind.POINTWISE, Kind.VIEW, Kind.CAT, Kind.SLICE}
 _SPREADS_PROBS = {Kind.POINTWISE, Kind.VIEW, Kind.SLICE, Kind.DROPOUT}
 _MODE_SWITCHES = ("_enter_autocast", "_exit_autocast", "_set_grad_enabled", "inference_mode")
-_RANDOM = {
-    "dropout", "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal",
-    "rand_like", "randn_like", "randint_like", "alpha_dropout", "feature_dropout", "rrelu",
-    "dropout1d", "dropout2d", "dropout3d", "uniform", "exponential", "gumbel_softmax", "random",
-    "geometric", "cauchy", "log_normal", "poisson", "binomial", "feature_alpha_dropout",
-}  # fmt: skip
 
 
 class GraphView:
@@ -156,49 +150,3 @@ class GraphView:
             if first <= position < last and (target is node or storages.get(target) == key):
                 return self.nodes[position]
         return None
-
-
-def written(node: Node, op: Op) -> list[Node]:
-    """The tensors that a node writes to in place."""
-    if node.op not in ("call_function", "call_method"):
-        return []
-    targets: list[Any] = []
-    if isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema
-        for i, argument in enumerate(schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                targets.append(
-                    node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-                )
-    name = str(getattr(node.target, "__name__", node.target))
-    if op.inplace or node.target is operator.setitem or _ends_inplace(node, name):
-        targets.append(node.args[0] if node.args else node.kwargs.get("input"))
-    if node.kwargs.get("out") is not None:
-        targets.append(node.kwargs["out"])
-    return [t for t in targets if is_tensor(t)]
-
-
-def draws(node: Node, op: Op) -> bool:
-    """Whether a node takes numbers from the random generator."""
-    if op.kind is Kind.DROPOUT:
-        return dropout_probability(op) > 0
-    name = str(getattr(node.target, "__name__", node.target)).rstrip("_")
-    if name == "scaled_dot_product_attention":
-        probability = op.args.get("dropout_p", 0.0)
-        return not (isinstance(probability, (int, float)) and probability == 0)
-    return node.op in ("call_function", "call_method") and name in _RANDOM
-
-
-def dropout_probability(op: Op) -> float:
-    """Of a dropout node: 0 where it is switched off."""
-    probability = op.args.get("p", 0.5)
-    if op.args.get("training", True) is False:
-        return 0.0
-    return float(probability) if isinstance(probability, (int, float)) else 1.0
-
-
-def _ends_inplace(node: Node, name: str) -> bool:
-    """By the convention of names; `operator.and_` and its kin only avoid Python's keywords."""
-    if getattr(node.target, "__module__", "") == "_operator":
-        return False
-    return name.endswith("_") and not name.endswith("__")

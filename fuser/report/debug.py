@@ -15,6 +15,7 @@ from pathlib import Path
 from ..backend import listening
 from ..errors import FuserWarning
 from ..events import Record
+from ..options import debug_target
 from .report import Report
 
 LOG = "1"
@@ -22,7 +23,7 @@ LOG = "1"
 
 
 @contextlib.contextmanager
-def debug(target: str | os.PathLike[str] = LOG) -> Generator[None]:
+def debug(target: str | os.PathLike[str] | bool = LOG) -> Generator[None]:
     """Report on every graph that the fuser backend compiles within the block.
 
         with fuser.debug("reports"):
@@ -32,10 +33,14 @@ def debug(target: str | os.PathLike[str] = LOG) -> Generator[None]:
     block; what is compiled already is not compiled again. Without code: `FUSER_DEBUG=reports`.
 
     Args:
-        target: a directory for `graph_<n>.txt` and `graph_<n>.json`, made where it is missing; "1",
-            the default, prints the text.
+        target: a directory for `graph_<n>.txt` and `graph_<n>.json`, made where it is missing; "1"
+            or True, the default, prints the text; "0" or False does nothing.
+
+    Raises:
+        InvalidOptionError: the target is something else.
     """
-    with listening(lambda record: write(record, os.fspath(target))):
+    where = debug_target(target, "the target of fuser.debug")
+    with listening(lambda record: write(record, where)) if where else contextlib.nullcontext():
         yield
 
 

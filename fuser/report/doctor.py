@@ -15,6 +15,9 @@ from pathlib import Path
 import torch
 from torch._dynamo import list_backends
 
+from ..errors import FuserError
+from ..options import Options
+
 OLDEST = (2, 11)
 """The oldest torch that is supported."""
 
@@ -86,6 +89,7 @@ def _checks(compiler: str) -> Iterator[Check]:
     found = "fuser" in list_backends(exclude_tags=())
     how = "found" if found else "not found: install the distribution, or import fuser.backend"
     yield Check('torch.compile(backend="fuser")', found, f"entry point {how}", needed=True)
+    yield _options()
     hint = compiler or "no C++ compiler: install g++ or set CXX; on CPU use fuser.inner=aot_eager"
     yield Check("Inductor on CPU", bool(compiler), hint, needed=not torch.cuda.is_available())
     triton = _version("triton")
@@ -99,6 +103,15 @@ def _checks(compiler: str) -> Iterator[Check]:
     cache = _inductor_cache()
     writable = _writable(Path(cache))
     yield Check("caches", writable, cache if writable else f"cannot write to {cache}", needed=True)
+
+
+def _options() -> Check:
+    """Whether every `FUSER_` variable has a value that its option takes."""
+    try:
+        Options.parse()
+    except FuserError as error:
+        return Check("options", False, str(error), needed=True)
+    return Check("options", True, "every FUSER_ variable is understood", needed=True)
 
 
 def _version(distribution: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,11 +10,14 @@ from typing import Any, TypeVar
 from torch.fx import GraphModule
 
 from ..backend import fuser, listening
+from ..errors import FuserError
 from ..events import Failure, NearMiss, Record, Rewritten
 from ..options import PREFIX, Options
 from .report import Report
 from .scope import isolated, optimize, undisturbed
 
+_one_at_a_time = threading.RLock()
+"""What Dynamo keeps beside code objects is cleared at the end, for all threads."""
 E = TypeVar("E", Rewritten, NearMiss, Failure)
 
 
@@ -49,7 +53,8 @@ def explain(
         the report; `str(report)` is the text.
 
     Raises:
-        UnknownOptionError, InvalidOptionError: a bad option. What `fn` raises passes through.
+        UnknownOptionError, InvalidOptionError: a bad option.
+        FuserError: `fn` is a class, or nothing that can be called. What it raises passes through.
     """
     wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)}
     wanted |= {"fuser.inner": "eager", "fuser.debug": False}
@@ -59,12 +64,20 @@ def explain(
     def compiler(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         return fuser(gm, example_inputs, options=wanted)
 
+    if isinstance(fn, type) or not callable(fn):
+        raise FuserError(f"explain takes a module or function, but was given {_named(fn)}.")
     target = getattr(fn, "_orig_mod", fn)
-    with listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
+    with _one_at_a_time, listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
         with isolated(compiler) as breaks, undisturbed(target):
             optimize(target, compiler)(*args, **kwargs)
     record.breaks += breaks.lines
     return Report.of(record)
+
+
+def _named(found: Any) -> str:
+    if isinstance(found, type):
+        return f"the class {found.__name__}; make an instance of it first"
+    return f"{found!r}, which cannot be called"
 
 
 def _numbered(record: Record, graph: int) -> Record:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from rich.text import Text
 
-from ..errors import CoverageError
+from ..errors import CoverageError, FuserError
 from ..events import Failure, NearMiss, Record, Rewritten
+from ..options import matches
+from ..registry import OWN_FAMILIES, is_family
 from . import text
 
 SCHEMA = 1
 """Version of `Report.to_json`; grows when a field changes its meaning or goes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """What one or several compiles did.
 
@@ -68,11 +69,7 @@ class Report:
         Args:
             pattern: a family (`attention`), an id (`attention.softmax`) or a glob (`mine.*`).
         """
-        return sum(
-            rewrite.pattern.partition(".")[0] == pattern or fnmatchcase(rewrite.pattern, pattern)
-            for rewrite in self.rewritten
-            if rewrite.count
-        )
+        return sum(matches(rewrite.pattern, pattern) for rewrite in self.rewritten if rewrite.count)
 
     def expect(self, **families: int) -> Report:
         """Require that exactly so many regions of each family were rewritten.
@@ -88,7 +85,10 @@ class Report:
 
         Raises:
             CoverageError: a number differs; the message holds the whole report.
+            FuserError: a family that does not exist, or a number that is none.
         """
+        for family, wanted in families.items():
+            self._require_family(family, wanted)
         wrong = [
             f"expected {family}={wanted}, but {found} {'was' if found == 1 else 'were'} rewritten"
             for family, wanted in families.items()
@@ -97,6 +97,16 @@ class Report:
         if wrong:
             raise CoverageError("; ".join(wrong) + f"\n\n{self}")
         return self
+
+    def _require_family(self, family: str, wanted: Any) -> None:
+        if not isinstance(wanted, int) or isinstance(wanted, bool):
+            raise FuserError(f"expect({family}={wanted!r}): a number of regions is expected.")
+        if not self.count(family) and not is_family(family):
+            known = ", ".join(name.removesuffix(".") for name in OWN_FAMILIES)
+            raise FuserError(
+                f"expect({family}={wanted}): no pattern or family is called {family!r}; families "
+                f"of our own are {known}."
+            )
 
     def __str__(self) -> str:
         return self.to_text()

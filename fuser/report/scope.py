@@ -167,13 +167,22 @@ def _buffers(modules: list[nn.Module]) -> Generator[None]:
 
 @contextlib.contextmanager
 def _uncompiled(modules: list[nn.Module]) -> Generator[None]:
-    """`module.compile()` would run the user's own backend within ours."""
-    compiled = [m for m in modules if m._compiled_call_impl is not None]
-    calls = [m._compiled_call_impl for m in compiled]
-    for module in compiled:
+    """`module.compile()`, and a `forward` compiled in place, would run the user's own backend
+    within ours."""
+    calls = [(m, m._compiled_call_impl) for m in modules if m._compiled_call_impl is not None]
+    forwards = [
+        (m, m.__dict__["forward"])
+        for m in modules
+        if hasattr(m.__dict__.get("forward"), "_torchdynamo_orig_callable")
+    ]
+    for module, _ in calls:
         module._compiled_call_impl = None
+    for module, forward in forwards:
+        module.__dict__["forward"] = forward._torchdynamo_orig_callable
     try:
         yield
     finally:
-        for module, call in zip(compiled, calls, strict=True):
+        for module, call in calls:
             module._compiled_call_impl = call
+        for module, forward in forwards:
+            module.__dict__["forward"] = forward

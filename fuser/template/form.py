@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.fx import Node
 
+from ..graph.effects import dropout_probability
 from ..graph.ops import Kind, is_tensor, value
 from ..graph.program import CASTS
-from ..graph.view import GraphView, dropout_probability
+from ..graph.view import GraphView
 from .bind import RENAMED, bind, defaults
 
 IDENTITY, CAST, PERMUTE, RESHAPE, EXPAND = "identity", "cast", "permute", "reshape", "expand"

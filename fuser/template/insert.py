@@ -11,8 +11,9 @@ from torch.fx.node import map_aggregate
 
 from ..builder import Builder
 from ..graph.axes import same_size
+from ..graph.effects import draws
 from ..graph.ops import Kind, is_tensor, value
-from ..graph.view import GraphView, draws
+from ..graph.view import GraphView
 from ..torch_private import to_expr
 from .run import SYMBOLIC, run
 from .trace import holds_tensor, outputs_of

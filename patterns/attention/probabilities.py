@@ -8,9 +8,10 @@ from typing import Any
 from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dims, broadcast, fresh, leaves, resolve
+from fuser.graph.effects import dropout_probability
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
-from fuser.graph.view import GraphView, Mark, dropout_probability
+from fuser.graph.view import GraphView, Mark
 
 from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Declined, Source, is_cast, spelled
 

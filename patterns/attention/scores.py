@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dims, Unproven, broadcast, leaves, resolve
+from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import ProgramBuilder
 from fuser.graph.pull import (
@@ -17,7 +18,7 @@ from fuser.graph.pull import (
     pull_pointwise,
     pull_view,
 )
-from fuser.graph.view import GraphView, Mark, draws
+from fuser.graph.view import GraphView, Mark
 
 from .walk import MAX_NODES, Captured, Declined, Inputs, spelled
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +98,38 @@ def test_module_path_in_a_fresh_interpreter() -> None:
     assert done.returncode == 0, done.stderr
     assert f"at        tests/report/models.py:{line_of('anchor')}" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_doctor_sees_a_variable_that_no_compile_would_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSER_POLICY", "bogus")
+    assert main(["doctor"]) == 1
+    assert "'FUSER_POLICY' is 'bogus'" in capsys.readouterr().out
+
+
+def test_json_alone_is_on_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.py").write_text(
+        "from tests.report.models import tiny\ndef make():\n    print('hello')\n    return tiny()\n"
+    )
+    assert main(["explain", f"{tmp_path / 'loud.py'}:make", "--json"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["graphs"] == 1
+    assert "hello" in out.err
+
+
+def test_a_reader_that_stops_early() -> None:
+    command = f"{sys.executable} -m fuser explain tests.report.models:tiny | head -n 1"
+    done = subprocess.run(
+        command, shell=True, cwd=HERE.parents[2], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith("REWRITTEN")
+    assert done.stderr == ""
+
+
+def test_an_expectation_of_what_is_no_family(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["explain", "tests.report.models:tiny", "--expect", "attenion=0"]
+    assert main(command) == 2
+    assert "no pattern or family is called 'attenion'" in capsys.readouterr().err

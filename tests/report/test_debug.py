@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fuser.errors import FuserWarning
+from fuser.errors import FuserWarning, InvalidOptionError
 from fuser.events import Record
 from fuser.report.debug import debug, write
 
@@ -79,3 +80,17 @@ def test_standard_error_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fuser: 0 regions rewritten (1 graph, " in capsys.readouterr().err
     assert logger.handlers == []
     assert logger.level == logging.NOTSET
+
+
+@pytest.mark.parametrize("off", [False, "0", "false", "", 0])
+def test_a_target_that_means_nowhere(off: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with debug(off), torch.no_grad():
+        torch.compile(Encoder(SelfAttention()), backend="fuser", options=OPTIONS)(tokens())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [None, 2.5, ["reports"]])
+def test_a_target_that_is_none(bad: Any) -> None:
+    with pytest.raises(InvalidOptionError, match=r"fuser\.debug"), debug(bad):
+        pass

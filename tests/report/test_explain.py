@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.fx import Node
+from torch.utils.checkpoint import checkpoint
 
 from fuser import registry
-from fuser.errors import CoverageError, FuserWarning, UnknownOptionError
+from fuser.errors import CoverageError, FuserError, FuserWarning, UnknownOptionError
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.report.explain import explain
+from fuser.report.report import Report
 
 from .models import HERE, WIDTH, Encoder, SelfAttention, Stateful, line_of, tokens
 
@@ -214,3 +217,71 @@ def test_what_the_function_raises_passes_through() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         explain(fails, torch.ones(2))
+
+
+@torch.no_grad()
+def test_a_forward_compiled_in_place_is_explained_and_stays_compiled() -> None:
+    model, x = Encoder(SelfAttention()), tokens()
+    counter = CompileCounterWithBackend("eager")
+    model.forward = torch.compile(model.forward, backend=counter)
+    model(x)
+    explain(model, x).expect(attention=1)
+    model(x)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"), [(Encoder, "the class Encoder; make an instance"), (3, "3, which cannot")]
+)
+def test_what_cannot_be_explained(wrong: Any, text: str) -> None:
+    call = Encoder.__call__
+    with pytest.raises(FuserError, match=text):
+        explain(wrong)
+    assert Encoder.__call__ is call
+
+
+def test_threads_take_turns() -> None:
+    """Run together they end in a segmentation fault: Dynamo's state is cleared under the others."""
+    q = torch.randn(1, 2, 16, 8)
+    counts: list[int] = []
+
+    def work(scale: float) -> None:
+        def attend(q: Tensor) -> Tensor:
+            return (q @ q.mT * scale).softmax(-1) @ q
+
+        for _ in range(3):
+            counts.append(explain(attend, q, options={"fuser.policy": "always"}).count())
+
+    threads = [threading.Thread(target=work, args=(scale,)) for scale in (0.5, 1.5, 2.5, 3.5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == [1] * 12
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_checkpoint_without_gradients_is_looked_at_and_left(grad: bool) -> None:
+    def attend(q: Tensor) -> Tensor:
+        return (q @ q.mT).softmax(-1) @ q
+
+    def model(q: Tensor) -> Tensor:
+        return checkpoint(attend, q, use_reentrant=False)
+
+    q = torch.randn(1, 2, 16, 8, requires_grad=grad)
+    report = explain(model, q, options={"fuser.policy": "always"})
+    assert report.count() == int(grad)
+    assert [m.reason.startswith("no gradient goes through") for m in report.left] == [True] * (
+        not grad
+    )
+
+
+@pytest.mark.parametrize(("family", "wanted"), [("attenion", 0), ("attention.sofmax", 0)])
+def test_expecting_a_family_that_is_none(family: str, wanted: int) -> None:
+    report = Report()
+    with pytest.raises(FuserError, match="no pattern or family is called"):
+        report.expect(**{family: wanted})
+    with pytest.raises(FuserError, match="a number of regions"):
+        report.expect(attention="0")  # type: ignore[arg-type]
+    report.expect(attention=0, moe=0, **{"attention.softmax": 0})
+    assert len({report, Report()}) == 2

@@ -1,0 +1,133 @@
+"""What a rewrite may not change: which tensors share memory, and how often it is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from fuser.errors import FuserWarning
+from fuser.registry import register_pattern
+from tests.compiled import assert_near, compiled, run, wide
+
+X = torch.rand(4)
+EAGER = {"fuser.inner": "aot_eager", "fuser.policy": "always"}
+
+
+def _noop(x: Tensor) -> Tensor:
+    return x.exp().log()
+
+
+def _two(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.exp() * 2.0, (x.exp() * 2.0).clone() + 0.0
+
+
+def _shared(x: Tensor) -> tuple[Tensor, Tensor]:
+    found = x.exp() * 2.0
+    return found, found
+
+
+def _input_written(x: Tensor) -> tuple[Tensor, Tensor]:
+    z = x * 3
+    y = _noop(z)
+    z.add_(1)
+    return z, y
+
+
+def _result_written(x: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = _two(x)
+    b.add_(1)
+    return a, b
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "model"),
+    [(_noop, lambda x: x, _input_written), (_two, _shared, _result_written)],
+    ids=["an input", "another result"],
+)
+def test_a_result_is_separated_from(
+    find: Callable[..., Any], replace: Callable[..., Any], model: Callable[..., Any]
+) -> None:
+    with register_pattern(find, replace, (X,), id="mine.shares"):
+        ours = compiled(model, (X,))
+        assert ours.rewrites("mine") == 1
+        torch.testing.assert_close(ours.outputs, run(model, (X,)).outputs)
+
+
+def test_a_caller_may_write_to_a_result() -> None:
+    with register_pattern(_noop, lambda x: x, (X,), id="mine.noop"):
+        torch._dynamo.reset()
+        x = X.clone()
+        torch.compile(_noop, backend="fuser", options=EAGER)(x).zero_()
+    assert torch.equal(x, X)
+
+
+def test_a_view_stays_a_view() -> None:
+    """Whoever writes to a view of an input writes to the input."""
+    settings = {"fuser.strict": False}
+    with register_pattern(lambda x: x.mT, lambda x: x.mT + 0.0, (X[None],), id="mine.copy"):
+        with pytest.warns(FuserWarning, match="changes the memory of output 0"):
+            ours = compiled(lambda x: x.mT, (torch.rand(2, 3),), **settings)
+    assert ours.rewrites("mine") == 0
+    with register_pattern(lambda x: x.mT, lambda x: x.transpose(-1, -2), (X[None],), id="mine.t"):
+        x = torch.rand(2, 3)
+        torch._dynamo.reset()
+        torch.compile(lambda x: x.mT, backend="fuser", options=EAGER)(x).zero_()
+    assert torch.equal(x, torch.zeros(2, 3))
+
+
+def test_counted_once_where_dynamo_starts_again() -> None:
+    """A 0-d float input makes Dynamo restart once it has seen the whole graph."""
+
+    def model(q: Tensor, scale: Tensor) -> Tensor:
+        return (q @ q.mT * scale.item()).softmax(-1) @ q
+
+    q = torch.randn(1, 2, 16, 8)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        torch._dynamo.reset()
+        counters["fuser"].clear()
+        scale = torch.tensor(0.5, dtype=torch.float64)
+        found = torch.compile(model, backend="fuser", options=EAGER)(q, scale)
+    torch.testing.assert_close(found, model(q, scale))
+    assert dict(counters["fuser"]) == {"attention.softmax": 1}
+
+
+class _Attention(torch.nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+        score = (q @ k.transpose(-1, -2) / 3.0).masked_fill(hidden, -torch.inf)
+        p = torch.softmax(score, -1, dtype=torch.float32).to(q.dtype)
+        return (torch.dropout(p, 0.1, False) @ v).transpose(1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # run_decompositions, of itself
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_exported_programs(decomposed: bool, dtype: torch.dtype) -> None:
+    """ATen operators, and what `torch.export` asserts beside a cast."""
+    inputs = [x.to(dtype) for x in torch.randn(3, 2, 2, 16, 8).unbind()]
+    inputs.append(torch.ones(16, 16).triu(1).bool())
+    exported = torch.export.export(_Attention(), tuple(inputs))
+    if decomposed:
+        exported = exported.run_decompositions()
+    ours = compiled(exported.module(), inputs)
+    assert ours.rewrites() == 1, ours.reasons()
+    exact = [x.double() if x.is_floating_point() else x for x in inputs]
+    assert_near(ours, run(_Attention(), inputs), run(_Attention(), exact))
+
+
+def test_the_bits_of_another_dtype_are_other_numbers() -> None:
+    def model(q: Tensor, k: Tensor) -> Tensor:
+        return (q @ k.view(torch.float16).mT).softmax(-1) @ k.view(torch.float16)
+
+    q = torch.randn(2, 3, 8).half()
+    k = torch.randn(2, 5, 8).half()
+    bits = k.view(torch.int16)
+    ours = compiled(model, (q, bits))
+    assert ours.rewrites() == 1
+    assert_near(
+        ours, run(model, (q, bits)), run(lambda a, b: (a @ b.mT).softmax(-1) @ b, wide((q, k)))
+    )
