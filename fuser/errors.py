@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 import warnings
 from collections.abc import Iterable
 
@@ -76,12 +77,9 @@ class UntraceablePatternError(PatternError):
     """`find` or `replace` could not be recorded as a graph."""
 
     def __init__(self, pattern_id: str, role: str, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}".split("\n", 1)[0]
         super().__init__(
-            f"pattern {pattern_id!r}: `{role}` could not be traced: {text} "
-            "Write it as straight-line PyTorch over its arguments: no `if`, loop, len() or float() "
-            "that depends on a tensor or on an argument (register one pattern a case instead), and "
-            "pass weights, modules' parameters and constants as arguments."
+            f"pattern {pattern_id!r}: `{role}` could not be traced: {first_sentence(error)}"
+            f"{_untraceable_hint(error)}"
         )
 
 
@@ -89,12 +87,39 @@ class UnrunnablePatternError(PatternError):
     """`find` or `replace` fails on the example inputs."""
 
     def __init__(self, pattern_id: str, role: str, step: str, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}".split("\n", 1)[0]
         super().__init__(
-            f"pattern {pattern_id!r}: `{role}` fails on the example inputs, at `{step}`: {text} "
-            "Give examples that the function accepts; values that depend on the content of a "
-            "tensor (item(), nonzero(), boolean indexing) are not supported."
+            f"pattern {pattern_id!r}: `{role}` fails on the example inputs, at `{step}`: "
+            f"{first_sentence(error)} Give examples that the function accepts; values that depend "
+            "on the content of a tensor (item(), nonzero(), boolean indexing) are not supported."
         )
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an exception, with a full stop."""
+    text = f"{type(error).__name__}: {error}".split("\n", 1)[0].rstrip(": ")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _untraceable_hint(error: BaseException) -> str:
+    """What to do about an exception while tracing; nothing where it is the function's own."""
+    passed = _modules_passed(error)
+    raised_by_fx = bool(passed) and passed[-1].startswith("torch.fx")
+    in_module = any(name.startswith("torch.nn.modules") for name in passed)
+    if raised_by_fx and (isinstance(error, NameError) or in_module):
+        return " Pass weights and modules' parameters as arguments; call F.linear, not a module."
+    if raised_by_fx or "Proxy" in str(error):
+        return (
+            " Write it as straight-line PyTorch over its arguments: no `if`, loop, len() or "
+            "float() that depends on a tensor or on an argument (register one pattern a case "
+            "instead)."
+        )
+    return ""
+
+
+def _modules_passed(error: BaseException) -> list[str]:
+    """The Python modules that an exception went through, where it was raised last."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
 
 
 class PatternOutputsError(PatternError):

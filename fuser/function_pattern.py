@@ -101,7 +101,7 @@ class FunctionPattern(Pattern):
             named = {n: realise(a) for n, a in zip(self._names, arguments, strict=True)}
             answer = self.where(**{n: named[n] for n in self._asked})
         if answer is None or isinstance(answer, str):
-            return answer
+            return answer if answer is None or answer.strip() else "`where` declined"
         raise PatternError(
             f"pattern {self.id!r}: `where` returned {answer!r}; it must return None to accept a "
             "match, or the reason not to as a string."
@@ -131,13 +131,13 @@ def _asked(pattern_id: str, where: Function | None, names: Sequence[str]) -> lis
     parameters = inspect.signature(where).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return list(names)
-    unknown = [p.name for p in parameters if p.name not in names]
-    if unknown:
-        raise PatternError(
-            f"pattern {pattern_id!r}: `where` takes {unknown[0]!r}, which is not an argument of "
-            f"`find` ({', '.join(names)})."
-        )
-    return [p.name for p in parameters]
+    for parameter in parameters:
+        if parameter.name not in names and parameter.default is inspect.Parameter.empty:
+            raise PatternError(
+                f"pattern {pattern_id!r}: `where` takes {parameter.name!r}, which is not an "
+                f"argument of `find` that has an example ({', '.join(names)})."
+            )
+    return [p.name for p in parameters if p.name in names]
 
 
 def _cone(output: Node) -> int:

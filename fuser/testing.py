@@ -7,6 +7,7 @@ def test_mine():
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,27 +18,34 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .backend import listening
-from .errors import FuserWarning, PatternError
+from .errors import FuserWarning, PatternError, first_sentence
 from .events import Record
-from .function_pattern import FunctionPattern
 from .graph.ops import is_tensor
 from .graph.view import GraphView
+from .pattern import Pattern
 from .precision import (
     DoublePrecision,
     Imprecise,
+    Result,
     compare,
+    deeper,
+    detached,
     double,
-    gradients,
-    grow,
+    larger,
     leaves,
-    tensors,
+    other_scalars,
+    random_difference,
+    run,
 )
 from .registry import PatternHandle, get, register_pattern
+from .report.scope import _counters, undisturbed
 from .template.form import is_alias
 from .template.trace import record
 
 Function = Callable[..., Any]
 _MAX_ESCAPES = 8
+_STATIC = {"automatic_dynamic_shapes": False, "specialize_int": True, "specialize_float": True}
+"""Nothing is symbolic but the sizes, where that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,9 @@ class PatternReport:
         error: largest error of the outputs against fp64, in units of what was allowed; None where
             `find` draws random numbers.
         gradient_error: the same for the gradients; None where there are none.
+        random: whether `find` draws random numbers; then only statistics were compared, and a
+            difference that is small beside chance is not noticed.
+        varied: the other scalars and ranks at which the pattern fires, and the numbers agree.
         grown: whether dynamic shapes were also run at other sizes.
     """
 
@@ -57,11 +68,13 @@ class PatternReport:
     escapes: tuple[str, ...] = ()
     error: float | None = None
     gradient_error: float | None = None
+    random: bool = False
+    varied: tuple[str, ...] = ()
     grown: bool = False
 
 
 def check_pattern(
-    pattern: str | PatternHandle | FunctionPattern | tuple[Function, Function, Sequence[Any]],
+    pattern: str | PatternHandle | Pattern | tuple[Function, Function, Sequence[Any]],
     *,
     find: Function | None = None,
     example_inputs: Sequence[Any] | None = None,
@@ -69,14 +82,17 @@ def check_pattern(
     factor: float = 3.0,
     dynamic: bool = True,
 ) -> PatternReport:
-    """Check a pattern on its own example inputs.
+    """Check a pattern on its own example inputs, with gradients.
 
-    1. `fires`: compiling `find` makes exactly one rewrite.
-    2. `escape`: it declines where an intermediate value of `find` is used elsewhere.
+    1. `escape`: it declines where an intermediate value of `find` is used elsewhere.
+    2. `fires`: compiling `find` makes exactly one rewrite.
     3. `numbers`, `gradients`: the compiled result is as near to `find` in fp64 as `find` itself in
-       the examples' precision, up to `factor`.
-    4. `dynamic`: all of that with `dynamic=True`, and the same numbers at larger sizes where `find`
-       takes them.
+       the examples' precision, up to `factor`, or to some roundings of the largest value. Where
+       `find` draws random numbers, means and variances over many draws are compared instead.
+    4. `scalars`, `ranks`: with other scalars, and with a dimension more in front, where `find`
+       takes them, it does not fire or the numbers agree.
+    5. `dynamic`: `fires` and the numbers with `dynamic=True`, and at larger sizes where `find`
+       takes them. Numbers that `find` holds are constants there.
 
     Args:
         pattern: an id, what register_pattern returned, or `(find, replace, example_inputs)`, which
@@ -89,21 +105,16 @@ def check_pattern(
 
     Raises:
         AssertionError: names the first check that failed.
-        PatternError: the pattern is not registered, or cannot be.
+        PatternError: the pattern is not registered, or cannot be; `find` cannot be run.
     """
     with _registered(pattern, where) as known:
-        find = find or getattr(known, "find", None)
-        inputs = (
-            getattr(known, "example_inputs", None) if example_inputs is None else example_inputs
-        )
-        if find is None or inputs is None:
-            raise PatternError(
-                f"pattern {known.id!r} is a class: give check_pattern find= and example_inputs=."
-            )
-        case = _Case(known.id, find, tuple(inputs), factor)
-        report = PatternReport(known.id, _check_escapes(case, known))
-        report = _check_numbers(case, report, None)
-        return _check_dynamic(case, report) if dynamic else report
+        case = _case(known, find, example_inputs, factor)
+        with _isolated(case.find):
+            _require_runs(case)
+            report = PatternReport(known.id, _check_escapes(case, known))
+            report = _check_numbers(case, report)
+            report = replace(report, varied=tuple(_check_variations(case)))
+            return _check_dynamic(case, report) if dynamic else report
 
 
 class _Seen(list[Record]):
@@ -126,28 +137,90 @@ class _Case:
     find: Function
     inputs: tuple[Any, ...]
     factor: float
+    place: str = ""
+    """In what the inputs differ from the examples."""
 
     def fail(self, check: str, text: str) -> NoReturn:
-        raise AssertionError(f"pattern {self.pattern!r} fails the check {check!r}: {text}")
+        place = f"with {self.place}, " if self.place else ""
+        raise AssertionError(f"pattern {self.pattern!r} fails the check {check!r}: {place}{text}")
 
 
 @contextlib.contextmanager
 def _registered(pattern: Any, where: Any) -> Generator[Any]:
-    if isinstance(pattern, tuple):
+    if isinstance(pattern, (tuple, list)) and len(pattern) == 3:
         find, replacement, inputs = pattern
-        name = f"check.{find.__name__.strip('<>')}"
-        with register_pattern(find, replacement, inputs, id=name, where=where) as handle:
+        name = str(getattr(find, "__name__", type(find).__name__)).strip("<>")
+        with register_pattern(find, replacement, inputs, id=f"check.{name}", where=where) as handle:
             yield handle.pattern
-    elif isinstance(pattern, str):
-        yield get(pattern)
+    elif where is not None:
+        raise PatternError(
+            "where= goes with a pattern given as functions; one that is registered has its own."
+        )
     else:
-        yield pattern.pattern if isinstance(pattern, PatternHandle) else get(pattern.id)
+        yield _known(pattern)
+
+
+def _known(pattern: Any) -> Pattern:
+    if isinstance(pattern, str):
+        return get(pattern)
+    wanted = pattern.pattern if isinstance(pattern, PatternHandle) else pattern
+    is_class = isinstance(wanted, type) and issubclass(wanted, Pattern)
+    if not is_class and not isinstance(wanted, Pattern):
+        raise PatternError(
+            "check_pattern takes an id, what register_pattern returned, or a tuple (find, replace, "
+            f"example_inputs); it was given {_described(pattern)}."
+        )
+    with contextlib.suppress(PatternError):
+        known = get(wanted.id)
+        if known is wanted or type(known) is wanted:
+            return known
+    raise PatternError(
+        f"the pattern {wanted.id!r} is not registered, or not any more: check it before "
+        "unregister(), within the `with` block if it has one."
+    )
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, (tuple, list)):
+        return f"a {type(given).__name__} of {len(given)}"
+    return f"the function {given.__name__}" if inspect.isfunction(given) else repr(given)
+
+
+def _case(known: Any, find: Any, inputs: Any, factor: float) -> _Case:
+    find = getattr(known, "find", None) if find is None else find
+    inputs = getattr(known, "example_inputs", None) if inputs is None else inputs
+    if find is None or inputs is None:
+        raise PatternError(
+            f"pattern {known.id!r} is a class: give check_pattern find= and example_inputs=."
+        )
+    if not isinstance(inputs, (tuple, list)):
+        raise PatternError(f"pattern {known.id!r}: example_inputs must be a tuple of arguments.")
+    return _Case(known.id, find, tuple(inputs), factor)
+
+
+@contextlib.contextmanager
+def _isolated(find: Function) -> Generator[None]:
+    """Gradients are on; counters, random state and buffers are afterwards as they were."""
+    with _counters(), undisturbed(find), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _require_runs(case: _Case) -> None:
+    try:
+        case.find(*leaves(case.inputs))
+        with DoublePrecision():
+            case.find(*double(leaves(case.inputs)))
+    except Exception as error:
+        raise PatternError(
+            f"pattern {case.pattern!r}: `find` cannot be run on the example inputs, wanting "
+            f"gradients, and in float64, as check_pattern has to: {first_sentence(error)}"
+        ) from error
 
 
 def _check_escapes(case: _Case, pattern: Any) -> tuple[str, ...]:
     reasons: list[str] = []
     for module, name in _escaping(case, pattern):
-        _, seen = _compile(case, module, case.inputs, None)
+        _, seen = _compile(case, "escape", module, detached(case.inputs), None)
         if seen.rewrites:
             case.fail("escape", f"it fires although `{name}` is used elsewhere")
         reasons += seen.reasons()[-1:]  # the outermost anchor's
@@ -175,16 +248,63 @@ def _copy(view: GraphView, escaping: Node) -> torch.fx.Graph:
     return graph
 
 
-def _check_numbers(case: _Case, report: PatternReport, dynamic: bool | None) -> PatternReport:
-    inputs = leaves(case.inputs)
-    compiled, seen = _compile(case, case.find, inputs, dynamic)
-    check = "dynamic" if dynamic else "fires"
-    _require_rewrite(case, check, seen)
-    if _is_random(case, inputs):
+def _check_numbers(case: _Case, report: PatternReport) -> PatternReport:
+    inputs = _trained(case)
+    compiled, seen = _compile(case, "fires", case.find, inputs, None)
+    _require_rewrite(case, "fires", seen)
+    if _is_random(case):
+        _judge_random(case, "numbers", compiled, inputs)
+        return replace(report, random=True)
+    error, gradient_error = _judge(case, "numbers", compiled, inputs)
+    return replace(report, error=error, gradient_error=gradient_error)
+
+
+def _check_variations(case: _Case) -> Iterator[str]:
+    """The other scalars and ranks at which the pattern fires."""
+    for check, variant in _variations(case):
+        if _failure(variant.find, variant.inputs):
+            continue
+        inputs = _trained(variant)
+        compiled, seen = _compile(variant, check, variant.find, inputs, None)
+        if seen.rewrites:
+            judge = _judge_random if _is_random(variant) else _judge
+            judge(variant, check, compiled, inputs)
+            yield variant.place
+
+
+def _variations(case: _Case) -> Iterator[tuple[str, _Case]]:
+    names = _names(case.find)
+    for i, x in enumerate(case.inputs):
+        for other in other_scalars(x):
+            inputs = (*case.inputs[:i], other, *case.inputs[i + 1 :])
+            name = names[i] if i < len(names) else f"argument {i + 1}"
+            yield "scalars", replace(case, inputs=inputs, place=f"{name} = {other!r}")
+    for inputs in deeper(case.inputs):
+        shapes = [str(tuple(x.shape)) for x in inputs if isinstance(x, torch.Tensor)]
+        yield "ranks", replace(case, inputs=inputs, place=f"shapes {', '.join(shapes)}")
+
+
+def _names(find: Function) -> list[str]:
+    try:
+        return list(inspect.signature(find).parameters)
+    except (TypeError, ValueError):  # a builtin
+        return []
+
+
+def _check_dynamic(case: _Case, report: PatternReport) -> PatternReport:
+    inputs = _trained(case)
+    compiled, seen = _compile(case, "dynamic", case.find, inputs, True)
+    _require_rewrite(case, "dynamic", seen)
+    if report.random:
         return report
-    check = "dynamic" if dynamic else "numbers"
-    error, gradient = _judge(case, check, compiled(*inputs), compiled, inputs)
-    return replace(report, error=error, gradient_error=gradient)
+    _judge(case, "dynamic", compiled, inputs)
+    variants = [replace(case, inputs=xs, place="larger sizes") for xs in larger(case.inputs)]
+    grown = next((v for v in variants if not _failure(v.find, v.inputs)), None)
+    if grown is None:  # sizes that do not fit together
+        return report
+    _judge(grown, "dynamic", compiled, _trained(grown))
+    _require_rewrite(grown, "dynamic", seen)
+    return replace(report, grown=True)
 
 
 def _require_rewrite(case: _Case, check: str, seen: _Seen) -> None:
@@ -194,27 +314,10 @@ def _require_rewrite(case: _Case, check: str, seen: _Seen) -> None:
         case.fail(check, f"expected 1 rewrite of `find`, found {seen.rewrites}{because}")
 
 
-def _check_dynamic(case: _Case, report: PatternReport) -> PatternReport:
-    before = report
-    report = _check_numbers(case, report, True)
-    grown = tuple(grow(x) for x in case.inputs)
-    try:
-        case.find(*grown)
-    except Exception:  # sizes that do not fit together
-        return before
-    if report.error is None:
-        return before
-    compiled, seen = _compile(case, case.find, case.inputs, True)
-    ours = compiled(*leaves(grown))
-    _require_rewrite(case, "dynamic", seen)
-    _judge(case, "dynamic", ours, None, leaves(grown))
-    return replace(before, grown=True)
-
-
 def _compile(
-    case: _Case, function: Function, inputs: Sequence[Any], dynamic: bool | None
+    case: _Case, check: str, function: Function, inputs: Sequence[Any], dynamic: bool | None
 ) -> tuple[Function, _Seen]:
-    """Compile for these inputs; scalars are constants of the graph."""
+    """Compile for these inputs alone; scalars are constants of the graph."""
     seen = _Seen()
     scalars = {i: x for i, x in enumerate(inputs) if not isinstance(x, torch.Tensor)}
 
@@ -227,14 +330,14 @@ def _compile(
         "fuser.policy": "always",
         "fuser.patterns": [case.pattern],
     }
-    run = torch.compile(_fresh(call), backend="fuser", options=options, dynamic=dynamic)
+    optimized = torch.compile(_fresh(call), backend="fuser", options=options, dynamic=dynamic)
 
     def compiled(*given: Any) -> Any:
-        with listening(seen.append), warnings.catch_warnings():
+        with listening(seen.append), warnings.catch_warnings(), torch._dynamo.config.patch(_STATIC):
             warnings.simplefilter("ignore", FuserWarning)
-            return run(*(x for i, x in enumerate(given) if i not in scalars))
+            return optimized(*(x for i, x in enumerate(given) if i not in scalars))
 
-    compiled(*inputs)
+    _attempt(case, check, compiled, inputs)
     return compiled, seen
 
 
@@ -244,30 +347,78 @@ def _fresh(function: Any) -> Any:
     return FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
 
-def _is_random(case: _Case, inputs: Sequence[Any]) -> bool:
-    before = torch.random.get_rng_state()
-    case.find(*inputs)
-    drew = not torch.equal(before, torch.random.get_rng_state())
-    torch.random.set_rng_state(before)
-    return drew
+def _attempt(case: _Case, check: str, compiled: Function, inputs: Sequence[Any]) -> Result:
+    """Outputs and gradients of the compiled function; what it raises fails the check."""
+    try:
+        return run(compiled, inputs)
+    except Exception as error:
+        plain = _failure(compiled, inputs)
+        if plain is not None:
+            case.fail(check, f"the compiled `find` fails: {_reason(plain)}")
+        case.fail(
+            "gradients" if check in ("fires", "numbers") else check,
+            f"the compiled `find` has no gradients: {_reason(error)}",
+        )
+
+
+def _reason(error: BaseException) -> str:
+    return first_sentence(getattr(error, "inner_exception", error))
+
+
+def _trained(case: _Case) -> tuple[Any, ...]:
+    """Copies of the inputs that want gradients, where `find` has some."""
+    inputs = leaves(case.inputs)
+    try:
+        run(case.find, inputs)
+    except Exception:
+        return detached(inputs)
+    return inputs
+
+
+def _failure(function: Function, inputs: Sequence[Any]) -> Exception | None:
+    """What a function raises where no gradients are wanted."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            function(*detached(inputs))
+        except Exception as error:
+            return error
+    return None
+
+
+def _is_random(case: _Case) -> bool:
+    before = _random_states(case.inputs)
+    case.find(*case.inputs)
+    after = _random_states(case.inputs)
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def _random_states(inputs: Sequence[Any]) -> list[torch.Tensor]:
+    devices = {x.device for x in inputs if isinstance(x, torch.Tensor) and x.is_cuda}
+    return [torch.random.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
 def _judge(
-    case: _Case, check: str, ours: Any, compiled: Function | None, inputs: Sequence[Any]
+    case: _Case, check: str, compiled: Function, inputs: Sequence[Any]
 ) -> tuple[float, float | None]:
     """Errors of outputs and gradients against fp64, relative to what is allowed."""
+    ours, theirs = _attempt(case, check, compiled, inputs), run(case.find, inputs)
     with DoublePrecision():
-        exact = tensors(case.find(*double(inputs)))
+        exact = run(case.find, double(inputs))
     try:
-        error = compare(tensors(ours), tensors(case.find(*inputs)), exact, case.factor)
+        error = compare(ours.outputs, theirs.outputs, exact.outputs, case.factor)
+        if not theirs.gradients:
+            return error, None
+        check = "gradients" if check == "numbers" else check
+        if not ours.gradients:
+            raise Imprecise("the compiled `find` has none")
+        return error, compare(ours.gradients, theirs.gradients, exact.gradients, case.factor)
     except Imprecise as problem:
         case.fail(check, str(problem))
-    theirs = gradients(case.find, inputs)
-    if compiled is None or not theirs:
-        return error, None
-    with DoublePrecision():
-        exact = gradients(case.find, double(inputs))
-    try:
-        return error, compare(gradients(compiled, inputs), theirs, exact, case.factor)
-    except Imprecise as problem:
-        case.fail(check if check == "dynamic" else "gradients", str(problem))
+
+
+def _judge_random(case: _Case, check: str, compiled: Function, inputs: Sequence[Any]) -> None:
+    _attempt(case, check, compiled, inputs)
+    difference = random_difference(compiled, case.find, inputs)
+    if difference:
+        case.fail(check, difference)

@@ -23,6 +23,7 @@ from fuser.errors import (
 )
 from fuser.events import Record
 from fuser.registry import register_pattern
+from fuser.template.rounding import negative, reciprocal
 
 ID = "mine.pattern"
 
@@ -110,6 +111,7 @@ SPELLINGS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]] = {
         (X, W),
     ),
     "divided": (lambda x, w: ((x @ w.mT) / 8 + 1.0).tanh().softmax(-1), (X, W)),
+    "divided, not exactly": (lambda x, w: ((x @ w.mT) / 3 + 1.0).tanh().softmax(-1), (X, W)),
     "subtracted": (lambda x, w: ((x @ w.mT) * 0.5 - -1.0).tanh().softmax(-1), (X, W)),
     "linear": (lambda x, w: (F.linear(x, w) * 0.5 + 1.0).tanh().softmax(-1), (XB, W)),
     "einsum": (
@@ -381,6 +383,190 @@ def test_a_scale_computed_from_a_shape() -> None:
         assert "instead of 0.333" in reason
 
 
+WITH_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "round": lambda x: x.round(),
+    "floor": lambda x: torch.floor(x),
+    "ceil": lambda x: x.ceil(),
+    "trunc": lambda x: torch.trunc(x),
+    "frac": lambda x: x.frac(),
+    "sign": lambda x: (x - 1).sign(),
+    "floor_divide": lambda x: x // 1.0,
+    "rounding_mode": lambda x: torch.div(x, 1.0, rounding_mode="floor"),
+    "remainder": lambda x: x % 1.0,
+    "fmod": lambda x: x.fmod(1.0),
+    "comparison": lambda x: (x > 7).float(),
+    "to an integer": lambda x: x.to(torch.int8).float(),
+    "long": lambda x: x.long().float(),
+    "to bool": lambda x: (x - 1).bool().float(),
+    "to eight bits": lambda x: x.to(torch.float8_e4m3fn).float(),
+    "argmax": lambda x: x.argmax(-1).float(),
+    "topk": lambda x: x.topk(2)[1].float(),
+    "isnan": lambda x: x.isnan().float(),
+    "an operator of another library": lambda x: scaled_sine(x, 1.0),
+    "behind others": lambda x: (x * 2.0).abs().round() + 1.0,
+}
+
+
+@pytest.mark.parametrize("name", WITH_STEPS)
+def test_only_exact_reciprocals_before_an_operator_with_steps(name: str) -> None:
+    steps = WITH_STEPS[name]
+
+    def find(x: Tensor, s: float) -> Tensor:
+        return steps(x * s).cos().abs()
+
+    x = torch.arange(-300, 300).float()[None] * 0.05
+    with register_pattern(find, lambda x, s: find(x, s), (X, 2.0), id=ID):
+        for exact in (0.25, -4, 2.0**-100):
+            assert_fires(lambda x, c=exact: steps(x / c).cos().abs(), (x,), 1)
+        (reason,) = reasons(lambda x: steps(x / 0.3).cos().abs(), (x,))
+        assert reason == "`div` with 0.3 is not for certain a `mul`"
+
+
+def test_a_result_that_no_operator_with_steps_reads_need_not_be_exact() -> None:
+    def scaled(x: Tensor, m: Tensor, s: float) -> Tensor:
+        return (x * s).masked_fill(m == 0, -1.0).exp()
+
+    with register_pattern(scaled, lambda x, m, s: scaled(x, m, s), (X, X, 2.0), id=ID):
+        record = assert_fires(lambda x, m: (x / 3).masked_fill(m == 0, -1.0).exp(), (X, X), 1)
+        assert record.rewritten[0].facts["s"] == str(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [
+        (torch.float32, 1e39),
+        (torch.float32, 1e-39),
+        (torch.float32, 1e38),  # its reciprocal is denormal
+        (torch.float16, 1e5),
+        (torch.float16, 2.0**15),
+        (torch.float64, 1e-310),
+    ],
+)
+def test_reciprocals_are_normal_numbers_of_the_type(dtype: torch.dtype, number: float) -> None:
+    def find(x: Tensor, s: float) -> Tensor:
+        return (x * s).tanh().abs()
+
+    x = torch.tensor([1e-3, 2.0, 6e4], dtype=dtype)
+    with register_pattern(find, lambda x, s: find(x, s), (X, 2.0), id=ID):
+        assert_fires(lambda x: (x / 3).tanh().abs(), (x,), 1)
+        assert reasons(lambda x: (x / number).tanh().abs(), (x,)) == [
+            f"`div` with {number!r} is not for certain a `mul`"
+        ]
+    assert reciprocal(10**400, dtype, exact=False) is None
+
+
+def test_scalars_that_are_equal_up_to_rounding() -> None:
+    """`d ** -0.5` and `1 / math.sqrt(d)` differ in the last bit for d = 48."""
+
+    def smooth(x: Tensor) -> Tensor:
+        return (x * x.shape[-1] ** -0.5).tanh().abs()
+
+    def stepped(x: Tensor) -> Tensor:
+        return (x * x.shape[-1] ** -0.5).round().abs()
+
+    x, other = torch.randn(3, 48, dtype=torch.float64), 1 / math.sqrt(48)
+    assert other != 48**-0.5
+    with register_pattern(smooth, lambda x: smooth(x), (X,), id=ID):
+        assert_fires(lambda x: (x * other).tanh().abs(), (x,), 1)
+    with register_pattern(stepped, lambda x: stepped(x), (X,), id=ID):
+        assert_fires(lambda x: (x * 48**-0.5).round().abs(), (x,), 1)
+        (reason,) = reasons(lambda x: (x * other).round().abs(), (x,))
+        assert f"is {other} instead of {48**-0.5}" in reason
+
+
+def test_an_einsum_is_a_matmul_only_up_to_rounding() -> None:
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        return (x @ w.mT).round().abs()
+
+    def einsum(x: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum("bqd,bkd->bqk", x, w).round().abs()
+
+    for find, other in ((product, einsum), (einsum, product)):
+        with register_pattern(find, lambda x, w, f=find: f(x, w), (XB, WB), id=ID):
+            assert_fires(find, (XB, WB), 1)
+            assert len(reasons(other, (XB, WB))) == 1
+    with register_pattern(product, lambda x, w: product(x, w), (X, W), id=ID):
+        assert_fires(lambda x, w: F.linear(x, w).round().abs(), (X, W), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_what_cannot_be_negative_is_not_subtracted_from(dtype: torch.dtype) -> None:
+    def find(x: Tensor, s: float) -> Tensor:
+        return torch.exp(x - s).tanh()
+
+    def model(m: Tensor) -> Tensor:
+        return torch.exp(m + 3).tanh()
+
+    with register_pattern(find, lambda x, s: find(x, s), (X, 2.0), id=ID):
+        for signed in (torch.float16, torch.int8, torch.int64):
+            assert_fires(model, (torch.tensor([-1, 0, 1]).to(signed),), 1)
+        assert reasons(model, (torch.tensor([1, 0, 1]).to(dtype),)) == [
+            "`add` with 3 is not for certain a `sub`"
+        ]
+
+
+def test_numbers_without_a_negative() -> None:
+    assert negative(-128, torch.int8) is None
+    assert negative(127, torch.int8) == -127
+    assert negative(0, torch.float32) is None  # -0.0 + 0 is 0.0, -0.0 - 0 is -0.0
+    assert negative(2.5, torch.int8) == -2.5
+
+
+def test_a_negative_added_is_subtracted() -> None:
+    def difference(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).exp().abs()
+
+    def negated(x: Tensor, y: Tensor) -> Tensor:
+        return (-y + x).exp().abs()
+
+    def other(x: Tensor, y: Tensor) -> Tensor:
+        return (x + y.neg()).exp().abs()
+
+    small = torch.tensor([-128, 3], dtype=torch.int8)
+    for find in (difference, negated):
+        with register_pattern(find, lambda x, y, f=find: f(x, y), (X, X), id=ID):
+            for model in (difference, negated, other):
+                assert_fires(model, (X, X + 1), 1)
+        # in eight bits the negative of -128 is -128, and a truth value is not subtracted from
+        with register_pattern(find, lambda x, y, f=find: f(x, y), (X, X), id=ID):
+            other_form = negated if find is difference else difference
+            assert_fires(find, (small.int(), small), 1)
+            assert_fires(other_form, (small.int(), small), 0)
+    with register_pattern(difference, lambda x, y: difference(x, y), (X, X), id=ID):
+        assert_fires(negated, (small.bool(), small), 0)
+
+
+def test_a_product_with_itself_is_a_square() -> None:
+    def power(x: Tensor) -> Tensor:
+        return x.pow(2).mean(-1).rsqrt()
+
+    def product(x: Tensor) -> Tensor:
+        return (x * x).mean(-1).rsqrt()
+
+    for find in (power, product):
+        with register_pattern(find, lambda x, f=find: f(x), (X,), id=ID):
+            for model in (power, product, lambda x: x.square().mean(-1).rsqrt()):
+                assert_fires(model, (X,), 1)
+            assert_fires(lambda x: x.pow(3).mean(-1).rsqrt(), (X.abs(),), 0)
+            assert_fires(lambda x: (x * x[:1]).mean(-1).rsqrt(), (X.abs(),), 0)
+    with register_pattern(lambda x, e: x.exp() ** e, lambda x, e: x.exp() ** e, (X, 3), id=ID):
+        record = assert_fires(lambda x: (lambda y: y * y)(x.exp()), (X,), 1)
+        assert record.rewritten[0].facts["e"] == "2"
+
+
+def test_a_fill_that_overflows_is_no_masked_fill() -> None:
+    def find(x: Tensor, m: Tensor, s: float) -> Tensor:
+        return x.masked_fill(m, s).tanh().abs()
+
+    def model(x: Tensor, m: Tensor) -> Tensor:
+        return torch.where(m, -1e9, x).tanh().abs()
+
+    with register_pattern(find, lambda x, m, s: find(x, m, s), (X, X > 0, 1.0), id=ID):
+        assert_fires(model, (X, X > 0), 1)
+        (reason,) = reasons(model, (X.half(), X > 0))
+        assert "masked_fill refuses" in reason
+
+
 def test_views_are_compared_by_what_they_do() -> None:
     def find(x: Tensor, heads: int) -> Tensor:
         b, s, d = x.shape
@@ -522,6 +708,20 @@ def test_where_must_answer_with_a_reason(answer: Any) -> None:
         assert not compiled(lambda x, w: scores(x, w, 0.5), (X, W), strict=False)[1].rewritten
 
 
+def test_where_that_declines_without_a_reason() -> None:
+    with register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=lambda: ""):
+        assert reasons(lambda x, w: scores(x, w, 0.5), (X, W)) == ["`where` declined"]
+
+
+def test_where_with_defaults_of_its_own() -> None:
+    def where(s: float, limit: float = 1.0, *, what: str = "the scale") -> str | None:
+        return f"{what} is above {limit}" if s > limit else None
+
+    with register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=where):
+        assert_fires(lambda x, w: scores(x, w, 0.5), (X, W), 1)
+        assert reasons(lambda x, w: scores(x, w, 1.5), (X, W)) == ["the scale is above 1.0"]
+
+
 def test_where_that_raises_costs_one_warning() -> None:
     def where(x: Tensor) -> str | None:
         raise RuntimeError("a mistake in the predicate")
@@ -659,21 +859,121 @@ def test_work_is_bounded() -> None:
         assert record.seconds < 3
 
 
-NOT_TRACEABLE: dict[str, Callable[..., Any]] = {
-    "control flow": lambda x: x if x.sum() > 0 else -x,
-    "loop over a shape": lambda x: sum(x[i] for i in range(x.shape[0])),
-    "float": lambda x: x * float(x.sum()),
-    "module": lambda x: torch.nn.Linear(4, 4)(x),
+LINEAR = torch.nn.Linear(4, 4)
+STRAIGHT_LINE = r"\. Write it as straight-line PyTorch .* a case instead\)\.$"
+WEIGHTS = r"\. Pass weights and modules' parameters as arguments; call F\.linear, not a module\.$"
+NOT_TRACEABLE: dict[str, tuple[Callable[..., Any], str]] = {
+    "control flow": (lambda x: x if x.sum() > 0 else -x, STRAIGHT_LINE),
+    "loop over a shape": (lambda x: sum(x[i] for i in range(x.shape[0])), STRAIGHT_LINE),
+    "loop over a tensor": (lambda x: sum(row for row in x), STRAIGHT_LINE),
+    "float": (lambda x: x * float(x.sum()), STRAIGHT_LINE),
+    "len": (lambda x: x * len(x), STRAIGHT_LINE),
+    "module": (lambda x: torch.nn.Linear(4, 4)(x), WEIGHTS),
+    "module from elsewhere": (lambda x: LINEAR(x), WEIGHTS),
+    "bound method of a module": (LINEAR.forward, WEIGHTS),
+    "parameter": (lambda x: x @ LINEAR.weight, WEIGHTS),
+    "unknown name": (
+        lambda x: x * unknown,  # type: ignore[name-defined]  # noqa: F821
+        r"NameError: name 'unknown' is not defined\.$",
+    ),
+    "its own error": (lambda x: x * (1 / 0), r"ZeroDivisionError: division by zero\.$"),
+    "missing argument": (
+        lambda x: torch.softmax(x, -1) + scores(x),  # type: ignore[call-arg]
+        r"TypeError: scores\(\) missing 2 required positional arguments: 'w' and 's'\.$",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", NOT_TRACEABLE)
 @pytest.mark.parametrize("role", ["find", "replace"])
 def test_functions_that_cannot_be_traced(name: str, role: str) -> None:
-    functions = {"find": lambda x: x.exp(), "replace": lambda x: x.exp(), role: NOT_TRACEABLE[name]}
-    with pytest.raises(
-        UntraceablePatternError, match=f"`{role}` could not be traced.*straight-line"
-    ):
+    function, text = NOT_TRACEABLE[name]
+    functions = {"find": lambda x: x.exp(), "replace": lambda x: x.exp(), role: function}
+    with pytest.raises(UntraceablePatternError, match=f"`{role}` could not be traced: .*{text}"):
+        register_pattern(functions["find"], functions["replace"], (X,), id=ID)
+
+
+def test_bound_methods() -> None:
+    class Scaled:
+        def __init__(self, scale: float) -> None:
+            self.scale = scale
+
+        def find(self, x: Tensor, y: Tensor) -> Tensor:
+            return x.exp() * self.scale - y
+
+        def fused(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.exp(x) * self.scale - y
+
+    scaled = Scaled(2.0)
+    with register_pattern(scaled.find, scaled.fused, (X, X), id=ID):
+        assert_fires(lambda x, y: torch.exp(x) * 2.0 - y, (X, X + 1), 1)
+        assert_fires(lambda x, y: torch.exp(x) * 3.0 - y, (X, X + 1), 0)
+
+
+def test_what_has_no_example_stands_for_its_default() -> None:
+    def find(x: Tensor, w: Tensor, eps: float = 1e-6, square: bool = True) -> Tensor:
+        y = x.pow(2) if square else x
+        return x * torch.rsqrt(y.mean(-1, keepdim=True) + eps) * w
+
+    def replacement(x: Tensor, w: Tensor, epsilon: float = 1e-6) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), w, epsilon)
+
+    inputs = (X, X[0])
+    with register_pattern(find, replacement, inputs, id=ID):
+        record = assert_fires(lambda x, w: find(x, w), inputs, 1)
+        assert set(record.rewritten[0].facts) == {"x", "w"}
+        (reason,) = reasons(lambda x, w: find(x, w, 1e-3), inputs)
+        assert reason == "`other` of `add` is 0.001 instead of 1e-06"
+    with register_pattern(find, lambda a, b: F.rms_norm(a, (4,), b, 1e-6), inputs, id=ID):
+        assert_fires(lambda x, w: find(x, w), inputs, 1)
+    with register_pattern(find, replacement, (*inputs, 1e-5), id=ID):
+        record = assert_fires(lambda x, w: find(x, w, 1e-3), inputs, 1)
+        assert record.rewritten[0].facts["eps"] == "0.001"
+
+
+def test_arguments_are_bound_by_position() -> None:
+    def find(x: Tensor, y: Tensor) -> Tensor:
+        return x.exp() * y
+
+    with pytest.raises(PatternError, match="`y` is argument 2 of `find` but argument 1 of `rep"):
+        register_pattern(find, lambda y, x: x.exp() * y, (X, X), id=ID)
+    with pytest.raises(PatternError, match=r"`y` is argument 2 .* bound by position"):
+        register_pattern(find, lambda y, z: z.exp() * y, (X, X), id=ID)
+    with register_pattern(find, lambda a, b: torch.exp(a) * b, (X, X), id=ID):
+        assert_fires(find, (X, X + 1), 1)
+
+
+@torch.library.custom_op("fuser_test::scale_all_", mutates_args={"xs"})
+def scale_all_(xs: list[Tensor], scale: float) -> None:
+    for x in xs:
+        x.mul_(scale)
+
+
+def write_to_a_list(x: Tensor) -> Tensor:
+    y = x.exp()
+    scale_all_([x], 2.0)
+    return y
+
+
+def write_last(x: Tensor) -> Tensor:
+    y = x.exp()
+    x.add_(1)
+    return y
+
+
+def write_to_out(x: Tensor) -> Tensor:
+    y = x.exp()
+    torch.add(x, 1, out=x)
+    return y
+
+
+@pytest.mark.parametrize("write", [write_to_a_list, write_last, write_to_out])
+@pytest.mark.parametrize("role", ["find", "replace"])
+def test_writes_are_refused_also_where_nobody_reads_the_result(
+    write: Callable[..., Any], role: str
+) -> None:
+    functions = {"find": lambda x: x.exp(), "replace": lambda x: x.exp(), role: write}
+    with pytest.raises(PatternError, match=f"`{role}` writes to a tensor in place"):
         register_pattern(functions["find"], functions["replace"], (X,), id=ID)
 
 
@@ -683,7 +983,7 @@ BAD: dict[str, tuple[Callable[..., Any], Callable[..., Any], Any, type[Exception
         lambda x: x @ x,
         (X,),
         UnrunnablePatternError,
-        "fails on the example inputs, at",
+        r"fails on the example inputs, at .*[^.]\. Give examples",
     ),
     "depends on content": (
         lambda x: x * x.sum().item(),
@@ -721,6 +1021,13 @@ BAD: dict[str, tuple[Callable[..., Any], Callable[..., Any], Any, type[Exception
         "give one for",
     ),
     "examples that are no tuple": (lambda x: x.exp(), lambda x: x.exp(), X, PatternError, "tuple"),
+    "default in between": (
+        lambda x, y=1.0, z=2.0: x * y + z,
+        lambda x, y, z: x * y + z,
+        (X,),
+        PatternError,
+        "same arguments: x",
+    ),
     "other arguments": (lambda x: x + 1, lambda x, y: x + y, (X,), PatternError, "same arguments"),
     "variable arguments": (lambda *x: x[0], lambda *x: x[0], (X,), PatternError, "positional"),
     "no tensor": (lambda x: x.shape[0], lambda x: x, (X,), PatternError, "must return a tensor"),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.fx import Node
 
 from fuser.errors import PatternError
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
+from fuser.precision import Imprecise, compare, other_scalars
 from fuser.registry import patterns, register_pattern, unregister_pattern
 from fuser.testing import PatternReport, check_pattern
 
@@ -60,6 +63,20 @@ def test_by_id_and_by_handle() -> None:
         check_pattern("mine.scores")
 
 
+@torch.library.custom_op("fuser_testing::unlearned", mutates_args=())
+def unlearned(x: Tensor) -> Tensor:
+    return x.exp()
+
+
+@torch.library.custom_op("fuser_testing::moody", mutates_args=())
+def moody(x: Tensor) -> Tensor:
+    raise RuntimeError("not today")
+
+
+for operator in (unlearned, moody):
+    operator.register_fake(torch.empty_like)
+
+
 class Halved(torch.autograd.Function):
     """Right forward, wrong backward."""
 
@@ -96,7 +113,22 @@ FAILING: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
     "one shape only": (
         scores,
         lambda x, w: scores(x, w).reshape(5),
-        "fails the check 'dynamic': expected 1 rewrite of `find`, found 0 .*shape",
+        "fails the check 'dynamic': with larger sizes, expected 1 rewrite .* found 0 .*shape",
+    ),
+    "no gradients at all": (
+        scores,
+        lambda x, w: unlearned(x @ w.mT).sum(-1),
+        "fails the check 'gradients': .* no gradients: RuntimeError: Trying to backward",
+    ),
+    "raises": (
+        scores,
+        lambda x, w: moody(x @ w.mT).sum(-1),
+        "fails the check 'fires': the compiled `find` fails: RuntimeError: not today",
+    ),
+    "one rank only": (
+        lambda x, w: (x @ w.mT).softmax(-1),
+        lambda x, w: (x @ w.mT).softmax(1),
+        r"fails the check 'ranks': with shapes \(2, 5, 6\), \(2, 7, 6\), value 0 is off by",
     ),
 }
 
@@ -127,13 +159,237 @@ def test_several_outputs_and_integers() -> None:
     assert report.gradient_error is not None
 
 
-def test_random_patterns_are_not_compared() -> None:
-    def find(x: Tensor) -> Tensor:
-        return F.dropout(x.exp(), 0.5).sin()
+def test_the_rank_of_the_largest_tensors_is_varied_alone() -> None:
+    def find(x: Tensor, w: Tensor) -> Tensor:
+        return x.softmax(-1) * w
 
-    report = check_pattern((find, lambda x: torch.sin(F.dropout(torch.exp(x), 0.5)), (X,)))
+    report = check_pattern((find, lambda x, w: find(x, w), (X, W[0])))
+    assert "shapes (2, 5, 6), (6,)" in report.varied
+    with pytest.raises(AssertionError, match=r"with shapes \(2, 5, 6\), \(6,\), value 0 is off"):
+        check_pattern((find, lambda x, w: x.softmax(1) * w, (X, W[0])))
+
+
+def scaled(x: Tensor, s: float) -> Tensor:
+    return x.exp() * s
+
+
+@pytest.mark.parametrize(
+    ("replacement", "at"),
+    [
+        (lambda x, s: x.exp() * 2.0, "s = 1.5"),
+        (lambda x, s: x.exp() * (s * s) ** 0.5, "s = -2.0"),
+    ],
+)
+def test_scalars_are_varied(replacement: Callable[..., Any], at: str) -> None:
+    with pytest.raises(AssertionError, match=f"the check 'scalars': with {at}, value 0 is off"):
+        check_pattern((scaled, replacement, (X, 2.0)))
+    positive = lambda s: None if s == 2 else "another scale"  # noqa: E731
+    assert check_pattern((scaled, replacement, (X, 2.0)), where=positive).varied[:1] == (
+        "shapes (2, 5, 6)",
+    )
+
+
+def test_integers_and_flags_are_varied() -> None:
+    def find(x: Tensor, dim: int, keep: bool) -> Tensor:
+        return x.exp().sum(dim, keepdim=keep).sin()
+
+    def replacement(x: Tensor, dim: int, keep: bool) -> Tensor:
+        return torch.sin(torch.sum(torch.exp(x), dim, keepdim=keep))
+
+    report = check_pattern((find, replacement, (X, 1, False)))
+    assert {"dim = 0", "dim = -1", "keep = True"} <= set(report.varied)
+    assert "dim = 2" not in report.varied  # which `find` does not take
+    square = torch.randn(5, 5)
+    with pytest.raises(AssertionError, match="'scalars': with dim = 0, value 0 is off"):
+        check_pattern((find, lambda x, d, k: x.exp().sum(-1, keepdim=k).sin(), (square, 1, False)))
+
+
+def test_other_scalars() -> None:
+    assert other_scalars(2.0) == [1.5, 2.25, -2.0]
+    assert other_scalars(0.0) == [0.25, -0.25]
+    assert other_scalars(float("-inf")) == [float("inf")]
+    assert other_scalars(2) == [3, 4, 1, -2]
+    assert other_scalars(True) == [False]
+    assert other_scalars(torch.float32) == []
+
+
+def dropped(x: Tensor, p: float) -> Tensor:
+    return F.dropout(x.exp(), p).sin()
+
+
+def by_hand(x: Tensor, p: float) -> Tensor:
+    return torch.sin(torch.where(torch.rand_like(x) < p, 0.0, x.exp() / (1 - p)))
+
+
+@pytest.mark.parametrize(
+    "replacement",
+    [lambda x, p: torch.sin(F.dropout(torch.exp(x), p)), lambda x, p: by_hand(x, p)],
+    ids=["the same numbers", "other numbers"],
+)
+def test_random_patterns_are_compared_by_statistics(replacement: Callable[..., Any]) -> None:
+    report = check_pattern((dropped, replacement, (X, 0.5)))
+    assert report.random
     assert report.error is None
     assert report.escapes
+    assert report.varied == ("p = 0.375", "p = 0.75", "shapes (2, 5, 6)")
+
+
+@pytest.mark.parametrize(
+    "replacement",
+    [
+        lambda x, p: x.exp().sin(),
+        lambda x, p: F.dropout(x.exp(), 0.1).sin(),
+        lambda x, p: F.dropout(x.exp(), p).sin() * 1.2,
+        lambda x, p: (F.dropout(torch.ones_like(x[:, :1]), p) * x.exp()).sin(),
+        lambda x, p: F.dropout(Halved.apply(x.exp()), p).sin(),
+    ],
+    ids=["none", "another rate", "another scale", "whole rows", "another gradient"],
+)
+def test_other_random_numbers_are_noticed(replacement: Callable[..., Any]) -> None:
+    with pytest.raises(AssertionError, match=r"'numbers': value \d: over 400 draws a "):
+        check_pattern((dropped, replacement, (X, 0.5)))
+
+
+def test_gradients_are_checked_where_the_caller_has_none() -> None:
+    wrong = (scores, lambda x, w: scores(x.detach(), w), (X, W))
+    for off in (torch.no_grad, torch.inference_mode):
+        with pytest.raises(AssertionError, match="fails the check 'gradients'"), off():
+            check_pattern(wrong)
+    assert torch.is_grad_enabled()
+
+
+def test_numbers_from_a_closure_are_constants() -> None:
+    scale, width = 3.0, 2
+
+    def find(x: Tensor) -> Tensor:
+        return (x.exp() * scale).reshape(-1, width).sin()
+
+    assert check_pattern((find, lambda x: find(x), (X,))).error is not None
+
+
+def test_complex_numbers() -> None:
+    x, y = torch.randn(2, 5, dtype=torch.complex64)
+
+    def find(x: Tensor, y: Tensor) -> Tensor:
+        return x * y.exp()
+
+    report = check_pattern((find, lambda x, y: torch.exp(y) * x, (x, y)))
+    assert report.gradient_error is not None
+    for wrong in (
+        lambda x, y: x * y.exp().real,
+        lambda x, y: x * y.exp().conj(),
+        lambda x, y: torch.complex(x.real, x.imag * 1.001) * y.exp(),
+    ):
+        with pytest.raises((AssertionError, PatternError), match="'numbers': value 0 is off"):
+            check_pattern((find, wrong, (x, y)))
+
+
+def test_one_check_leaves_no_sizes_to_the_next() -> None:
+    """Dynamo would take a size that differs from the last compile's for a dynamic one."""
+
+    def find(x: Tensor) -> Tensor:
+        return F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]
+
+    def replacement(x: Tensor) -> Tensor:
+        return x.chunk(2, -1)[1] * F.silu(x.chunk(2, -1)[0])
+
+    for size in (8, 12, 20):
+        report = check_pattern((find, replacement, (torch.randn(3, size),)), dynamic=False)
+        assert report.varied == (f"shapes (2, 3, {size})",)
+
+
+def test_right_patterns_pass_for_any_numbers() -> None:
+    """Seeds at which `find` is almost exact by accident, so that its own error allows nothing."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+    def gelu(x: Tensor) -> Tensor:
+        return x * 0.5 * (1 + torch.erf(x * 0.5**0.5))
+
+    def run(seed: int, count: int, find: Callable[..., Any], put: Callable[..., Any]) -> None:
+        torch.manual_seed(seed)
+        inputs = (torch.randn(1, 1, 4, 4),) * 3 if count == 3 else (torch.randn(3, 4),)
+        check_pattern((find, put, inputs), dynamic=False)
+
+    for seed in (52, 115, 138):
+        run(seed, 3, attention, lambda q, k, v: F.scaled_dot_product_attention(q, k, v))
+        with pytest.raises(AssertionError, match="'numbers': value 0 is off"):
+            run(seed, 3, attention, lambda q, k, v: attention(q, k, v) * 1.001)
+    for seed in (82, 186):
+        run(seed, 1, gelu, lambda x: F.gelu(x))
+        with pytest.raises(AssertionError, match="'numbers': value 0 is off"):
+            run(seed, 1, gelu, lambda x: F.gelu(x) * 1.001)
+
+
+def test_what_is_allowed() -> None:
+    exact = [torch.tensor([1.0, 0.5], dtype=torch.float64), torch.tensor([1e-6]).double()]
+    theirs = [x.float() for x in exact]
+    near = [theirs[0], theirs[1] + 2e-6]  # a sum that cancels is no better than its terms
+    assert 0.5 < compare(near, theirs, exact, 3.0) < 1
+    with pytest.raises(Imprecise, match=r"value 0 is off by 3\.81e-06 .* 2\.86e-06 is allowed"):
+        compare([theirs[0] + 2.0**-18, theirs[1]], theirs, exact, 3.0)
+
+
+def test_counters_and_random_state_are_left_as_they_were() -> None:
+    before = torch.random.get_rng_state()
+    counters["fuser"]["mine.other"] = 3
+    try:
+        check_pattern((dropped, lambda x, p: dropped(x, p), (X, 0.5)), dynamic=False)
+        assert counters["fuser"] == {"mine.other": 3}
+        assert torch.equal(before, torch.random.get_rng_state())
+    finally:
+        del counters["fuser"]["mine.other"]
+
+
+def test_an_operator_without_gradients_in_find() -> None:
+    report = check_pattern((lambda x: unlearned(x).sin(), lambda x: x.exp().sin(), (X,)))
+    assert report.error is not None
+    assert report.gradient_error is None
+
+
+BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a pair": ((scores, scores), {}, "or a tuple .*; it was given a tuple of 2"),
+    "nothing": (None, {}, "check_pattern takes an id, .*; it was given None"),
+    "a function": (scores, {}, "it was given the function scores"),
+    "a module": ((torch.nn.ReLU(), scores, (X,)), {}, "`find` must be a Python function .* ReLU"),
+    "a partial": ((partial(scores, X), scores, (X,)), {}, "`find` must be .* not partial; wrap it"),
+    "inputs that are no tuple": (
+        (scores, scores, (X, W)),
+        {"example_inputs": X},
+        "must be a tuple",
+    ),
+    "inputs that do not fit": (
+        (scores, lambda x, w: scores(x, w), (X, W)),
+        {"example_inputs": (X, X.mT)},
+        "`find` cannot be run on the example inputs, .*: RuntimeError: .*[^.]\\.$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name: str) -> None:
+    pattern, keywords, text = BAD[name]
+    with pytest.raises(PatternError, match=text):
+        check_pattern(pattern, **keywords)
+
+
+def test_where_beside_a_registered_pattern() -> None:
+    with register_pattern(scores, lambda x, w: scores(x, w), (X, W), id="mine.scores") as handle:
+        for pattern in (handle, handle.pattern, "mine.scores"):
+            with pytest.raises(PatternError, match="where= goes with a pattern given as functions"):
+                check_pattern(pattern, where=lambda: None)
+
+
+def test_a_handle_that_is_not_registered_any_more() -> None:
+    handle = register_pattern(scores, lambda x, w: scores(x, w), (X, W), id="mine.scores")
+    handle.unregister()
+    for pattern in (handle, handle.pattern):
+        with pytest.raises(PatternError, match=r"'mine\.scores' is not registered, or not any"):
+            check_pattern(pattern)
+    with register_pattern(scores, lambda x, w: scores(x, w), (X, W), id="mine.scores"):
+        with pytest.raises(PatternError, match="not any more"):  # another one has its id
+            check_pattern(handle)
 
 
 class Greedy(Pattern):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Interpreter, Node
 
-from .ops import Kind, Op, is_tensor
+from .ops import FUNCTIONS, Kind, Op, is_tensor
 
 _SOURCES = {"torch": torch, "F": F, "operator": operator}
 
@@ -200,10 +200,11 @@ IDENTITY_TEXT = json.dumps({"inputs": ["p"], "body": [], "out": "p"})
 def _target_name(node: Node) -> str:
     if node.op == "call_method":
         return f"method:{node.target}"
-    for prefix, source in _SOURCES.items():
-        name = getattr(node.target, "__name__", "")
-        if getattr(source, name, None) is node.target:
-            return f"{prefix}:{name}"
+    own = str(getattr(node.target, "__name__", ""))
+    for name in (own, FUNCTIONS.get(node.target, (own,))[0]):  # type: ignore[call-overload]
+        for prefix, source in _SOURCES.items():
+            if getattr(source, name, None) is node.target:
+                return f"{prefix}:{name}"
     raise KeyError(f"no stable name for {node.target}")
 
 

@@ -39,7 +39,7 @@ def same_kind(example: Any, given: Any) -> bool:
 
 
 def equal(a: Any, b: Any, *, loose: bool = False) -> bool:
-    """Equal for certain; 2 and 2.0 are, 1 and True are not, 0.0 and -0.0 are not.
+    """Equal for certain; 2 and 2.0 are, 1 and True are not, 0 and -0.0 are not.
 
     Args:
         loose: numbers that were computed, such as `d ** -0.5` and `1 / sqrt(d)`, may differ by what
@@ -62,6 +62,6 @@ def equal(a: Any, b: Any, *, loose: bool = False) -> bool:
 def _numbers(a: float, b: float, loose: bool) -> bool:
     if a != a or b != b:
         return a != a and b != b
-    if a == 0 and b == 0 and isinstance(a, float) and isinstance(b, float):
+    if a == 0 and b == 0:
         return math.copysign(1, a) == math.copysign(1, b)
     return a == b or (loose and math.isclose(a, b, rel_tol=_ULPS, abs_tol=0.0))

@@ -53,7 +53,9 @@ MIRRORED: dict[Hashable, str] = {
 }
 """op(a, b) is MIRRORED[op](b, a)."""
 DUAL: dict[Hashable, str] = {"mul": "div", "div": "mul", "add": "sub", "sub": "add"}
-"""Equal up to replacing a number by its reciprocal, or its negative."""
+"""Equal up to replacing a number by its reciprocal, or an operand by its negative."""
+SQUARED: dict[Hashable, str] = {"mul": "pow", "pow": "mul"}
+"""Equal where both factors are one value and the exponent is 2."""
 
 _PLACES = {"placeholder": "an input", "get_attr": "a constant", "output": "the output"}
 _IGNORED = {"inplace", "_stacklevel", "out", "memory_format"}
@@ -199,7 +201,8 @@ def heads(template: GraphView, p: Node) -> frozenset[Hashable]:
     """Heads of graph nodes at which an operation of a template may be found."""
     found: set[Hashable] = {head(template, p)}
     for name in tuple(found):
-        found |= {k for k, v in MIRRORED.items() if v == name} | {DUAL.get(name, name)}
+        found |= {k for k, v in MIRRORED.items() if v == name}
+        found |= {DUAL.get(name, name), SQUARED.get(name, name)}
     if found & {"matmul", PERMUTE}:
         found |= {"einsum", torch.nn.functional.linear}
     if found & {IDENTITY, CAST}:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Node
@@ -13,32 +10,10 @@ from ..graph.ops import is_tensor, value
 from ..graph.view import GraphView
 from . import form
 from .equal import is_number
+from .equivalent import equivalents
+from .goals import Branch, Fail, Goal, argument_goals
+from .rounding import exacting, overflows
 from .values import Permuted, Product, Value, opened, permuted
-
-
-@dataclass(frozen=True)
-class Goal:
-    """`template` must stand for `graph`, an argument of `reader`."""
-
-    template: Any
-    graph: Any
-    reader: Node
-    what: str = ""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One way: what remains to be shown, what is bound, and which nodes are covered."""
-
-    goals: Sequence[Goal]
-    bind: tuple[Node, Value] | None = None
-    region: tuple[Node, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fail:
-    reason: str
-    node: Node
 
 
 def branches(
@@ -63,24 +38,32 @@ def branches(
         else:
             found.append(Branch(direct, (p, g), (g,)))
     if g.op in ("call_function", "call_method"):
-        found += _other_spellings(template, view, p, g)
+        for way in _other_spellings(template, view, p, g):
+            if isinstance(way, Branch):
+                found.append(way)
+            else:
+                failed = way
     return [*found, *optional] or failed
 
 
-def _other_spellings(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Branch]:
-    found: list[Branch] = []
-    for goals in (_mirrored(template, view, p, g), _dual(template, view, p, g)):
-        if goals is not None:
-            found.append(Branch(goals, (p, g), (g,)))
+def _other_spellings(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Branch | Fail]:
+    found = equivalents(template, view, p, g)
     inside = opened(view.op(g), g)
     if inside is not None and form.head(template, p) in ("matmul", form.PERMUTE):
-        ways = branches(template, view, p, inside, g)
-        if not isinstance(ways, Fail):
-            found += [_holding(way, p, g) for way in ways]
+        found += _opened(template, view, p, g, inside)
     if form.is_noop(view, g):
         source = view.op(g).args["input"]
         found.append(Branch([Goal(p, source, g)], None, (g,)))
     return found
+
+
+def _opened(
+    template: GraphView, view: GraphView, p: Node, g: Node, inside: Value
+) -> list[Branch | Fail]:
+    if view.op(g).name == "einsum" and p in exacting(template):
+        return [Fail("an einsum is a matmul only up to rounding", g)]
+    ways = branches(template, view, p, inside, g)
+    return [] if isinstance(ways, Fail) else [_holding(way, p, g) for way in ways]
 
 
 def _holding(branch: Branch, p: Node, g: Node) -> Branch:
@@ -131,8 +114,18 @@ def _pair(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Goal] 
             return [pass_on, *_dtype_goals(template, p, g)]
         case form.IDENTITY:
             return [pass_on]
+        case "where" if _overflows(template, view, p, g):
+            return Fail("the number is infinite in this dtype, which masked_fill refuses", g)
         case _:
-            return _argument_goals(template, view, p, g)
+            return argument_goals(template, view, p, g)
+
+
+def _overflows(template: GraphView, view: GraphView, p: Node, g: Node) -> bool:
+    """`where` makes an infinity of a number too large, `masked_fill` an error."""
+    if (template.op(p).name, view.op(g).name) != ("masked_fill", "where"):
+        return False
+    number: Any = view.op(g).args.get("input")
+    return is_number(number) and overflows(number, value(g).dtype)
 
 
 def _permutations(
@@ -146,7 +139,7 @@ def _permutations(
     if wanted is None:
         if template.op(p).name != view.op(g).name:
             return Fail("a permutation of other dimensions", g)
-        return _argument_goals(template, view, p, g)
+        return argument_goals(template, view, p, g)
     if wanted != found:
         return Fail(f"the dimensions are permuted as {found} instead of {wanted}", g)
     return [pass_on]
@@ -179,87 +172,3 @@ def _dtype_goals(template: GraphView, p: Node, g: Any) -> list[Goal]:
     if not isinstance(g, Node):
         return []
     return [Goal(a, value(g).dtype, g, "a dtype") for a in named if not is_tensor(a)]
-
-
-def _argument_goals(
-    template: GraphView, view: GraphView, p: Node, g: Node, swap: bool = False
-) -> list[Goal] | Fail:
-    wanted, found = form.arguments(template, p), form.arguments(view, g)
-    if swap:
-        found = {**found, "input": found["other"], "other": found["input"]}
-    head, what = form.head(view, g), form.label(view, g)
-    source: Any = found.get("input", next(iter(found.get("tensors", ())), None))
-    rank = value(source).ndim if is_tensor(source) else 0
-    goals: list[Goal] = []
-    for key in dict.fromkeys([*wanted, *found]):
-        a = wanted.get(key, form.MISSING)
-        b = found.get(key, form.MISSING)
-        a = form.default(template, p, key) if a is form.MISSING else a
-        b = form.default(view, g, key) if b is form.MISSING else b
-        if a is form.MISSING or b is form.MISSING:
-            return Fail(f"{what} is called with {'no ' if b is form.MISSING else ''}`{key}`", g)
-        if key == "index" and head == "getitem" and rank:
-            a, b = form.index(a, rank), form.index(b, rank)
-        elif not isinstance(a, Node):
-            a, b = form.dimension(head, key, a, rank), form.dimension(head, key, b, rank)
-        goals.append(Goal(a, b, g, "" if is_tensor(a) or is_tensor(b) else f"`{key}` of {what}"))
-    return goals
-
-
-def _mirrored(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Goal] | None:
-    """op(a, b) read as op'(b, a)."""
-    if form.MIRRORED.get(form.head(view, g)) != form.head(template, p):
-        return None
-    found = form.arguments(view, g)
-    if found.get("alpha", 1) != 1 or not {"input", "other"} <= set(found):
-        return None
-    goals = _argument_goals(template, view, p, g, swap=True)
-    return None if isinstance(goals, Fail) or not _plausible(template, view, goals) else goals
-
-
-def _plausible(template: GraphView, view: GraphView, goals: Sequence[Goal]) -> bool:
-    """Whether the operands could be what is wanted: spares the search most dead ends."""
-    for goal in goals:
-        p, g = goal.template, goal.graph
-        if not isinstance(p, Node):
-            if is_tensor(g):
-                return False
-        elif p.op in ("call_function", "call_method") and is_tensor(p):
-            if not is_tensor(g):
-                return False
-            optional = form.head(template, p) in (form.IDENTITY, form.CAST)
-            if optional or form.is_noop(view, g) or form.head(view, g) in form.heads(template, p):
-                continue
-            return False
-        elif p.op == "placeholder" and is_tensor(p) != is_tensor(g):
-            return False
-    return True
-
-
-def _dual(template: GraphView, view: GraphView, p: Node, g: Node) -> list[Goal] | None:
-    """x * c read as x / (1 / c), x + c as x - (-c), for a number c of the graph."""
-    head = form.head(view, g)
-    if form.DUAL.get(head) != form.head(template, p):
-        return None
-    wanted, found = form.arguments(template, p), form.arguments(view, g)
-    a, b = found.get("input"), found.get("other")
-    if head in ("mul", "add") and is_number(a):
-        a, b = b, a
-    number: Any = b
-    if not is_number(number) or set(found) != {"input", "other"} or set(wanted) != set(found):
-        return None
-    x, y = wanted["input"], wanted["other"]
-    if head in ("div", "sub") and not is_tensor(x):
-        x, y = y, x
-    other = -number if head in ("add", "sub") else _reciprocal(number)
-    if is_tensor(y) or other is None:
-        return None
-    return [Goal(x, a, g), Goal(y, other, g, f"the number in {form.label(view, g)}")]
-
-
-def _reciprocal(number: float) -> float | None:
-    """1 / c where dividing by it is multiplying by c, up to the last rounding."""
-    if number == 0 or not math.isfinite(number):
-        return None
-    other = 1.0 / number
-    return other if math.isfinite(other) and other != 0 else None

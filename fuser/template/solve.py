@@ -19,7 +19,8 @@ from ..graph.view import GraphView
 from ..pattern import Decline
 from . import form
 from .equal import equal, is_scalar, same_kind, scalar
-from .pair import Branch, Fail, Goal, branches
+from .goals import Branch, Fail, Goal
+from .pair import branches
 from .trace import Template
 from .values import Permuted, Product, Value
 from .verify import verify

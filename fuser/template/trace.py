@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from ..errors import (
 from ..graph.ops import is_tensor, value
 from ..graph.view import GraphView
 from ..torch_private import FakeTensorMode, unset_fake_temporarily
+from .arguments import arguments_of
+from .rounding import exacting
 from .run import run
 from .values import open_einsums
 
@@ -59,24 +60,13 @@ def record(
     Raises:
         PatternError: one cannot be traced, fails on the examples, or returns something else.
     """
-    if not isinstance(examples, (tuple, list)):
-        raise PatternError(f"pattern {pattern_id!r}: example_inputs must be a tuple of arguments.")
-    names = _parameters(pattern_id, "find", find)
-    if len(names) != len(_parameters(pattern_id, "replace", replace)):
-        raise PatternError(
-            f"pattern {pattern_id!r}: `find` and `replace` must take the same arguments."
-        )
-    if len(names) != len(examples):
-        raise PatternError(
-            f"pattern {pattern_id!r}: `find` takes {len(names)} arguments ({', '.join(names)}), "
-            f"but example_inputs has {len(examples)}; give one for each."
-        )
+    names, others = arguments_of(pattern_id, find, replace, examples)
     with unset_fake_temporarily(), torch.enable_grad():
         mode = FakeTensorMode()
         fakes = [_fake(e, mode) for e in examples]
-        found = _trace(pattern_id, "find", find, fakes, mode)
-        replacement = _trace(pattern_id, "replace", replace, fakes, mode)
-        open_einsums(found.graph)
+        found = _trace(pattern_id, "find", find, names, fakes, mode)
+        replacement = _trace(pattern_id, "replace", replace, others, fakes, mode)
+        open_einsums(found.graph, exacting(GraphView(found)))
         _propagate(pattern_id, "find", found, fakes, mode)
         _compare(pattern_id, found, replacement)
     return _template(pattern_id, found), replacement
@@ -85,23 +75,6 @@ def record(
 def outputs_of(graph: Graph) -> tuple[Any, ...]:
     result = graph.output_node().args[0]
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
-def _parameters(pattern_id: str, role: str, function: Any) -> list[str]:
-    if not inspect.isfunction(function) and not inspect.ismethod(function):
-        raise PatternError(
-            f"pattern {pattern_id!r}: `{role}` must be a Python function over tensors and scalars, "
-            f"not {type(function).__name__}; wrap it in a def."
-        )
-    parameters = inspect.signature(function).parameters.values()
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    for parameter in parameters:
-        if parameter.kind not in plain:
-            raise PatternError(
-                f"pattern {pattern_id!r}: `{role}` takes {parameter}; "
-                "only plain positional arguments are supported."
-            )
-    return [p.name for p in parameters]
 
 
 def _fake(example: Any, mode: FakeTensorMode) -> Any:
@@ -118,28 +91,47 @@ def _fake(example: Any, mode: FakeTensorMode) -> Any:
 
 
 def _trace(
-    pattern_id: str, role: str, function: Any, fakes: Sequence[Any], mode: FakeTensorMode
+    pattern_id: str,
+    role: str,
+    function: Any,
+    names: Sequence[str],
+    fakes: Sequence[Any],
+    mode: FakeTensorMode,
 ) -> GraphModule:
-    tracer = Tracer(autowrap_modules=(math,))
+    tracer = _Tracer(function, names)
     try:
         with _recorded_functions(tracer), _RecordedFactories(tracer):
-            graph = tracer.trace(function)
+            graph = tracer.trace(getattr(function, "__func__", function))
     except Exception as error:
         raise UntraceablePatternError(pattern_id, role, error) from error
-    graph.eliminate_dead_code()
     module = GraphModule(tracer.root, graph)
     _propagate(pattern_id, role, module, fakes, mode)
+    if GraphView(module).mutations:  # looked for before dead code goes, to which a write belongs
+        raise PatternError(
+            f"pattern {pattern_id!r}: `{role}` writes to a tensor in place; write it out of place "
+            "(in-place forms in a model are found all the same)."
+        )
+    graph.eliminate_dead_code()
     outputs = outputs_of(graph)
     if not outputs or not all(isinstance(o, Node) and is_tensor(o) for o in outputs):
         raise PatternError(
             f"pattern {pattern_id!r}: `{role}` must return a tensor or a tuple of tensors."
         )
-    if GraphView(module).mutations:
-        raise PatternError(
-            f"pattern {pattern_id!r}: `{role}` writes to a tensor in place; write it out of place "
-            "(in-place forms in a model are found all the same)."
-        )
     return module
+
+
+class _Tracer(Tracer):
+    """Records a function, or a bound method, over the arguments that have examples."""
+
+    def __init__(self, function: Any, names: Sequence[str]) -> None:
+        super().__init__(autowrap_modules=(math,))
+        self.function, self.names = function, names
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
+        return self.function, proxies
 
 
 @contextlib.contextmanager

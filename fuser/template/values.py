@@ -3,7 +3,7 @@ permuted operands. So a template written with `@` and `transpose` finds them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -70,11 +70,11 @@ def opened(op: Op, node: Node) -> Value | None:
     return permuted(product, found.out)
 
 
-def open_einsums(graph: Graph) -> None:
+def open_einsums(graph: Graph, kept: Set[Node]) -> None:
     """Write every two-operand einsum of a template as matmul and permute, where it is one."""
     for node in list(graph.nodes):
         op = read(node)
-        found = _matmul_of(op) if op.name == "einsum" else None
+        found = _matmul_of(op) if op.name == "einsum" and node not in kept else None
         if found is None:
             continue
         operands: Any = op.args["operands"]

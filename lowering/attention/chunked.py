@@ -66,6 +66,11 @@ def _take(x: Tensor, batch: slice, rows: slice | None) -> Tensor:
     return x if rows is None or x.shape[2] == 1 else x[:, :, rows]
 
 
+def _widened(x: Tensor) -> Tensor:
+    """Half precision as fp32: the program has no half precision in it any more."""
+    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+
+
 def _attend(spec: AttentionSpec, parts: Sequence[Tensor], count: int) -> Tensor:
     """The reference on one block; `parts` are q, k, v and captured, one after the other."""
     q, k, v = parts[:count], parts[count : 2 * count], parts[2 * count]
@@ -97,6 +102,7 @@ def chunked_attention(
     """
     wide = _wide_spec(spec)
     q32, k32, v32 = [x.float() for x in q], [x.float() for x in k], v.float()
+    captured = [_widened(x) for x in captured]
     out = v.new_empty(*q[0].shape[:3], v.shape[-1])
     with torch.autocast(v.device.type, enabled=False), torch.no_grad():
         for batch, rows in _blocks(q[0], k[0]):
@@ -136,7 +142,7 @@ def chunked_attention_backward(
     wide = _wide_spec(spec)
     inputs = [*q, *k, v, *captured]
     count = len(q)
-    leaves = [x.float() if x.is_floating_point() else x for x in inputs]
+    leaves = [_widened(x) for x in inputs]
     totals = [torch.zeros_like(x) if n else None for x, n in zip(leaves, needs, strict=True)]
     with torch.autocast(v.device.type, enabled=False):
         for batch, rows in _blocks(q[0], k[0]):

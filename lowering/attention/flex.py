@@ -8,7 +8,7 @@ table of blocks, and what it leaves out is not computed.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,8 @@ from .evaluate import Evaluator
 from .mask import MaskFacts, MaskKind
 from .reference import operands
 
+Place = tuple[list[int], torch.dtype]
+"""The canonical dimensions (0 B, 1 H, 2 Sq, 3 Sk) of a captured tensor, and its dtype."""
 _POSITION = ("b", "h", "q_idx", "kv_idx")
 # Of a finite score these make a finite one, whatever free operands they have.
 _BOUNDED = {
@@ -204,10 +206,10 @@ def _everywhere() -> GraphModule:
 
 def _captured(
     builder: Builder, call: Call, program: Program
-) -> tuple[dict[str, list[int]], list[Node]]:
-    """For each tensor that a program captures the canonical dimensions it has, and the tensor with
-    these alone."""
-    places: dict[str, list[int]] = {}
+) -> tuple[dict[str, Place], list[Node]]:
+    """For each tensor that a program captures its place, and the tensor with these dimensions
+    alone."""
+    places: dict[str, Place] = {}
     others: list[Node] = []
     for name in (str(n.target) for n in program.graph.nodes if n.op == "placeholder"):
         if name == "s0":
@@ -216,25 +218,30 @@ def _captured(
         if not isinstance(value(node), Tensor):
             node = builder.call(torch.scalar_tensor, node, dtype=torch.float32)
         shape = value(node).shape
-        places[name] = [d for d, size in enumerate(shape) if size != 1]
+        dims = [d for d, size in enumerate(shape) if size != 1]
+        places[name] = dims, value(node).dtype
         # the template wants what it captures in memory; as_strided makes Inductor put it there
         dense = builder.method("contiguous", node)
         sizes = [size for size in shape if size != 1]
-        strides = [value(dense).stride(d) for d in places[name]]
+        strides = [value(dense).stride(d) for d in dims]
         others.append(builder.call(torch.as_strided, dense, sizes, strides))
     return places, others
 
 
-def _score_mod(program: Program, places: dict[str, list[int]]) -> GraphModule:
+def _score_mod(program: Program, places: Mapping[str, Place]) -> GraphModule:
     """`(score, b, h, q_idx, kv_idx, *captured) -> score` for one position, all 0-d, in fp32."""
     graph, made = Graph(), dict[Node, Node]()
     score = graph.placeholder("score")
     position = [graph.placeholder(name) for name in _POSITION]
     captured: dict[str, Node] = {}
-    for name, dims in places.items():
+    for name, (dims, dtype) in places.items():
         tensor = graph.placeholder(name)
         index = tuple(position[d] for d in dims)
-        captured[name] = graph.call_function(operator.getitem, (tensor, index)) if index else tensor
+        if index:
+            tensor = graph.call_function(operator.getitem, (tensor, index))
+        if dtype in (torch.bfloat16, torch.float16):
+            tensor = graph.call_method("to", (tensor,), {"dtype": torch.float32})
+        captured[name] = tensor
     for node in program.graph.nodes:
         if node.op == "placeholder":
             made[node] = score if node.target == "s0" else captured[str(node.target)]

@@ -148,6 +148,8 @@ def _match(
         [d for b in branches for _, d in b.captured.operands if set(leaves(d)) & key_axes],
     )
     _require_whole(branches)
+    for branch in branches:
+        _require_gradient(branch)
     inner_v = tuple(a for a in leaves(v_dims) if a not in key_axes and a not in row_axes)
     calls, facts = [], {}
     for branch, products in zip(branches, chains, strict=True):
@@ -212,6 +214,15 @@ def _call(
         dropout=branch.source.dropout,
     )
     return Call(spec, operands)
+
+
+def _require_gradient(branch: _Branch) -> None:
+    """Where an operand wants a gradient, the scores that it makes must pass one."""
+    products = [n for _, c in branch.walk.contractions for n in (c.a, c.b)]
+    operands = [*products, *(node for node, _ in branch.captured.operands)]
+    wanted = any(getattr(value(n), "requires_grad", False) for n in operands)
+    if wanted and not value(branch.source.scores).requires_grad and torch.is_grad_enabled():
+        raise Declined("no gradient passes through the scores", branch.source.scores)
 
 
 def _require_whole(branches: Sequence[_Branch]) -> None:
