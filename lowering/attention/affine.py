@@ -235,6 +235,8 @@ def _cast(reader: _Reader, node: Node) -> Affine:
     dtype = node.kwargs.get("dtype")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise NotAffine("scores are cast to integers")
+    if dtype.itemsize < 2:
+        raise NotAffine("values are rounded to eight bits")
     if dtype is torch.float32:
         return score
     keeps = tuple(replace(k, fill=torch.tensor(k.fill).to(dtype).item()) for k in score.keeps)

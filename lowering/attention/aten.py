@@ -253,8 +253,9 @@ class _Emitter:
     def _to(self, node: Node, dtype: torch.dtype) -> Node:
         if value(node).dtype == dtype:
             return node
-        if node.target == "to" and value(node.args[0]).dtype == dtype:  # type: ignore[arg-type]
-            return node.args[0]  # type: ignore[return-value]
+        source = node.args[0] if node.target == "to" and node in self.builder.added else None
+        if isinstance(source, Node) and value(source).dtype == dtype:
+            return source
         return self.builder.method("to", node, dtype=dtype)
 
     def _same_heads(self, node: Node, others: list[Node]) -> Node:

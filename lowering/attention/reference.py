@@ -72,11 +72,12 @@ def attend(
 
 
 def _softmax(spec: AttentionSpec, score: Tensor, named: dict[str, Tensor]) -> Tensor:
+    if not spec.sink and spec.dead_rows_are_zero:
+        dead = (score == -torch.inf).all(-1, keepdim=True)
+        p = torch.softmax(score.masked_fill(dead, 0), -1, dtype=spec.softmax_dtype)
+        return p.masked_fill(dead, 0)
     if not spec.sink:
-        p = torch.softmax(score, -1, dtype=spec.softmax_dtype)
-        if spec.dead_rows_are_zero:
-            p = p.masked_fill((score == -torch.inf).all(-1, keepdim=True), 0)
-        return p
+        return torch.softmax(score, -1, dtype=spec.softmax_dtype)
     column = score.new_zeros(()) if spec.sink == "0" else named[spec.sink]
     joined = torch.cat([score, column.to(score.dtype).expand(*score.shape[:-1], 1)], -1)
     return torch.softmax(joined, -1, dtype=spec.softmax_dtype)[..., :-1]

@@ -75,7 +75,7 @@ def _read(view: GraphView, anchor: Node, op: Op) -> Match | Decline | None:
     q_dims = (*broadcast(batch, value(q).shape[:-2]), row, inner)
     k_dims = (*broadcast(kv_batch, value(k).shape[:-2]), keys, inner)
     v_dims = (*broadcast(kv_batch, value(v).shape[:-2]), keys, features)
-    chains = [peel(view, *pair) for pair in ((q, q_dims), (k, k_dims), (v, v_dims))]
+    chains = [peel(view, *pair, anchor) for pair in ((q, q_dims), (k, k_dims), (v, v_dims))]
     if op.args.get("attn_mask") is None and not _repeats(chains[1], k_dims):
         return None
     return _match(view, anchor, op, chains, out_dims, keys, inner, features)

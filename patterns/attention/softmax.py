@@ -111,6 +111,7 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
         interior |= walk.interior
         branches.append(_Branch(source, walk, score, captured))
     _require_dtypes(interior, v, [n for b in branches for n, _ in b.walk.contractions])
+    _require_gradient(branches, p)
     return _match(view, anchor, branches, interior, p_dims, v, v_dims, out_dims, keys)
 
 
@@ -129,9 +130,12 @@ def _match(
     out_dims: Dims,
     keys: tuple[Axis, ...],
 ) -> Match:
-    v_chain = peel(view, v, v_dims)
+    v_chain = peel(view, v, v_dims, anchor)
     chains = [
-        [(peel(view, c.a, c.a_dims), peel(view, c.b, c.b_dims), c) for _, c in b.walk.contractions]
+        [
+            (peel(view, c.a, c.a_dims, node), peel(view, c.b, c.b_dims, node), c)
+            for node, c in b.walk.contractions
+        ]
         for b in branches
     ]
     key_axes = set(leaves((keys,)))
@@ -148,8 +152,6 @@ def _match(
         [d for b in branches for _, d in b.captured.operands if set(leaves(d)) & key_axes],
     )
     _require_whole(branches)
-    for branch in branches:
-        _require_gradient(branch)
     inner_v = tuple(a for a in leaves(v_dims) if a not in key_axes and a not in row_axes)
     calls, facts = [], {}
     for branch, products in zip(branches, chains, strict=True):
@@ -216,13 +218,17 @@ def _call(
     return Call(spec, operands)
 
 
-def _require_gradient(branch: _Branch) -> None:
-    """Where an operand wants a gradient, the scores that it makes must pass one."""
-    products = [n for _, c in branch.walk.contractions for n in (c.a, c.b)]
-    operands = [*products, *(node for node, _ in branch.captured.operands)]
-    wanted = any(getattr(value(n), "requires_grad", False) for n in operands)
-    if wanted and not value(branch.source.scores).requires_grad and torch.is_grad_enabled():
-        raise Declined("no gradient passes through the scores", branch.source.scores)
+def _require_gradient(branches: Sequence[_Branch], p: Node) -> None:
+    """Where an operand wants a gradient, the scores and probabilities that it makes must pass one:
+    rounded to integers, they give none at all."""
+    passing = [p, *(b.source.scores for b in branches)]
+    for branch in branches:
+        products = [n for _, c in branch.walk.contractions for n in (c.a, c.b)]
+        operands = [*products, *(node for node, _ in branch.captured.operands)]
+        wanted = any(getattr(value(n), "requires_grad", False) for n in operands)
+        stopped = [n for n in passing if not value(n).requires_grad]
+        if wanted and stopped and torch.is_grad_enabled():
+            raise Declined("no gradient passes through the scores", stopped[0])
 
 
 def _require_whole(branches: Sequence[_Branch]) -> None:

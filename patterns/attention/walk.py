@@ -101,11 +101,17 @@ def probability_program(source: Source, captured: Captured) -> tuple[ProgramBuil
     return builder, current
 
 
-def peel(view: GraphView, node: Node, dims: Dims) -> list[tuple[Node, Dims]]:
-    """An operand and everything above it that it is only a view, or a copy, of; nearest first."""
+def peel(view: GraphView, node: Node, dims: Dims, reader: Node) -> list[tuple[Node, Dims]]:
+    """An operand and everything above it that it is only a view, or a copy, of; nearest first.
+
+    What was written to before its reader read it is no copy any more.
+    """
     found = [(node, dims)]
     for _ in range(32):
         op = view.op(node)
+        if view.mutated_between(node, view.order[node] + 1, view.order[reader]) is not None:
+            break
+        reader = node
         if op.kind is Kind.VIEW and not op.inplace:
             try:
                 node, dims = pull_view(op, node, dims)

@@ -270,7 +270,7 @@ def probabilities_detached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _scores(q, k).softmax(-1).detach() @ v + 0 * q
 
 
-@_detached(reason="grad mode", only_training=True)
+@_detached(reason="no gradient passes through the scores", only_training=True)
 def scores_without_grad_mode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Probabilities are made under no_grad, the output is not."""
     with torch.no_grad():
