@@ -107,7 +107,7 @@ def _decide(
 def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> Planned | Left:
     emissions: list[Emission] = []
     for call in match.calls:
-        chosen = choose(call, _context(view, match, folder), options)
+        chosen = choose(call, _context(view, match, folder, options), options)
         if isinstance(chosen, Refusal):
             return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
         emissions.append(chosen)
@@ -143,7 +143,7 @@ def choose(call: Call, context: Context, options: Options) -> Emission | Refusal
     return chosen
 
 
-def _context(view: GraphView, match: Match, folder: Folder) -> Context:
+def _context(view: GraphView, match: Match, folder: Folder, options: Options) -> Context:
     tensors = [
         example
         for call in match.calls
@@ -152,4 +152,4 @@ def _context(view: GraphView, match: Match, folder: Folder) -> Context:
     ]
     training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     native = any(view.op(n).kind is Kind.ATTENTION for n in match.nodes)
-    return Context(value(match.anchor).device, training, native, folder)
+    return Context(value(match.anchor).device, training, native, options.inner, folder)

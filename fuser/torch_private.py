@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -28,15 +29,13 @@ __all__ = [
     "counters",
     "differentiable",
     "eager_world",
-    "flex_attention",
-    "flex_block_mask",
-    "flex_options",
     "flex_supported",
     "hints",
     "inductor",
     "is_control_flow",
     "known_true",
     "multiplies_in_hardware",
+    "outermost",
     "to_expr",
 ]
 
@@ -76,14 +75,33 @@ def is_control_flow(error: BaseException) -> bool:
     return isinstance(error, dynamo_exc.TorchDynamoException)
 
 
+@lru_cache(maxsize=1)
+def _initial_dispatch() -> tuple[Any, Any]:
+    """The dispatch keys that a new thread includes and excludes."""
+    found: list[Any] = []
+
+    def look() -> None:
+        found.append(torch._C._dispatch_tls_local_include_set())
+        found.append(torch._C._dispatch_tls_local_exclude_set())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return found[0], found[1]
+
+
+@contextlib.contextmanager
+def outermost() -> Generator[None]:
+    """Inside an operator's kernel, which runs below autograd, vmap and more: dispatch as a program
+    does that calls an operator, without gradients."""
+    with torch._C._ForceDispatchKeyGuard(*_initial_dispatch()), torch.no_grad():
+        yield
+
+
 @contextlib.contextmanager
 def differentiable() -> Generator[None]:
-    """Record gradients inside an operator's kernel, which the dispatcher runs below autograd."""
-    excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView"):
-        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
-    included = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+    """The same, recording gradients."""
+    with outermost(), torch.enable_grad():
         yield
 
 
@@ -167,48 +185,10 @@ def _closes_over_module(function: Callable[..., Any], module: str) -> bool:
     return any(getattr(c, "__module__", None) == module for c in contents)
 
 
-flex_attention = torch.ops.higher_order.flex_attention
-"""The operator behind `torch.nn.attention.flex_attention`; the public function compiles itself."""
-
-
 def flex_supported() -> bool:
-    """Whether Inductor has its C++ template for it on this CPU."""
+    """Whether Inductor has its C++ template of FlexAttention for this CPU."""
     capable = torch.cpu._is_avx2_supported() and os.getenv("ATEN_CPU_CAPABILITY") != "default"
     return capable and sys.platform != "darwin" and not torch.xpu.is_available()
-
-
-def flex_block_mask(
-    q: torch.Tensor, k: torch.Tensor, table: tuple[Any, Any] | None, size: int
-) -> tuple[Any, ...]:
-    """The entries of a block mask but the last, its mask_mod.
-
-    Args:
-        q, k: examples.
-        table: what stands for `kv_num_blocks` and `kv_indices`; None rules nothing out.
-        size: of the blocks, if there is a table.
-
-    Returns:
-        the entries; tensors among them are filled with one number.
-    """
-    from torch.nn.attention import flex_attention as flex
-
-    with eager_world():
-        like = [torch.empty(1, 1, n.shape[2], 1) for n in (q, k)]
-        mask = flex._create_empty_block_mask(like[0], like[1])
-    entries = list(mask.as_tuple())[:-1]
-    entries[:2] = q.shape[2], k.shape[2]
-    if table is not None:
-        for known, given in zip((mask.kv_num_blocks, mask.kv_indices), table, strict=True):
-            entries[next(i for i, entry in enumerate(entries) if entry is known)] = given
-        entries[-2:] = size, size
-    return tuple(entries)
-
-
-def flex_options(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
-    """Kernel options as the public function sets them."""
-    from torch.nn.attention import flex_attention as flex
-
-    return dict(flex._apply_kernel_options(q, k, v, False, None))
 
 
 def inductor(mode: str | None, options: Mapping[str, Any]) -> Callable[..., Any]:

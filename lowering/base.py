@@ -23,12 +23,14 @@ class Context:
         device: of the operands.
         training: whether a gradient will be taken through the region.
         native: the region is one call of a library kernel already.
+        inner: name of the inner backend.
         folder: values that are known while compiling.
     """
 
     device: torch.device
     training: bool
     native: bool
+    inner: str
     folder: Folder
 
 

@@ -8,6 +8,7 @@ tensors *is* the reference. `to_json`/`from_json` move it through the string arg
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -178,6 +179,14 @@ class Program:
             if node.op == "placeholder" and not node.users and node not in live:
                 graph.erase_node(node)
         return Program(to_json(graph))
+
+    def masked(self, keep: str) -> Program:
+        """The program with its result at -inf where the new, boolean input `keep` is false."""
+        data = json.loads(self.text)
+        fill = _encode(-math.inf)
+        data["inputs"].append(keep)
+        data["body"].append(["kept", "torch:where", [{"$": keep}, {"$": data["out"]}, fill], {}])
+        return Program(json.dumps({**data, "out": "kept"}, separators=(",", ":")))
 
     def widened(self) -> Program:
         """The program with its casts to half precision read as casts to fp32."""

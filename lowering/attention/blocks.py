@@ -6,14 +6,11 @@ a few numbers, so nothing of size Sq x Sk is made, stored or hashed.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
-
-from fuser.builder import Builder
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from .mask import MaskFacts, MaskKind
 
@@ -28,48 +25,43 @@ def visited(facts: MaskFacts, rows: int, keys: int) -> float:
     return sum(map(len, ranges)) / (len(ranges) * -(-keys // SIZE))
 
 
-def table(
-    builder: Builder, facts: MaskFacts, rows: int, keys: int, device: torch.device
-) -> tuple[Node, Node]:
-    """How many blocks of keys each block of queries sees, and which.
+def block_mask(facts: MaskFacts, rows: int, keys: int) -> BlockMask:
+    """What FlexAttention skips, and the mask of each element that it does not.
 
     Args:
-        builder: where the nodes go.
         facts: a mask of one of the `STRUCTURED` kinds, under which every query keeps a key.
         rows, keys: numbers of queries and keys.
-        device: of the table.
-
-    Returns:
-        `(1, 1, Q)` and `(1, 1, Q, K)` int32 for Q blocks of queries and K blocks of keys; of the
-        latter's last dimension the first so many entries count.
     """
     ranges, across = _ranges(facts, rows, keys), -(-keys // SIZE)
-    keywords = {"dtype": torch.int32, "device": device}
-    count = builder.call(torch.tensor, [[[len(r) for r in ranges]]], **keywords)
-    first = builder.call(torch.tensor, [[[[r.start] for r in ranges]]], **keywords)
-    steps = builder.call(torch.arange, across, **keywords)
-    return count, builder.call(torch.clamp, builder.call(torch.add, first, steps), max=across - 1)
+    count = torch.tensor([[[len(r) for r in ranges]]], dtype=torch.int32)
+    first = torch.tensor([[[[r.start] for r in ranges]]], dtype=torch.int32)
+    # of each row of blocks the first so many count
+    blocks = (first + torch.arange(across, dtype=torch.int32)).clamp(max=across - 1)
+    return BlockMask.from_kv_blocks(
+        count,
+        blocks,
+        BLOCK_SIZE=SIZE,
+        mask_mod=keeps(facts),
+        seq_lengths=(rows, keys),
+        compute_q_blocks=False,
+    )
 
 
-def keeps(facts: MaskFacts) -> GraphModule:
+def keeps(facts: MaskFacts) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """`(b, h, q_idx, kv_idx) -> whether the query sees the key`, all 0-d."""
-    graph = Graph()
-    i, j = [graph.placeholder(name) for name in ("b", "h", "q_idx", "kv_idx")][2:]
+    kind, width = facts.kind, facts.width
 
-    def call(function: Callable[..., Any], *args: Any) -> Node:
-        return graph.call_function(function, args)
+    def keep(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        found = j <= i
+        if kind is MaskKind.WINDOW:
+            found = found & (j > i - width)
+        elif kind is MaskKind.CHUNKED:
+            found = found & (i // width == j // width)
+        elif kind is MaskKind.PREFIX:
+            found = found | (j < width)
+        return found
 
-    found = call(operator.le, j, i)
-    if facts.kind is MaskKind.WINDOW:
-        near = call(operator.gt, j, call(operator.sub, i, facts.width))
-        found = call(operator.and_, found, near)
-    elif facts.kind is MaskKind.CHUNKED:
-        chunks = [call(operator.floordiv, x, facts.width) for x in (i, j)]
-        found = call(operator.and_, found, call(operator.eq, *chunks))
-    elif facts.kind is MaskKind.PREFIX:
-        found = call(operator.or_, found, call(operator.lt, j, facts.width))
-    graph.output(found)
-    return GraphModule({}, graph)
+    return keep
 
 
 def _ranges(facts: MaskFacts, rows: int, keys: int) -> list[range]:

@@ -1,28 +1,25 @@
 """FlexAttention on the CPU, with the score program as its `score_mod`: inference only.
 
-The higher-order operator is emitted as Dynamo would emit it, so Inductor compiles the program into
-its flash-style C++ template, and `aot_eager` runs it as plain PyTorch. A structured mask becomes a
-table of blocks, and what it leaves out is not computed.
+A structured mask becomes a table of blocks, and what it leaves out is not computed.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx import Node
 
 from fuser.builder import Builder
 from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
-from fuser.graph.program import Program
+from fuser.graph.program import IDENTITY_TEXT, Program
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
-from fuser.torch_private import flex_attention, flex_block_mask, flex_options, flex_supported
+from fuser.torch_private import flex_supported
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
 from . import affine, blocks, cost
@@ -30,12 +27,10 @@ from .affine import NotAffine
 from .bias import Rows, analyse
 from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator
+from .flex_kernel import OPERATOR
 from .mask import MaskFacts, MaskKind
 from .reference import operands
 
-Place = tuple[list[int], torch.dtype]
-"""The canonical dimensions (0 B, 1 H, 2 Sq, 3 Sk) of a captured tensor, and its dtype."""
-_POSITION = ("b", "h", "q_idx", "kv_idx")
 # Of a finite score these make a finite one, whatever free operands they have.
 _BOUNDED = {
     "add", "sub", "mul", "neg", "tanh", "sigmoid", "masked_fill", "where", "to", "truediv",
@@ -64,7 +59,8 @@ class FlexAttention(Lowering):
         mask, dropped = _structure(call, context)
 
         def emit(builder: Builder) -> Node:
-            return _emit(builder, call, mask, dropped, factor)
+            out = _emit(builder, call, mask, dropped, context.inner == "inductor")
+            return out if factor == 1.0 else builder.call(torch.mul, out, factor)
 
         name, facts, share = "flex_attention", dict[str, str](), 1.0
         if mask is not None:
@@ -171,84 +167,17 @@ def _lengths(call: Call) -> tuple[int, int]:
 
 
 def _emit(
-    builder: Builder, call: Call, mask: MaskFacts | None, dropped: Collection[str], factor: float
+    builder: Builder, call: Call, mask: MaskFacts | None, dropped: Collection[str], compiled: bool
 ) -> Node:
     (q,), (k,), v = operands(builder, call)
-    program = call.spec.score.widened().without(dropped)
-    places, others = _captured(builder, call, program)
-    score = builder.attribute("score_mod", _score_mod(program, places))
-    table, keep = None, _everywhere()
-    if mask is not None:
-        table = blocks.table(builder, mask, *_lengths(call), value(q).device)
-        keep = blocks.keeps(mask)
-    entries = tuple(
-        builder.call(torch.full, tuple(entry.shape), int(entry.flatten()[0]), dtype=entry.dtype)
-        if isinstance(entry, Tensor)
-        else entry
-        for entry in flex_block_mask(value(q), value(k), table, blocks.SIZE)
-    )
-    keep = builder.attribute("mask_mod", keep)
-    options = flex_options(value(q), value(k), value(v))
-    found = builder.unshared(
-        flex_attention, q, k, v, score, (*entries, keep), 1.0, options, tuple(others), ()
-    )
-    out = builder.call(operator.getitem, found, 0)
-    return out if factor == 1.0 else builder.call(torch.mul, out, factor)
-
-
-def _everywhere() -> GraphModule:
-    """A mask_mod that rules nothing out."""
-    graph = Graph()
-    position = [graph.placeholder(name) for name in _POSITION]
-    graph.output(graph.call_method("new_ones", (position[0], ()), {"dtype": torch.bool}))
-    return GraphModule({}, graph)
-
-
-def _captured(
-    builder: Builder, call: Call, program: Program
-) -> tuple[dict[str, Place], list[Node]]:
-    """For each tensor that a program captures its place, and the tensor with these dimensions
-    alone."""
-    places: dict[str, Place] = {}
-    others: list[Node] = []
-    for name in (str(n.target) for n in program.graph.nodes if n.op == "placeholder"):
-        if name == "s0":
-            continue
-        node = builder.operand(call.operands[name])
-        if not isinstance(value(node), Tensor):
+    score = call.spec.score.without(dropped)
+    spec = replace(call.spec, score=score, probs=Program(IDENTITY_TEXT))
+    read = {str(n.target) for n in score.graph.nodes if n.op == "placeholder"}
+    captured: list[Node] = []
+    for name in (f"c{i}" for i in range(spec.captured)):
+        node = builder.operand(call.operands[name]) if name in read else 0.0
+        if not isinstance(node, Node) or not isinstance(value(node), Tensor):
             node = builder.call(torch.scalar_tensor, node, dtype=torch.float32)
-        shape = value(node).shape
-        dims = [d for d, size in enumerate(shape) if size != 1]
-        places[name] = dims, value(node).dtype
-        # the template wants what it captures in memory; as_strided makes Inductor put it there
-        dense = builder.method("contiguous", node)
-        sizes = [size for size in shape if size != 1]
-        strides = [value(dense).stride(d) for d in dims]
-        others.append(builder.call(torch.as_strided, dense, sizes, strides))
-    return places, others
-
-
-def _score_mod(program: Program, places: Mapping[str, Place]) -> GraphModule:
-    """`(score, b, h, q_idx, kv_idx, *captured) -> score` for one position, all 0-d, in fp32."""
-    graph, made = Graph(), dict[Node, Node]()
-    score = graph.placeholder("score")
-    position = [graph.placeholder(name) for name in _POSITION]
-    captured: dict[str, Node] = {}
-    for name, (dims, dtype) in places.items():
-        tensor = graph.placeholder(name)
-        index = tuple(position[d] for d in dims)
-        if index:
-            tensor = graph.call_function(operator.getitem, (tensor, index))
-        if dtype in (torch.bfloat16, torch.float16):
-            tensor = graph.call_method("to", (tensor,), {"dtype": torch.float32})
-        captured[name] = tensor
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            made[node] = score if node.target == "s0" else captured[str(node.target)]
-        elif node.op != "output":
-            args, kwargs = (map_arg(a, made.__getitem__) for a in (node.args, node.kwargs))
-            made[node] = graph.create_node(node.op, node.target, args, kwargs)
-        else:
-            result = made[node.args[0]]  # type: ignore[index]
-            graph.output(graph.call_method("to", (result,), {"dtype": torch.float32}))
-    return GraphModule({}, graph)
+        captured.append(node)
+    facts = (mask.kind.value, mask.width) if mask else (MaskKind.NONE.value, 0)
+    return builder.call(OPERATOR, q, k, v, captured, spec.to_text(), *facts, compiled)
