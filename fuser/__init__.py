@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import testing
     from .errors import (
         CoverageError,
         DuplicatePatternError,
@@ -47,6 +48,7 @@ __all__ = [
     "explain",
     "patterns_enabled",
     "register_pattern",
+    "testing",
     "unregister_pattern",
 ]
 
@@ -73,6 +75,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module(".testing", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)

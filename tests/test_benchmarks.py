@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import attention, compile, records, runner, targets
+from benchmarks import attention, compile, crossover, readme, records, runner, targets
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose, distinct
 from benchmarks.runner import Case, Effort, Measure, Result, Workload
 
@@ -274,3 +274,56 @@ def test_a_stand_in_runs_under_fusers_name() -> None:
 def test_options_are_parsed() -> None:
     found = command.options_of(["fuser.policy=always", "fuser.strict=true"])
     assert found == {"fuser.policy": "always", "fuser.strict": True}
+
+
+def _committed(folder: Path, name: str, result: Result, *, multiplies: bool) -> None:
+    path = folder / f"{name}.csv"
+    records.write_csv(path, records.rows(result, CPU))
+    records.write_machine(path, ["python -m benchmarks"], 0.0)
+    note = path.with_suffix(".machine.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"multiplies_bfloat16": multiplies}))
+
+
+def test_the_readme_shows_what_the_files_say(tmp_path: Path) -> None:
+    twice = make_result(inductor=[4.0], fuser=[2.0])
+    twice.measures[FUSER].rewrites = {"attention.softmax": 1}
+    half = make_result(mode="full", inductor=[9.0], fuser=[2.0])
+    half = dataclasses.replace(half, dtype=torch.bfloat16)
+    _committed(tmp_path, "attention-cpu", twice, multiplies=True)
+    _committed(tmp_path, "attention-cpu-avx2", half, multiplies=False)
+    header, _, line, *_ = readme.render(tmp_path).splitlines()
+    assert header == ("| fuser over Inductor | float32 forward | emulated bfloat16 and backward |")
+    assert line == "| attention.alibi | 2.00x | 4.50x ° |"
+
+
+def test_the_readme_is_up_to_date() -> None:
+    text = readme.README.read_text()
+    shown = text.partition(readme.START)[2].partition(readme.END)[0]
+    assert shown.strip() == readme.render(), "run python -m benchmarks.readme"
+
+
+@pytest.mark.parametrize(
+    ("auto", "fuser", "verdict"),
+    [
+        (True, 2.0, ""),
+        (True, 0.9, "taken, but slower"),
+        (False, 0.9, ""),
+        (False, 1.3, "left, but faster"),
+    ],
+)
+def test_a_crossover_tells_wrong_decisions(auto: bool, fuser: float, verdict: str) -> None:
+    found = crossover.Decision(make_result(inductor=[fuser], fuser=[1.0]), auto)
+    assert found.verdict == verdict
+    assert len(crossover.checks([found])) == auto
+    assert all(check.met == (verdict == "") for check in crossover.checks([found]))
+    (line,) = [li for li in crossover.lines_of([found], CPU) if li.metric == "auto"]
+    assert line.y_value_50 == float(auto)
+
+
+def test_a_crossover_knows_what_auto_does() -> None:
+    """Small sizes are left; forced, they are rewritten all the same."""
+    small = {w.name: w for w in crossover.workloads(quick=True)}
+    assert set(small) == set(crossover.NAMES)
+    assert not crossover.decide(small["additive_mask"], "forward", torch.float32, CPU)
+    long = next(w for w in crossover.workloads(quick=False) if w.name == "alibi" and w.x[1] == 512)
+    assert crossover.decide(long, "forward", torch.float32, CPU)

@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -261,7 +261,7 @@ _LETTERS = string.ascii_letters
 _OTHER = Op(Kind.OTHER, "", {})
 
 
-def is_tensor(node: Any) -> bool:
+def is_tensor(node: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and isinstance(node.meta.get("example_value"), torch.Tensor)
 
 

@@ -135,7 +135,7 @@ def _attend(
         warnings.warn(
             f"FlexAttention did not compile, so an attention is computed in blocks instead: "
             f"{type(error).__name__}: {first} (to leave it to the inner backend, compile with "
-            f'options={{"fuser.deny": "attention"}})',
+            f'options={{"fuser.patterns": ["-attention"]}})',
             FuserWarning,
             stacklevel=2,
         )
