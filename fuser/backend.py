@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 from torch.fx import GraphModule
 
 from . import torch_private
@@ -65,7 +66,8 @@ def fuser(
             stacklevel=2,
         )
     warn_of_unmatched(parsed)
-    record = _transform(gm, parsed)
+    with inductor_config.patch({k: v for k, v in rest.items() if k == "fallback_random"}):
+        record = _transform(gm, parsed)
     try:
         compiled = _compile(gm, example_inputs, parsed, inner)
     except Exception as error:

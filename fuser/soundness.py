@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
+from torch.autograd import forward_ad
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
 from .errors import PatternError
 from .graph.ops import Kind, value
@@ -19,6 +22,7 @@ from .pattern import Decline, Match
 
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 """What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
+SIZE_OF_DATA = "a size depends on data"
 _LIKENESSES: dict[Any, Callable[..., Any]] = {
     torch.ones_like: torch.ones,
     torch.zeros_like: torch.zeros,
@@ -30,7 +34,8 @@ _LIKENESSES: dict[Any, Callable[..., Any]] = {
 def check(view: GraphView, match: Match) -> Decline | None:
     """None where replacing the region is sound, else the reason."""
     return (
-        _escapes(view, match)
+        _depends_on_data(view, match)
+        or _escapes(view, match)
         or _reenters(view, match)
         or _mutates(view, match)
         or _changes_mode(view, match)
@@ -79,6 +84,17 @@ def span(view: GraphView, match: Match) -> tuple[int, int]:
     """Positions of the first and the last interior node."""
     positions = [view.order[n] for n in match.nodes]
     return min(positions), max(positions)
+
+
+def _depends_on_data(view: GraphView, match: Match) -> Decline | None:
+    """Of a size that is counted while running (`nonzero`, `item`) nothing is known, not even that
+    it is not zero."""
+    nodes = sorted({*inputs_of(match), *match.nodes}, key=view.order.__getitem__)
+    for node in nodes:
+        example = value(node)
+        if isinstance(example, torch.Tensor) and has_free_unbacked_symbols(example):
+            return Decline(SIZE_OF_DATA, node)
+    return None
 
 
 def _escapes(view: GraphView, match: Match) -> Decline | None:
@@ -198,6 +214,8 @@ def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) 
 
 
 def _changes_mode(view: GraphView, match: Match) -> Decline | None:
+    if forward_ad._current_level >= 0:
+        return Decline("forward-mode derivatives are taken", match.anchor)
     first, last = span(view, match)
     for start, end in view.transformed:
         if start < last and first < end:
@@ -211,6 +229,9 @@ def _changes_mode(view: GraphView, match: Match) -> Decline | None:
 def _reorders_random(view: GraphView, match: Match) -> Decline | None:
     if not match.random:
         return None
+    if inductor_config.fallback_random:
+        reason = "it draws random numbers, and eager's own are asked for (fallback_random)"
+        return Decline(reason, match.anchor)
     first, last = span(view, match)
     for position in view.random_positions:
         if first < position < last and view.nodes[position] not in match.nodes:

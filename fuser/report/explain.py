@@ -36,7 +36,8 @@ def explain(
 
     The graphs run in eager after the rewrite (`fuser.inner="eager"`), so no code is generated and
     nothing is timed. `fn` is called once, under the caller's grad mode: a training graph is seen
-    with gradients enabled, an inference graph within `torch.no_grad()`.
+    with gradients enabled, an inference graph within `torch.no_grad()`. It runs for real: what it
+    changes in its arguments stays changed.
 
     Compiled functions of the user stay compiled and do not recompile because of this call; random
     state and buffers are put back. What is isolated, and what is not, is in `fuser.report.scope`.

@@ -13,7 +13,8 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView, Mark
 
-from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Declined, Source, is_cast, spelled
+from .shift import Shift, read_shift, until_common
+from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Declined, Source, is_cast, peel, spelled
 
 
 class ProbabilityWalk:
@@ -51,8 +52,7 @@ class ProbabilityWalk:
     def _softmax(self, op: Op, node: Node, dims: Dims) -> Source:
         dim = op.args.get("dim")
         self._require_key_axis(dim, node, dims)
-        scores = op.args["input"]
-        scores, _ = self._strip_shift(scores, dims)
+        scores, _ = self._unshifted(op.args["input"], dims)
         return Source(node, scores, dims, value(node).dtype)
 
     def _require_key_axis(self, dim: Any, node: Node, dims: Dims) -> None:
@@ -147,48 +147,21 @@ class ProbabilityWalk:
         self.interior.add(node)
         return scores, sink, (*broadcast(dims[:-1], value(sink).shape[:-1]), ())
 
-    def _strip_shift(self, node: Node, dims: Dims) -> tuple[Node, Node | None]:
-        """`x - r` is `x` to a softmax where r is the same for all keys.
-
-        Returns x and r; what computes r from x becomes part of the region.
-        """
-        op = self.view.op(node)
-        shift = op.args.get("other")
-        shifted = op.args.get("input")
-        if op.name != "sub" or op.args.get("alpha", 1) != 1 or not is_tensor(shifted):
+    def _unshifted(
+        self, node: Node, dims: Dims, *, bounded: bool = False
+    ) -> tuple[Node, Shift | None]:
+        """Scores without the maximum that was taken away from them, and that maximum."""
+        found = read_shift(self.view, node, dims, self.keys, bounded=bounded)
+        if found is None:
             return node, None
-        if not is_tensor(shift) or value(shifted).shape != value(node).shape:
-            return node, None
-        if set(leaves(broadcast(dims, value(shift).shape))) & set(leaves((self.keys,))):
-            return node, None
-        self.interior.add(node)
-        self.interior.update(self._between(shifted, shift))
-        return shifted, shift
-
-    def _between(self, source: Node, target: Node) -> list[Node]:
-        """The nodes on paths from `source` to `target`, the latter included if there is a path."""
-        first = self.view.order[source]
-        reaches: dict[Node, bool] = {source: True}
-        stack = [target]
-        while stack and len(reaches) < MAX_NODES:
-            node = stack[-1]
-            if node in reaches:
-                stack.pop()
-                continue
-            later = [n for n in node.all_input_nodes if self.view.order[n] >= first]
-            unknown = [n for n in later if n not in reaches]
-            if unknown:
-                stack.extend(unknown)
-                continue
-            reaches[node] = any(reaches[n] for n in later)
-            stack.pop()
-        return [n for n, found in reaches.items() if found and n is not source]
+        self.interior.update((node, *found[1].nodes))
+        return found
 
     def _manual(self, op: Op, node: Node, dims: Dims) -> Source | None:
         """`exp(x) / sum(exp(x))`, `exp(x) / (sum(exp(x)) + more)`, `exp(x - logsumexp(x))`."""
         if op.name == "exp":
             return self._exp_of_difference(op, node, dims)
-        top, bottom = self._fraction(op)
+        top, bottom, inverse = self._fraction(op)
         if top is None or bottom is None:
             return None
         exp = self.view.op(top)
@@ -197,38 +170,39 @@ class ProbabilityWalk:
         found = self._denominator(bottom, broadcast(dims, value(bottom).shape), top, dims)
         if found is None:
             return None
-        extra, passed = found
-        scores, shift = self._strip_shift(exp.args["input"], dims)
+        extra, added, passed = found
+        scores, shift = self._unshifted(exp.args["input"], dims, bounded=True)
         sink: Any = None
         if extra is not None:
-            sink = self._extra_logit(extra, shift, scores, dims, node)
-        self.interior.update((top, *passed))
+            sink = self._extra_logit(extra, added, shift, node)
+        if shift is not None:
+            self._require_sinks(shift, sink, extra, node)
+        self.interior.update((top, *passed, *inverse))
         return Source(node, scores, dims, value(node).dtype, sink=sink)
 
-    def _fraction(self, op: Op) -> tuple[Node | None, Node | None]:
-        """Numerator and denominator of `a / b` or `a * reciprocal(b)`."""
+    def _fraction(self, op: Op) -> tuple[Node | None, Node | None, tuple[Node, ...]]:
+        """Numerator and denominator of `a / b` or `a * reciprocal(b)`, and the reciprocal."""
         a, b = op.args.get("input"), op.args.get("other")
         if not is_tensor(a) or not is_tensor(b):
-            return None, None
+            return None, None, ()
         if op.name == "div" and op.args.get("rounding_mode") is None:
-            return a, b
+            return a, b, ()
         if op.name == "mul":
             for x, y in ((a, b), (b, a)):
                 inverse = self.view.op(y)
                 if inverse.name == "reciprocal":
-                    self.interior.add(y)
-                    return x, inverse.args["input"]
+                    return x, inverse.args["input"], (y,)
                 if inverse.name == "div" and inverse.args["input"] in (1, 1.0):
-                    self.interior.add(y)
-                    return x, inverse.args["other"]
-        return None, None
+                    return x, inverse.args["other"], (y,)
+        return None, None, ()
 
     def _denominator(
         self, bottom: Node, below: Dims, top: Node, dims: Dims
-    ) -> tuple[Any, list[Node]] | None:
+    ) -> tuple[Any, Dims, list[Node]] | None:
         """Reads the denominator as `sum(top)` or `sum(top) + extra`; which extra, and the nodes."""
         passed: list[Node] = [bottom]
         extra: Any = None
+        added: Dims = ()
         node = bottom
         while True:
             op = self.view.op(node)
@@ -242,14 +216,14 @@ class ProbabilityWalk:
                     node, extra = b, a
                 else:
                     return None
-                below = broadcast(below, value(node).shape)
+                added, below = below, broadcast(below, value(node).shape)
             else:
                 break
             passed.append(node)
         if op.name != "sum" or op.args.get("input") is not top or op.args.get("dtype") is not None:
             return None
         self._require_laid_out(op, node, dims, below)
-        return extra, passed
+        return extra, added, passed
 
     def _require_laid_out(self, op: Op, node: Node, dims: Dims, below: Dims) -> None:
         """A reduction of a tensor with `dims`, over the keys alone, whose result has `below`."""
@@ -270,23 +244,25 @@ class ProbabilityWalk:
         op = self.view.op(node)
         return op.name == "sum" and op.args.get("input") is top
 
-    def _extra_logit(
-        self, extra: Any, shift: Node | None, scores: Node, dims: Dims, node: Node
-    ) -> Any:
-        """A term `exp(z - shift)` in the sum is one more logit z: "0", or z with its axes."""
+    def _require_sinks(self, shift: Shift, sink: Any, reader: Any, node: Node) -> None:
+        """The scores may be shifted by their maximum and the sink's logit, by nothing else."""
+        known = peel(self.view, *sink, reader, values=True) if isinstance(sink, tuple) else []
+        if any(until_common(term, known) is None for term in shift.terms):
+            raise Declined("the scores lose the maximum with something that is not the sink", node)
+
+    def _extra_logit(self, extra: Any, dims: Dims, shift: Shift | None, node: Node) -> Any:
+        """A term `exp(z - shift)` in a sum with `dims` is one more logit: "0", or z with axes."""
         if shift is None and isinstance(extra, (int, float)) and extra == 1:
             return "0"
         if is_tensor(extra):
             exp = self.view.op(extra)
             inner = exp.args.get("input")
             if exp.name == "exp" and is_tensor(inner):
-                found = self._logit(inner, shift)
+                found = self._logit(inner, shift and shift.node)
                 if found is not None:
-                    self.interior.update((extra, *self._between(scores, extra)))
+                    self.interior.update((extra,) if shift is None else (extra, inner))
                     if found == "0":
                         return found
-                    if shift is not None:
-                        self.interior.add(inner)
                     axes = broadcast(dims, value(found).shape)
                     if not set(leaves(axes)) & set(leaves((self.keys,))):
                         return (found, axes)
@@ -309,7 +285,8 @@ class ProbabilityWalk:
         if sub.name == "log_softmax":
             self._require_key_axis(sub.args.get("dim"), inner, dims)
             self.interior.add(inner)
-            return Source(inner, sub.args["input"], dims, value(inner).dtype)
+            scores, _ = self._unshifted(sub.args["input"], dims)
+            return Source(inner, scores, dims, value(inner).dtype)
         if sub.name != "sub" or sub.args.get("alpha", 1) != 1:
             return None
         scores, lse = sub.args["input"], sub.args["other"]
@@ -324,6 +301,7 @@ class ProbabilityWalk:
             return None
         self._require_laid_out(reduce, lse, dims, below)
         self.interior.update(passed)
+        scores, _ = self._unshifted(scores, dims)
         return Source(node, scores, dims, value(node).dtype)
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fuser.graph.axes import Dims, Unproven, broadcast, fresh, leaves, resolve
 from fuser.graph.ops import Kind, Op, is_tensor, value
@@ -20,11 +21,12 @@ from fuser.graph.pull import repeated_heads
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
+from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import AttentionSpec
 
 from .layout import Layout, group
 from .operand import axes_of, operand_from
-from .walk import peel
+from .walk import EMPTY, is_empty, peel
 
 
 @register_pattern
@@ -53,6 +55,8 @@ class NativeAttention(Pattern):
             found = _read(view, anchor, op)
         except Unproven as error:
             return Decline(str(error), anchor) if masked else None
+        except GuardOnDataDependentSymNode:
+            return Decline(SIZE_OF_DATA, anchor)
         return found
 
 
@@ -66,6 +70,8 @@ def _read(view: GraphView, anchor: Node, op: Op) -> Match | Decline | None:
     if len(out_dims) < 3:
         return None
     q, k, v = (op.args[n] for n in ("query", "key", "value"))
+    if any(map(is_empty, (anchor, q, k, v))):
+        return Decline(EMPTY, anchor)
     keys = fresh((value(k).shape[-2],), "key")[0]
     if not keys:
         return None

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fuser.graph.axes import Axis, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
 from fuser.graph.ops import is_tensor, value
@@ -20,13 +21,14 @@ from fuser.graph.pull import Contraction, is_contraction, pull_contraction
 from fuser.graph.view import GraphView, Mark
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
+from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import AttentionSpec
 
 from .layout import Layout, group
 from .operand import axes_of, operand_from
 from .probabilities import ProbabilityWalk
 from .scores import ScoreWalk
-from .walk import Captured, Declined, Source, peel, probability_program
+from .walk import EMPTY, Captured, Declined, Source, is_empty, peel, probability_program
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -69,6 +71,8 @@ class SoftmaxAttention(Pattern):
                 found = Decline(error.reason, error.node, hint=error.hint)
             except Unproven as error:
                 found = Decline(str(error), anchor)
+            except GuardOnDataDependentSymNode:
+                found = Decline(SIZE_OF_DATA, anchor)
             declined = declined or found
         return declined
 
@@ -98,8 +102,6 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
     keys = product.inner
     if not keys:
         raise Declined("there is only one key", anchor)
-    if any(value(n).numel() == 0 for n in (anchor, p, v) if _is_static(n)):
-        raise Declined("a tensor is empty", anchor)
     probabilities = ProbabilityWalk(view, keys)
     sources = probabilities.sources(p, p_dims)
     interior = {anchor, *probabilities.interior}
@@ -110,13 +112,12 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
         score = walk.run(source.scores, source.dims)
         interior |= walk.interior
         branches.append(_Branch(source, walk, score, captured))
+    operands = [x for b in branches for _, c in b.walk.contractions for x in (c.a, c.b)]
+    if any(map(is_empty, (anchor, p, v, *operands))):
+        raise Declined(EMPTY, anchor)
     _require_dtypes(interior, v, [n for b in branches for n, _ in b.walk.contractions])
     _require_gradient(branches, p)
     return _match(view, anchor, branches, interior, p_dims, v, v_dims, out_dims, keys)
-
-
-def _is_static(node: Node) -> bool:
-    return all(isinstance(size, int) for size in value(node).shape)
 
 
 def _match(

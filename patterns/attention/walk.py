@@ -23,8 +23,12 @@ from fuser.graph.view import GraphView
 
 WRONG_AXIS = "the softmax runs over another axis than the one that is contracted with v"
 WRONG_AXIS_HINT = "use dim=-1, or transpose the probabilities before the product with v"
+EMPTY = "a tensor is empty"
 MAX_NODES = 256
 """Longest score program considered; keeps matching linear in the size of the graph."""
+
+
+_DETACH = ("detach", torch.detach, torch.Tensor.detach, torch.ops.aten.detach.default)
 
 
 class Declined(Exception):
@@ -101,10 +105,13 @@ def probability_program(source: Source, captured: Captured) -> tuple[ProgramBuil
     return builder, current
 
 
-def peel(view: GraphView, node: Node, dims: Dims, reader: Node) -> list[tuple[Node, Dims]]:
+def peel(
+    view: GraphView, node: Node, dims: Dims, reader: Node, *, values: bool = False
+) -> list[tuple[Node, Dims]]:
     """An operand and everything above it that it is only a view, or a copy, of; nearest first.
 
-    What was written to before its reader read it is no copy any more.
+    What was written to before its reader read it is no copy any more. With `values` nothing but the
+    numbers count, so that what stops the gradient is passed too.
     """
     found = [(node, dims)]
     for _ in range(32):
@@ -119,6 +126,8 @@ def peel(view: GraphView, node: Node, dims: Dims, reader: Node) -> list[tuple[No
                 break
         elif op.kind is Kind.POINTWISE and (_is_copy(op, node) or _widens(op, node)):
             node = op.args["input"]
+        elif values and node.target in _DETACH and is_tensor(node.args[0]):
+            (node,) = node.all_input_nodes
         else:
             break
         found.append((node, dims))
@@ -143,6 +152,11 @@ def _widens(op: Op, node: Node) -> bool:
         and value(node).dtype is torch.float32
         and value(source).device == value(node).device
     )
+
+
+def is_empty(node: Node) -> bool:
+    """Whether a dimension is zero; a symbolic one never is."""
+    return any(isinstance(size, int) and size == 0 for size in value(node).shape)
 
 
 def is_cast(op: Op) -> bool:
