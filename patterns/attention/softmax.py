@@ -16,6 +16,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fuser.graph.axes import Axis, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
+from fuser.graph.modes import modes_at
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.pull import Contraction, is_contraction, pull_contraction
 from fuser.graph.view import GraphView, Mark
@@ -116,7 +117,7 @@ def _prove(view: GraphView, anchor: Node, p: Node) -> Match:
     if any(map(is_empty, (anchor, p, v, *operands))):
         raise Declined(EMPTY, anchor)
     _require_dtypes(interior, v, [n for b in branches for n, _ in b.walk.contractions])
-    _require_gradient(branches, p)
+    _require_gradient(view, interior, anchor)
     return _match(view, anchor, branches, interior, p_dims, v, v_dims, out_dims, keys)
 
 
@@ -219,17 +220,25 @@ def _call(
     return Call(spec, operands)
 
 
-def _require_gradient(branches: Sequence[_Branch], p: Node) -> None:
-    """Where an operand wants a gradient, the scores and probabilities that it makes must pass one:
-    rounded to integers, they give none at all."""
-    passing = [p, *(b.source.scores for b in branches)]
-    for branch in branches:
-        products = [n for _, c in branch.walk.contractions for n in (c.a, c.b)]
-        operands = [*products, *(node for node, _ in branch.captured.operands)]
-        wanted = any(getattr(value(n), "requires_grad", False) for n in operands)
-        stopped = [n for n in passing if not value(n).requires_grad]
-        if wanted and stopped and torch.is_grad_enabled():
-            raise Declined("no gradient passes through the scores", stopped[0])
+def _require_gradient(view: GraphView, interior: set[Node], anchor: Node) -> None:
+    """Whatever is read and wants a gradient has a way to the result that passes one: rounded to
+    integers, or compared, it gets none at all."""
+    with modes_at(view, anchor):
+        if not torch.is_grad_enabled():
+            return
+    reached, pending = {anchor}, [anchor]
+    while pending:
+        found = [n for n in pending.pop().all_input_nodes if _wants(n) and n not in reached]
+        reached.update(found)
+        pending += [n for n in found if n in interior]
+    for node in sorted(interior, key=view.order.__getitem__):
+        for source in node.all_input_nodes:
+            if source not in interior and _wants(source) and source not in reached:
+                raise Declined("no gradient passes through the scores", node)
+
+
+def _wants(node: Node) -> bool:
+    return bool(getattr(value(node), "requires_grad", False))
 
 
 def _require_whole(branches: Sequence[_Branch]) -> None:

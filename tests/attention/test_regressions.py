@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
+from torch._inductor import config as inductor_config
+from torch.autograd import forward_ad
 
 from tests.compiled import TOLERANCES, assert_near, compiled, run, wide
 
@@ -102,3 +108,199 @@ def test_checkpoint_without_gradients() -> None:
     torch._dynamo.reset()
     found = torch.compile(frozen, backend="fuser", options={"fuser.inner": "aot_eager"})(*inputs)
     torch.testing.assert_close(found, frozen(*inputs))
+
+
+@pytest.mark.parametrize("policy", ["auto", "always"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_trained_bias_hides_whole_rows(dtype: torch.dtype, policy: str, inner: str) -> None:
+    """SDPA gives zeros for a row without keys, and no NaN to any gradient."""
+
+    def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu()
+        mask = bias.masked_fill(hidden, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    bias = torch.linspace(-1, 1, 6 * 6).reshape(6, 6).to(dtype).requires_grad_()
+    inputs = [*_inputs(6, 6, 6, dtype=dtype, grad=True), bias]
+    ours = compiled(biased, inputs, grad=True, policy=policy, inner=inner)
+    eager, exact = run(biased, inputs, grad=True), run(biased, wide(inputs), grad=True)
+    assert not any(g is None or g.isnan().any() for g in ours.grads)
+    assert_near(ours, eager, exact)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("where", ["scores", "probabilities"])
+def test_eight_bits(where: str, name: str) -> None:
+    """Rounding to eight bits is no detail that another order of operations may lose."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(getattr(torch, name)).to(x.dtype)
+
+    def quantised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s = q @ k.mT * 0.4
+        return rounded(s).softmax(-1) @ v if where == "scores" else rounded(s.softmax(-1)) @ v
+
+    inputs = _inputs(5, 7, 7)
+    ours = compiled(quantised, inputs)
+    torch.testing.assert_close(ours.outputs, run(quantised, inputs).outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (7,)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_lerp_in_half_precision(shape: tuple[int, ...], dtype: torch.dtype, grad: bool) -> None:
+    """It takes operands of one dtype only, so all or none are widened."""
+
+    def mixed(q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> Tensor:
+        return (q @ k.mT * 0.4).lerp(end, 0.3).softmax(-1) @ v
+
+    end = torch.ones(shape).to(dtype).requires_grad_(bool(shape))
+    inputs = [*_inputs(5, 7, 7, dtype=dtype, grad=True), end]
+    ours, eager = compiled(mixed, inputs, grad=grad), run(mixed, inputs, grad=grad)
+    assert ours.rewrites() == 1
+    assert_near(ours, eager, run(mixed, wide(inputs), grad=grad))
+
+
+def test_operator_of_another_name() -> None:
+    """`F.logsigmoid` is a builtin called `log_sigmoid`, which no module has."""
+
+    def squashed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.logsigmoid(q @ k.mT).softmax(-1) @ v
+
+    inputs = _inputs(5, 7, 7, grad=True)
+    ours, eager = compiled(squashed, inputs, grad=True), run(squashed, inputs, grad=True)
+    assert ours.rewrites() == 1
+    assert "sigmoid(s0)" in ours.record.rewritten[0].facts["program"]
+    assert_near(ours, eager, run(squashed, wide(inputs), grad=True))
+
+
+def _whole(x: Tensor) -> Tensor:
+    return (x * 4).int().to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    "weigh",
+    [
+        lambda s, b: _whole(s).softmax(-1),
+        lambda s, b: _whole(s.softmax(-1)),
+        lambda s, b: (_whole(s) + b).softmax(-1),
+        lambda s, b: (s + _whole(s * b)).softmax(-1),
+        lambda s, b: s.masked_fill(s > b, -1e4).softmax(-1),
+    ],
+    ids=["scores", "probabilities", "scores_beside_a_bias", "bias", "threshold"],
+)
+def test_no_gradient_is_none(weigh: Callable[..., Tensor]) -> None:
+    """What is rounded to integers, or compared, has no gradient; zeros would be another one."""
+
+    def rounded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return weigh(q @ k.mT, bias) @ v
+
+    inputs = [*_inputs(5, 7, 7, grad=True), torch.ones(5, 7).requires_grad_()]
+    eager, exact = run(rounded, inputs, grad=True), run(rounded, wide(inputs), grad=True)
+    assert any(g is None for g in eager.grads)
+    ours = compiled(rounded, inputs, grad=True)
+    assert "no gradient passes" in ours.reasons()
+    assert_near(ours, eager, exact)
+    assert compiled(rounded, inputs).rewrites() == 1
+
+
+def test_block_without_gradients() -> None:
+    """Nothing is wanted within `no_grad`, whatever the inputs are."""
+
+    def partly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.no_grad():
+            out = _attend(q, k, v)
+        return out * q.sum()
+
+    inputs = _inputs(5, 7, 7, grad=True)
+    ours, eager = compiled(partly, inputs, grad=True), run(partly, inputs, grad=True)
+    assert ours.rewrites() == 1
+    assert_near(ours, eager, run(partly, wide(inputs), grad=True))
+
+
+_SIZES = {"batch": 2, "queries": 5, "keys": 7, "features": 8, "values": 4}
+
+
+def _native(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = torch.zeros(q.shape[2], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+@pytest.mark.parametrize("fn", [_attend, _native])
+@pytest.mark.parametrize("empty", ["batch", "queries", "keys", "features", "values"])
+def test_empty_tensors(fn: Callable[..., Tensor], empty: str) -> None:
+    batch, sq, sk, d, dv = (0 if empty == n else s for n, s in _SIZES.items())
+    shapes = [(batch, 2, sq, d), (batch, 2, sk, d), (batch, 2, sk, dv)]
+    inputs = [torch.ones(s, requires_grad=True) for s in shapes]
+    ours, eager = compiled(fn, inputs, grad=True), run(fn, inputs, grad=True)
+    assert ours.rewrites() == 0
+    assert "a tensor is empty" in ours.reasons()
+    torch.testing.assert_close(ours.outputs, eager.outputs)
+    torch.testing.assert_close(ours.grads, eager.grads)
+
+
+def _kept_keys(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    index = keep.nonzero()[:, 0]
+    return _attend(q, k[:, :, index], v[:, :, index])
+
+
+def _kept_queries(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    return _attend(q[:, :, keep.nonzero()[:, 0]], k, v)
+
+
+def _kept_features(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    index = keep.nonzero()[:, 0]
+    return _attend(q[..., index], k[..., index], v)
+
+
+def _counted_heads(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    times = keep.nonzero().shape[0]
+    return _attend(
+        q.repeat(1, times, 1, 1), k.repeat_interleave(times, 1), v.repeat(1, times, 1, 1)
+    )
+
+
+@pytest.mark.parametrize("fn", [_kept_keys, _kept_queries, _kept_features, _counted_heads])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_size_that_depends_on_data(fn: Callable[..., Tensor], count: int) -> None:
+    """It may be zero, or one, which broadcasts."""
+    inputs = [*_inputs(8, 8, 8), torch.arange(8) < count]
+    with dynamo_config.patch(capture_dynamic_output_shape_ops=True):
+        ours = compiled(fn, inputs)
+    assert ours.rewrites() == 0
+    assert "a size depends on data" in ours.reasons()
+    torch.testing.assert_close(ours.outputs, run(fn, inputs).outputs)
+
+
+@pytest.mark.parametrize("by_option", [False, True])
+def test_random_numbers_of_eager(by_option: bool) -> None:
+    """`fallback_random` asks for the numbers that eager draws, in its order."""
+
+    def dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.dropout((q @ k.mT).softmax(-1), 0.3, training=True) @ v
+
+    inputs = _inputs(5, 7, 7)
+    assert compiled(dropped, inputs).rewrites() == 1
+    options = {"fallback_random": True} if by_option else {}
+    with inductor_config.patch(fallback_random=not by_option):
+        ours = compiled(dropped, inputs, inner="inductor", **options)
+    assert ours.rewrites() == 0
+    assert "fallback_random" in ours.reasons()
+    torch.testing.assert_close(ours.outputs, run(dropped, inputs).outputs)
+    assert not inductor_config.fallback_random
+
+
+# torch compiles some of its own formulas with what it deprecates itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_derivatives() -> None:
+    """The operators have none."""
+    q, k, v = _inputs(5, 7, 7)
+    torch._dynamo.reset()
+    settings = {"fuser.inner": "eager", "fuser.policy": "always", "fuser.lowering": "reference"}
+    target = torch.compile(_attend, backend="fuser", options=settings)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        found = forward_ad.unpack_dual(target(dual, k, v)).tangent
+        expected = forward_ad.unpack_dual(_attend(dual, k, v)).tangent
+    torch.testing.assert_close(found, expected)
