@@ -109,9 +109,9 @@ def _untraceable_hint(error: BaseException) -> str:
         return " Pass weights and modules' parameters as arguments; call F.linear, not a module."
     if raised_by_fx or "Proxy" in str(error):
         return (
-            " Write it as straight-line PyTorch over its arguments: no `if`, loop, len() or "
-            "float() that depends on a tensor or on an argument (register one pattern a case "
-            "instead)."
+            " Write it as straight-line PyTorch over its arguments: no `if`, assert, loop, len(), "
+            "float() or item() that depends on a tensor or on an argument (give the condition as "
+            "where=, or register one pattern a case instead)."
         )
     return ""
 

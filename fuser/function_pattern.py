@@ -1,7 +1,7 @@
 """Patterns given as two plain PyTorch functions: what to find, and what to put there.
 
 The functions are recorded once, when the pattern is registered; examples only serve to record them.
-`find` is then looked for on the canonical view, so its spelling does not matter, and at other
+`find` is then looked for on the canonical view, which reads many spellings as one, and at other
 shapes, ranks and dtypes; what it would compute from what was bound is compared with the graph,
 node for node, before anything is replaced.
 """
@@ -46,8 +46,8 @@ class FunctionPattern(Pattern):
         where: Function | None = None,
     ) -> None:
         self.find, self.replace, self.where = find, replace, where
-        self.example_inputs = tuple(example_inputs)
         self.template, self.replacement = record(self.id, find, replace, example_inputs)
+        self.example_inputs = tuple(example_inputs)
         self._names = [str(a.target) for a in self.template.arguments]
         self._asked = _asked(self.id, where, self._names)
         self._root = max(self.template.outputs, key=_cone)
@@ -128,10 +128,20 @@ def _asked(pattern_id: str, where: Function | None, names: Sequence[str]) -> lis
         return []
     if not callable(where):
         raise PatternError(f"pattern {pattern_id!r}: `where` must be a function.")
-    parameters = inspect.signature(where).parameters.values()
+    try:
+        parameters = inspect.signature(where).parameters.values()
+    except ValueError:  # a builtin
+        raise PatternError(
+            f"pattern {pattern_id!r}: `where` must be a Python function, not {where!r}."
+        ) from None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return list(names)
     for parameter in parameters:
+        if parameter.name in names and parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise PatternError(
+                f"pattern {pattern_id!r}: `where` is called by name, but takes "
+                f"`{parameter.name}` by position only."
+            )
         if parameter.name not in names and parameter.default is inspect.Parameter.empty:
             raise PatternError(
                 f"pattern {pattern_id!r}: `where` takes {parameter.name!r}, which is not an "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,9 +102,9 @@ def compare(
             if not torch.equal(mine, other):
                 raise Imprecise(f"value {index} differs from that of `find`")
             continue
-        if not torch.equal(torch.isfinite(mine), torch.isfinite(other)):
+        if not torch.equal(_is_finite(mine), _is_finite(other)):
             raise Imprecise(f"value {index} is finite elsewhere than that of `find`")
-        finite = torch.isfinite(truth) & torch.isfinite(other)
+        finite = _is_finite(truth) & _is_finite(other)
         error, own = (_largest(x[finite].to(truth.dtype) - truth[finite]) for x in (mine, other))
         allowed = max(factor * own, _rounding(mine.dtype) * largest)
         if error > allowed:
@@ -118,9 +119,13 @@ def _is_fractional(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor)
+
+
 def _largest(tensor: torch.Tensor) -> float:
     """The largest finite absolute value."""
-    finite = tensor.detach()[torch.isfinite(tensor)] if _is_fractional(tensor) else tensor[:0]
+    finite = tensor.detach()[_is_finite(tensor)] if _is_fractional(tensor) else tensor[:0]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
@@ -133,9 +138,9 @@ def _rounding(dtype: torch.dtype) -> float:
 def random_difference(ours: Function, theirs: Function, inputs: Sequence[Any]) -> str:
     """How two functions that draw random numbers differ in their statistics; empty where not.
 
-    Compared are, over many draws, the means and the variances of elements and of the mean of all
-    elements, for outputs and gradients. Both functions start every draw from the same seed; the
-    random state is left changed.
+    Compared are, over many draws, the means and the variances of elements, of their means along
+    each dimension, and of the mean of all, for outputs and gradients. Both functions start every
+    draw from the same seed; the random state is left changed.
     """
     first = run(theirs, inputs)
     known = [*first.outputs, *first.gradients]
@@ -155,7 +160,7 @@ def random_difference(ours: Function, theirs: Function, inputs: Sequence[Any]) -
 
 
 def _draw(function: Function, inputs: Sequence[Any]) -> list[torch.Tensor]:
-    """For each output and gradient a row a draw: some elements, and the mean of all."""
+    """For each output and gradient a row a draw: some elements, and means."""
     rows: list[list[torch.Tensor]] = []
     for seed in range(_DRAWS):
         torch.manual_seed(seed)
@@ -167,8 +172,10 @@ def _draw(function: Function, inputs: Sequence[Any]) -> list[torch.Tensor]:
 def _sampled(tensor: torch.Tensor) -> torch.Tensor:
     parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     y = torch.nan_to_num(parts.detach().double().flatten(), nan=0.0, posinf=0.0, neginf=0.0)
-    step = max(1, y.numel() // _SAMPLED)
-    return torch.cat([y[::step], y.sum().reshape(1) / max(1, y.numel())])
+    y = y.reshape(parts.shape)
+    means = [y.sum(dim) / max(1, y.shape[dim]) for dim in range(y.ndim)]
+    columns = [x.flatten()[:: max(1, x.numel() // _SAMPLED)] for x in (y, *means)]
+    return torch.cat([*columns, y.sum().reshape(1) / max(1, y.numel())])
 
 
 def _beyond_chance(what: str, x: torch.Tensor, y: torch.Tensor, floor: float) -> str:
@@ -209,21 +216,26 @@ def double(inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def larger(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Tensors one larger, and twice as large: equal sizes stay equal, 1 stays 1."""
-    return [tuple(map(_grown, inputs)), tuple(map(_doubled, inputs))]
+    return [tuple(_changed(change, x) for x in inputs) for change in (_grown, _doubled)]
 
 
-def _grown(x: Any) -> Any:
+def _changed(change: Callable[[torch.Tensor], torch.Tensor], x: Any) -> Any:
+    """Change a tensor; one of eight-bit floats, for which torch has few operators, in float32."""
     if not isinstance(x, torch.Tensor):
         return x
+    if _is_fractional(x) and x.dtype.itemsize == 1:
+        return change(x.float()).to(x.dtype)
+    return change(x)
+
+
+def _grown(x: torch.Tensor) -> torch.Tensor:
     for dim, size in enumerate(x.shape):
         if size > 1:
             x = torch.cat([x, _alike(x.narrow(dim, 0, 1))], dim)
     return x
 
 
-def _doubled(x: Any) -> Any:
-    if not isinstance(x, torch.Tensor):
-        return x
+def _doubled(x: torch.Tensor) -> torch.Tensor:
     for dim, size in enumerate(x.shape):
         if size > 1:
             x = torch.cat([x, _alike(x)], dim)
@@ -239,11 +251,11 @@ def deeper(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
     """A dimension more in front: of every tensor, and of those that have most dimensions."""
     ranks = {x.ndim for x in inputs if isinstance(x, torch.Tensor)}
     bounds = dict.fromkeys([min(ranks, default=0), max(ranks, default=0)])
-    return [tuple(_stacked(x, least) for x in inputs) for least in bounds]
+    return [tuple(_changed(partial(_stacked, least), x) for x in inputs) for least in bounds]
 
 
-def _stacked(x: Any, least: int) -> Any:
-    if not isinstance(x, torch.Tensor) or x.ndim < least:
+def _stacked(least: int, x: torch.Tensor) -> torch.Tensor:
+    if x.ndim < least:
         return x
     return torch.stack([x, _alike(x.flip(list(range(x.ndim))))])
 

@@ -172,11 +172,25 @@ def register_pattern(
         @fuser.register_pattern
         class Mine(fuser.Pattern): ...
 
-    `find` and `replace` take the same arguments. Tensors stand for any tensor of the graph, Python
-    scalars for any number in their position; a literal in `find` stands for itself. `find` is
-    matched whatever the spelling in the model, and the examples' shapes and dtypes bind nothing.
-    Both must be straight-line PyTorch. A `torch.library` operator or a `torch.autograd.Function`
-    in `replace` keeps its own backward; everything else is differentiated as usual.
+    `find` and `replace` take the same arguments, bound by position; where both use a name, it must
+    have one position. Tensors stand for any tensor of the graph, Python scalars for any number in
+    their position; a literal in `find`, or an argument left to its default, stands for itself. The
+    examples' shapes and dtypes bind nothing. Both must be straight-line PyTorch that changes
+    neither its inputs nor anything outside. A `torch.library` operator or a
+    `torch.autograd.Function` in `replace` keeps its own backward; everything else is
+    differentiated as usual.
+
+    Read as one are: methods, functions, operators, modules and in-place forms; operands that
+    commute; `x - y` and `x + (-y)`; `x / c` and `x * (1 / c)`, only for powers of two where a
+    rounding or comparison follows; `x * x`, `x ** 2` and `square`; `masked_fill` and `where`; ways
+    to permute or reshape with one result; an einsum that is a matmul, and a linear without bias
+    where `find` has the matmul; casts to the dtype that is there, `contiguous`, `clone` and dropout
+    that drops nothing.
+
+    Not read as one are, among others: `mean(-1)[:, None]` and `mean(-1, keepdim=True)`; `F.linear`
+    with a bias, `addmm` and `x @ w + b`; `chunk`, `split` and slices; `x[:, 0]` and `select`;
+    `rsqrt`, `1 / sqrt` and `** -0.5`; a composite such as `F.silu` and its formula. Register a
+    pattern for each that matters.
 
     What is registered holds for compilations that start later. The handle that the function form
     returns ends it, by `unregister()` or as a context manager.
@@ -186,9 +200,10 @@ def register_pattern(
         replace: what to put there.
         example_inputs: one example for each argument, to record the functions with.
         id: dotted name, for options, counters and reports; made from module and name by default.
-        where: called with those bound arguments that it names (fake tensors and numbers); returns
-            None to accept, or the reason to decline.
-        priority: where regions overlap the higher one wins.
+        where: called with those bound arguments of `find` that it names (fake tensors and
+            numbers), by name; returns None to accept, or the reason to decline.
+        priority: where regions overlap the higher one wins. The built-in patterns for attention
+            have 4 to 10, so a pattern that overlaps them needs more.
 
     Raises:
         PatternError: the functions cannot be traced, do not run on the examples, or return

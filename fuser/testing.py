@@ -39,8 +39,10 @@ from .precision import (
 )
 from .registry import PatternHandle, get, register_pattern
 from .report.scope import _counters, undisturbed
+from .template.equal import is_number
 from .template.form import is_alias
 from .template.trace import record
+from .torch_private import FakeTensor
 
 Function = Callable[..., Any]
 _MAX_ESCAPES = 8
@@ -195,7 +197,17 @@ def _case(known: Any, find: Any, inputs: Any, factor: float) -> _Case:
         )
     if not isinstance(inputs, (tuple, list)):
         raise PatternError(f"pattern {known.id!r}: example_inputs must be a tuple of arguments.")
+    if not is_number(factor) or not factor >= 1:
+        raise PatternError(f"factor is {factor!r}; it must be a number, and 1 or more.")
+    if any(isinstance(x, torch.Tensor) and not _holds_numbers(x) for x in inputs):
+        raise PatternError(
+            f"pattern {known.id!r}: check_pattern needs dense tensors that hold numbers."
+        )
     return _Case(known.id, find, tuple(inputs), factor)
+
+
+def _holds_numbers(x: torch.Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_meta and not isinstance(x, FakeTensor)
 
 
 @contextlib.contextmanager
@@ -350,7 +362,9 @@ def _fresh(function: Any) -> Any:
 def _attempt(case: _Case, check: str, compiled: Function, inputs: Sequence[Any]) -> Result:
     """Outputs and gradients of the compiled function; what it raises fails the check."""
     try:
-        return run(compiled, inputs)
+        with warnings.catch_warnings():  # torch's anomaly mode prints where the forward was
+            warnings.filterwarnings("ignore", "Error detected in|.*autograd kernel was not reg")
+            return run(compiled, inputs)
     except Exception as error:
         plain = _failure(compiled, inputs)
         if plain is not None:
@@ -412,6 +426,12 @@ def _judge(
         check = "gradients" if check == "numbers" else check
         if not ours.gradients:
             raise Imprecise("the compiled `find` has none")
+        for index, (mine, other) in enumerate(zip(ours.gradients, theirs.gradients, strict=True)):
+            if other.any() and not mine.any():
+                raise Imprecise(
+                    f"none reaches tensor {index}: the replacement detaches it, or has an operator "
+                    "without an autograd formula"
+                )
         return error, compare(ours.gradients, theirs.gradients, exact.gradients, case.factor)
     except Imprecise as problem:
         case.fail(check, str(problem))

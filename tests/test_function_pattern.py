@@ -72,10 +72,19 @@ def scores_fused(x: Tensor, w: Tensor, s: float) -> Tensor:
     return torch.softmax(torch.tanh(torch.add(torch.matmul(x * s, w.mT), 1.0)), dim=-1)
 
 
-X, W = torch.randn(3, 4), torch.randn(5, 4)
-XB, WB = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
-XH, WH = torch.randn(2, 6, 3, 4), torch.randn(2, 6, 5, 4)
+def drawn(*size: int, seeded: torch.Generator = torch.Generator().manual_seed(0)) -> Tensor:  # noqa: B008
+    return torch.randn(*size, generator=seeded)
+
+
+X, W = drawn(3, 4), drawn(5, 4)
+XB, WB = drawn(2, 3, 4), drawn(2, 5, 4)
+XH, WH = drawn(2, 6, 3, 4), drawn(2, 6, 5, 4)
 EXAMPLES = (X, W, 2.0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -402,6 +411,7 @@ WITH_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "argmax": lambda x: x.argmax(-1).float(),
     "topk": lambda x: x.topk(2)[1].float(),
     "isnan": lambda x: x.isnan().float(),
+    "nextafter": lambda x: torch.nextafter(x, x + 1.0),
     "an operator of another library": lambda x: scaled_sine(x, 1.0),
     "behind others": lambda x: (x * 2.0).abs().round() + 1.0,
 }
@@ -860,7 +870,7 @@ def test_work_is_bounded() -> None:
 
 
 LINEAR = torch.nn.Linear(4, 4)
-STRAIGHT_LINE = r"\. Write it as straight-line PyTorch .* a case instead\)\.$"
+STRAIGHT_LINE = r"\. Write it as straight-line PyTorch .*item\(\) .* where=, .* a case instead\)\.$"
 WEIGHTS = r"\. Pass weights and modules' parameters as arguments; call F\.linear, not a module\.$"
 NOT_TRACEABLE: dict[str, tuple[Callable[..., Any], str]] = {
     "control flow": (lambda x: x if x.sum() > 0 else -x, STRAIGHT_LINE),
@@ -868,6 +878,8 @@ NOT_TRACEABLE: dict[str, tuple[Callable[..., Any], str]] = {
     "loop over a tensor": (lambda x: sum(row for row in x), STRAIGHT_LINE),
     "float": (lambda x: x * float(x.sum()), STRAIGHT_LINE),
     "len": (lambda x: x * len(x), STRAIGHT_LINE),
+    "item": (lambda x: x if x.mean().item() > 0 else -x, STRAIGHT_LINE),
+    "array": (lambda x: torch.from_numpy(x.numpy()), STRAIGHT_LINE),
     "module": (lambda x: torch.nn.Linear(4, 4)(x), WEIGHTS),
     "module from elsewhere": (lambda x: LINEAR(x), WEIGHTS),
     "bound method of a module": (LINEAR.forward, WEIGHTS),
@@ -1070,3 +1082,104 @@ def test_bad_patterns_are_refused_when_registered(name: str) -> None:
 def test_where_that_asks_for_unknown_arguments() -> None:
     with pytest.raises(PatternError, match="`where` takes 'y', which is not an argument"):
         register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=lambda y: None)
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.linear(x, w, b).sin().abs()
+
+
+def product(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return (x @ w.mT + b).sin().abs()
+
+
+APART: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "keepdim": (
+        lambda x: (x / x.exp().mean(-1, keepdim=True)).sin(),
+        lambda x: (x / x.exp().mean(-1)[:, None]).sin(),
+        (X,),
+    ),
+    "linear": (linear, product, (X, W, W[:, 0])),
+    "addmm": (
+        product,
+        lambda x, w, b: torch.addmm(b, x, w.mT).sin().abs(),
+        (X, W, W[:, 0]),
+    ),
+    "linear without a bias": (
+        lambda x, w: F.linear(x, w).sin().abs(),
+        lambda x, w: (x @ w.mT).sin().abs(),
+        (X, W),
+    ),
+    "chunk and split": (
+        lambda x: x.chunk(2, -1)[0].exp() * x.chunk(2, -1)[1],
+        lambda x: x.split(2, -1)[0].exp() * x.split(2, -1)[1],
+        (X,),
+    ),
+    "chunk and slices": (
+        lambda x: x.chunk(2, -1)[0].exp() * x.chunk(2, -1)[1],
+        lambda x: x[..., :2].exp() * x[..., 2:],
+        (X,),
+    ),
+    "select": (lambda x: x[:, 0].exp().sin(), lambda x: x.select(1, 0).exp().sin(), (X,)),
+    "rsqrt": (lambda x: x.exp().rsqrt().sin(), lambda x: (1 / x.exp().sqrt()).sin(), (X,)),
+    "a composite": (lambda x: F.silu(x).exp(), lambda x: (x * x.sigmoid()).exp(), (X,)),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_the_documentation_says_is_not_read_as_one(name: str) -> None:
+    one, other, inputs = APART[name]
+    for find, model in ((one, other), (other, one)):
+        if name == "linear without a bias" and find is other:
+            continue
+        with register_pattern(find, find, inputs, id=ID):
+            assert_fires(find, inputs, 1)
+            assert_fires(model, inputs, 0)
+
+
+@pytest.mark.parametrize("number", [3.0, 7, 48.0, 49.0, 98, 103.0])
+def test_reciprocals_of_literals(number: float) -> None:
+    """1 / (1 / 49) is not 49."""
+    inverse = 1 / number
+
+    def divided(x: Tensor) -> Tensor:
+        return (x / number).tanh().abs()
+
+    def scaled(x: Tensor) -> Tensor:
+        return (x * inverse).tanh().abs()
+
+    for find, model in ((divided, scaled), (scaled, divided)):
+        with register_pattern(find, find, (X,), id=ID):
+            assert_fires(model, (X,), 1)
+    with register_pattern(divided, divided, (X,), id=ID):
+        assert_fires(lambda x: (x * (inverse * (1 + 1e-12))).tanh().abs(), (X,), 0)
+
+
+@pytest.mark.parametrize("number", [0, 0.0, math.inf, -math.inf, math.nan, 1e-45, 1e-310])
+def test_numbers_without_a_reciprocal(number: float) -> None:
+    def scaled(x: Tensor, s: float) -> Tensor:
+        return (x * s).tanh().abs()
+
+    def divided(x: Tensor, s: float) -> Tensor:
+        return (x / s).tanh().abs()
+
+    for find, model in ((scaled, divided), (divided, scaled)):
+        with register_pattern(find, find, (X, 2.0), id=ID):
+            _, record = compiled(lambda x, f=model: f(x, number), (X,))
+            assert not record.rewritten
+            (missed,) = record.near_misses
+            assert "is not for certain a" in missed.reason
+
+
+BAD_WHERE: dict[str, tuple[Any, str]] = {
+    "a builtin": (max, "`where` must be a Python function, not <built-in function max>"),
+    "by position": (lambda x, /: None, "`where` is called by name, but takes `x` by position only"),
+    "a number": (3, "`where` must be a function"),
+    "any": (lambda *xs: None, "`where` takes 'xs', which is not an argument of `find`"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WHERE)
+def test_where_that_cannot_be_called_by_name(name: str) -> None:
+    where, text = BAD_WHERE[name]
+    with pytest.raises(PatternError, match=text):
+        register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
@@ -21,7 +22,13 @@ from fuser.precision import Imprecise, compare, other_scalars
 from fuser.registry import patterns, register_pattern, unregister_pattern
 from fuser.testing import PatternReport, check_pattern
 
-X, W = torch.randn(5, 6), torch.randn(7, 6)
+SEEDED = torch.Generator().manual_seed(0)  # not the global one, from which other tests draw
+X, W = torch.randn(5, 6, generator=SEEDED), torch.randn(7, 6, generator=SEEDED)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 def rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -114,6 +121,11 @@ FAILING: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
         scores,
         lambda x, w: scores(x, w).reshape(5),
         "fails the check 'dynamic': with larger sizes, expected 1 rewrite .* found 0 .*shape",
+    ),
+    "gradients of one input": (
+        scores,
+        lambda x, w: scores(x, w.detach()),
+        "fails the check 'gradients': none reaches tensor 1: the replacement detaches it, or has",
     ),
     "no gradients at all": (
         scores,
@@ -267,6 +279,32 @@ def test_numbers_from_a_closure_are_constants() -> None:
     assert check_pattern((find, lambda x: find(x), (X,))).error is not None
 
 
+def test_closures_stay_constants_with_dynamic_shapes() -> None:
+    def scaled_by(scale: float) -> Callable[[Tensor], Tensor]:
+        return lambda x: (x.exp() * scale).sin()
+
+    assert check_pattern((scaled_by(0.3), scaled_by(0.3), (X,)), dynamic=True).grown
+    with pytest.raises(AssertionError, match="'numbers': value 0 is off"):
+        check_pattern((scaled_by(0.3), scaled_by(0.31), (X,)))
+
+
+def test_inputs_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        x = torch.randn(3, 4)
+        inside = check_pattern((scores, lambda x, w: scores(x, w), (x, x)))
+    assert inside == check_pattern((scores, lambda x, w: scores(x, w), (x, x)))
+    assert inside.gradient_error is not None
+
+
+def test_eight_bits() -> None:
+    def find(x: Tensor) -> Tensor:
+        return x.float().exp().sin()
+
+    report = check_pattern((find, lambda x: find(x), (X.to(torch.float8_e4m3fn),)))
+    assert report.varied == ("shapes (2, 5, 6)",)
+    assert report.grown
+
+
 def test_complex_numbers() -> None:
     x, y = torch.randn(2, 5, dtype=torch.complex64)
 
@@ -333,11 +371,14 @@ def test_what_is_allowed() -> None:
 
 def test_counters_and_random_state_are_left_as_they_were() -> None:
     before = torch.random.get_rng_state()
-    counters["fuser"]["mine.other"] = 3
+    python = random.getstate()
+    counters["fuser"]["mine.other"] += 3
     try:
+        counted = {name: dict(counter) for name, counter in counters.items()}
         check_pattern((dropped, lambda x, p: dropped(x, p), (X, 0.5)), dynamic=False)
-        assert counters["fuser"] == {"mine.other": 3}
+        assert {name: dict(counter) for name, counter in counters.items()} == counted
         assert torch.equal(before, torch.random.get_rng_state())
+        assert python == random.getstate()
     finally:
         del counters["fuser"]["mine.other"]
 
@@ -359,6 +400,23 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"example_inputs": X},
         "must be a tuple",
     ),
+    "examples that are a number": ((scores, scores, 3), {}, "example_inputs must be a tuple"),
+    "an array": ((scores, scores, (X, X.numpy())), {}, "example of `w` is, or holds, a ndarray"),
+    "a list of tensors": ((scores, scores, (X, [W])), {}, "of `w` is, or holds, a Tensor"),
+    "too few inputs": (
+        (scores, scores, (X, W)),
+        {"example_inputs": (X,)},
+        r"`find` cannot be run .*missing 1 required positional argument: 'w'\.",
+    ),
+    "something that cannot be called": ((scores, 3, (X, W)), {}, "takes two functions and their"),
+    "sparse": (
+        (scores, scores, (X, W)),
+        {"example_inputs": (X.to_sparse(), W)},
+        "dense tensors that hold numbers",
+    ),
+    "meta": ((scores, scores, (X, W.to("meta"))), {}, "dense tensors that hold numbers|device"),
+    "a factor": ((scores, scores, (X, W)), {"factor": 0.5}, "factor is 0.5; it must be a number,"),
+    "no factor": ((scores, scores, (X, W)), {"factor": "3"}, "factor is '3'; it must be"),
     "inputs that do not fit": (
         (scores, lambda x, w: scores(x, w), (X, W)),
         {"example_inputs": (X, X.mT)},

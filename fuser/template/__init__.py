@@ -1,7 +1,7 @@
 """Patterns given as two functions.
 
 arguments   what the two functions take, and what is given to them
-trace       record the functions
+trace       record the functions, with `tracer`
 form        operators read so that spellings compare equal, with `bind` for those without a table
 equal       scalars that are equal; `rounding`: spellings that are equal only up to rounding
 values      einsum and linear, opened

@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..errors import PatternError
 
+_SCALARS = (int, float, complex, str, slice, torch.dtype, torch.device, type(None))
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -37,6 +40,7 @@ def arguments_of(
             f"{', '.join(names)}."
         )
     _require_same_order(pattern_id, names, others)
+    _require_usable(pattern_id, names, examples)
     return names, others
 
 
@@ -72,4 +76,18 @@ def _require_same_order(pattern_id: str, names: Sequence[str], others: Sequence[
                 f"pattern {pattern_id!r}: `{name}` is argument {names.index(name) + 1} of `find` "
                 f"but argument {position + 1} of `replace`; arguments are bound by position, so "
                 "give them the same order, or other names."
+            )
+
+
+def _require_usable(pattern_id: str, names: Sequence[str], examples: Sequence[Any]) -> None:
+    for name, example in zip(names, examples, strict=True):
+        if isinstance(example, torch.Tensor):
+            continue
+        parts = example if isinstance(example, (tuple, list)) else (example,)
+        wrong = next((part for part in parts if not isinstance(part, _SCALARS)), None)
+        if wrong is not None:
+            raise PatternError(
+                f"pattern {pattern_id!r}: the example of `{name}` is, or holds, a "
+                f"{type(wrong).__name__}; an argument is a tensor, a number, a flag, a dtype or a "
+                "tuple of numbers."
             )

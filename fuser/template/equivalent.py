@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..graph.ops import is_tensor, value
 from ..graph.view import GraphView
 from . import form
-from .equal import is_number
+from .equal import equal, is_number
 from .goals import Branch, Fail, Goal, argument_goals
 from .rounding import exacting, negative, reciprocal
 
@@ -75,7 +75,10 @@ def _inverse(template: GraphView, view: GraphView, p: Node, g: Node) -> Branch |
     if head in ("add", "sub"):
         other = negative(number, value(a).dtype)
     else:
-        other = reciprocal(number, value(g).dtype, exact=p in exacting(template))
+        exact = p in exacting(template)
+        other = reciprocal(number, value(g).dtype, exact=exact)
+        if is_number(y) and other is not None and equal(y, other, loose=not exact):
+            other = y  # 1 / (1 / 49) is not 49
     what = form.label(view, g)
     if other is None:
         return Fail(f"{what} with {number!r} is not for certain a {form.label(template, p)}", g)

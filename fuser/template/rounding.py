@@ -20,9 +20,9 @@ from ..graph.view import GraphView
 from . import form
 
 _STEPS = set(
-    "round floor ceil trunc fix frac sign sgn floor_divide remainder fmod copysign heaviside "
-    "hardshrink threshold atan2 angle bernoulli gumbel_softmax fake_quantize_per_tensor_affine "
-    "fake_quantize_per_channel_affine".split()
+    "round floor ceil trunc fix frac sign sgn floor_divide remainder fmod copysign heaviside histc "
+    "nextafter hardshrink threshold atan2 angle bernoulli gumbel_softmax "
+    "fake_quantize_per_tensor_affine fake_quantize_per_channel_affine".split()
 )
 
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
-from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..errors import (
-    PatternError,
-    PatternOutputsError,
-    UnrunnablePatternError,
-    UntraceablePatternError,
-)
+from ..errors import PatternError, PatternOutputsError, UnrunnablePatternError
 from ..graph.ops import is_tensor, value
 from ..graph.view import GraphView
 from ..torch_private import FakeTensorMode, unset_fake_temporarily
 from .arguments import arguments_of
 from .rounding import exacting
 from .run import run
+from .tracer import Recorder
 from .values import open_einsums
 
 
@@ -98,19 +90,13 @@ def _trace(
     fakes: Sequence[Any],
     mode: FakeTensorMode,
 ) -> GraphModule:
-    tracer = _Tracer(function, names)
-    try:
-        with _recorded_functions(tracer), _RecordedFactories(tracer):
-            graph = tracer.trace(getattr(function, "__func__", function))
-    except Exception as error:
-        raise UntraceablePatternError(pattern_id, role, error) from error
-    module = GraphModule(tracer.root, graph)
+    recorder = Recorder(pattern_id, role, function, names)
+    graph = recorder.record()
+    module = GraphModule(recorder.root, graph)
     _propagate(pattern_id, role, module, fakes, mode)
-    if GraphView(module).mutations:  # looked for before dead code goes, to which a write belongs
-        raise PatternError(
-            f"pattern {pattern_id!r}: `{role}` writes to a tensor in place; write it out of place "
-            "(in-place forms in a model are found all the same)."
-        )
+    # looked for before dead code goes, to which a write belongs
+    if GraphView(module).mutations or any(map(is_tensor, recorder.written)):
+        recorder.refuse_write()
     graph.eliminate_dead_code()
     outputs = outputs_of(graph)
     if not outputs or not all(isinstance(o, Node) and is_tensor(o) for o in outputs):
@@ -118,57 +104,6 @@ def _trace(
             f"pattern {pattern_id!r}: `{role}` must return a tensor or a tuple of tensors."
         )
     return module
-
-
-class _Tracer(Tracer):
-    """Records a function, or a bound method, over the arguments that have examples."""
-
-    def __init__(self, function: Any, names: Sequence[str]) -> None:
-        super().__init__(autowrap_modules=(math,))
-        self.function, self.names = function, names
-
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
-        return self.function, proxies
-
-
-@contextlib.contextmanager
-def _recorded_functions(tracer: Tracer) -> Generator[None]:
-    """Record a torch.autograd.Function as one call: traced through, its backward would be lost."""
-    original: Any = torch.autograd.Function.__dict__["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        bound: Callable[..., Any] = original.__get__(None, cls)
-        if any(isinstance(a, Proxy) for a in pytree.tree_leaves((args, kwargs))):
-            return tracer.create_proxy("call_function", bound, args, kwargs)
-        return bound(*args, **kwargs)
-
-    with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
-        yield
-
-
-_FACTORIES = {
-    getattr(torch, name)
-    for name in (
-        "arange empty eye full linspace logspace ones rand randint randn randperm scalar_tensor "
-        "tensor tril_indices triu_indices zeros"
-    ).split()
-}
-
-
-class _RecordedFactories(TorchFunctionMode):
-    """Record `torch.ones(3)` as a call: made while tracing, it would be a constant of the graph."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _FACTORIES:
-            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
 
 
 def _propagate(

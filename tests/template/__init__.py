@@ -1,0 +1,1 @@
+"""Patterns given as two functions, stage by stage."""
