@@ -168,7 +168,7 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
     for call in match.calls:
         for operand in call.operands.values():
             read = operand.read_at if operand.read_at >= 0 else first
-            start = max(min(read, first), view.order[operand.node])
+            start = max(read, view.order[operand.node])
             writer = view.mutated_between(operand.node, start + 1, end)
             if writer is not None and writer not in inside:
                 return Decline(

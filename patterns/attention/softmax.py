@@ -157,7 +157,7 @@ def _match(
     inner_v = tuple(a for a in leaves(v_dims) if a not in key_axes and a not in row_axes)
     calls, facts = [], {}
     for branch, products in zip(branches, chains, strict=True):
-        call = _call(view, branch, products, layout, v_chain, inner_v, anchor)
+        call = _call(view, branch, products, layout, v_chain, inner_v, anchor, interior)
         calls.append(call)
         facts = _facts(call, layout, branch, len(branches))
     return Match(
@@ -181,6 +181,7 @@ def _call(
     v_chain: list[tuple[Node, Dims]],
     inner_v: tuple[Axis, ...],
     anchor: Node,
+    interior: set[Node],
 ) -> Call:
     captured = branch.captured
     builder, result = probability_program(branch.source, captured)
@@ -202,7 +203,9 @@ def _call(
         if isinstance(value(node), torch.Tensor) and value(node).ndim == 0:
             target = ()
         fixed = branch.source.fixed
-        operands[f"c{i}"] = Operand(node, dims, target, read_at=view.order[node], fixed=fixed)
+        readers = [view.order[user] for user in node.users if user in interior]
+        read_at = min(readers, default=view.order[node])
+        operands[f"c{i}"] = Operand(node, dims, target, read_at=read_at, fixed=fixed)
         foreign = set(leaves(dims)) - set(leaves(layout.scores())) - {axis for axis, _ in fixed}
         if foreign:
             raise Declined("a captured tensor has an axis that the scores do not have", node)

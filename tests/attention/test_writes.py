@@ -117,3 +117,23 @@ def test_widened_copy(grad: bool) -> None:
         return _by_softmax(q, _scaled(wide), _cut(same))
 
     _compare(fn, grad, heads=4)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_mask_written_in_place(when: str, grad: bool) -> None:
+    """What the region reads is as it stands where the original read it."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.zeros(6, 7, dtype=q.dtype)
+        if when == "before":
+            mask[:, 4:] = -torch.inf
+        scores = q @ k.mT
+        if when == "between":
+            mask[:, 4:] = -torch.inf
+        scores = scores + mask
+        if when == "after":
+            mask[:, 4:] = -torch.inf
+        return scores.softmax(-1) @ v + mask.isinf().sum()
+
+    assert _compare(fn, grad, heads=4).rewrites() == (when != "after")
