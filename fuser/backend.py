@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch._inductor import config as inductor_config
 from torch.fx import GraphModule
 
 from . import torch_private
@@ -66,7 +65,7 @@ def fuser(
             stacklevel=2,
         )
     warn_of_unmatched(parsed)
-    with inductor_config.patch({k: v for k, v in rest.items() if k == "fallback_random"}):
+    with torch_private.random_options(rest):
         record = _transform(gm, parsed)
     try:
         compiled = _compile(gm, example_inputs, parsed, inner)

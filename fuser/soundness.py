@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._inductor import config as inductor_config
-from torch.autograd import forward_ad
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
@@ -19,6 +17,7 @@ from .errors import PatternError
 from .graph.ops import Kind, value
 from .graph.view import GraphView, Mark
 from .pattern import Decline, Match
+from .torch_private import in_forward_mode, random_as_in_eager
 
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 """What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
@@ -199,12 +198,11 @@ def _is_differentiated(match: Match) -> bool:
 def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) -> bool:
     """An in-place operator may be read as its functional form when nobody sees the difference:
     what it overwrites was made inside, and all later readers read its result."""
-    if target not in match.nodes:
+    if target not in match.nodes or target not in view.storages:
         return False
-    key = view.storages.get(target)
     position = view.order[node]
-    for other in view.nodes[: position + 1]:
-        if view.storages.get(other) != key or other is node:
+    for other in view.sharing[view.storages[target]]:
+        if other is node or view.order[other] > position:
             continue
         if other not in match.nodes:
             return False
@@ -214,7 +212,7 @@ def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) 
 
 
 def _changes_mode(view: GraphView, match: Match) -> Decline | None:
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         return Decline("forward-mode derivatives are taken", match.anchor)
     first, last = span(view, match)
     for start, end in view.transformed:
@@ -229,7 +227,7 @@ def _changes_mode(view: GraphView, match: Match) -> Decline | None:
 def _reorders_random(view: GraphView, match: Match) -> Decline | None:
     if not match.random:
         return None
-    if inductor_config.fallback_random:
+    if random_as_in_eager():
         reason = "it draws random numbers, and eager's own are asked for (fallback_random)"
         return Decline(reason, match.anchor)
     first, last = span(view, match)

@@ -18,7 +18,9 @@ import sympy
 import torch
 from torch._dynamo import exc as dynamo_exc
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -31,11 +33,14 @@ __all__ = [
     "eager_world",
     "flex_supported",
     "hints",
+    "in_forward_mode",
     "inductor",
     "is_control_flow",
     "known_true",
     "multiplies_in_hardware",
     "outermost",
+    "random_as_in_eager",
+    "random_options",
     "to_expr",
 ]
 
@@ -183,6 +188,22 @@ def _closes_over_module(function: Callable[..., Any], module: str) -> bool:
         with contextlib.suppress(ValueError):
             contents.append(cell.cell_contents)
     return any(getattr(c, "__module__", None) == module for c in contents)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken (`torch.autograd.forward_ad.dual_level`)."""
+    return forward_ad._current_level >= 0
+
+
+def random_as_in_eager() -> bool:
+    """Whether Inductor is asked to draw the numbers that eager would (`fallback_random`)."""
+    return bool(inductor_config.fallback_random)
+
+
+def random_options(options: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Within the block, `random_as_in_eager` answers for a compile with these Inductor options."""
+    wanted = {k: v for k, v in options.items() if k == "fallback_random"}
+    return inductor_config.patch(wanted)
 
 
 def flex_supported() -> bool:

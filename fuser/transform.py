@@ -16,6 +16,7 @@ from .events import Failure, NearMiss, Record, Rewritten
 from .graph.effects import draws
 from .graph.modes import modes_at
 from .graph.ops import Kind, value
+from .graph.rebind import rebind, undo
 from .graph.view import GraphView
 from .options import Options
 from .pattern import Match
@@ -104,6 +105,8 @@ def _is_closed(user: Node) -> bool:
 def _transform(module: GraphModule, options: Options, graph: int, record: Record) -> None:
     """Open composites first, then plan on the graph that this leaves: one round, seldom two."""
     view = GraphView(module)
+    rebound = rebind(view)
+    view = GraphView(module) if rebound else view
     decisions = list(plan(view, options))
     openings = [d for d in decisions if _opens(d)]
     if openings:
@@ -125,7 +128,10 @@ def _transform(module: GraphModule, options: Options, graph: int, record: Record
             )
         elif isinstance(decision, Failed):
             _failed(decision, options, record, graph)
-    _rewrite(view, [d for d in decisions if isinstance(d, Planned)], options, record, graph)
+    planned = [d for d in decisions if isinstance(d, Planned)]
+    _rewrite(view, planned, options, record, graph)
+    if not openings and not planned:
+        undo(rebound)
 
 
 def _opens(decision: Planned | Left | Failed) -> TypeGuard[Planned]:

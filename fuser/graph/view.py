@@ -140,6 +140,14 @@ class GraphView:
                 keys[node] = node
         return keys
 
+    @cached_property
+    def sharing(self) -> dict[Any, list[Node]]:
+        """Per key of `storages` the tensors that have it, in order."""
+        groups: dict[Any, list[Node]] = {}
+        for node, key in self.storages.items():
+            groups.setdefault(key, []).append(node)
+        return groups
+
     def mutated_between(self, node: Node, first: int, last: int) -> Node | None:
         """A node that writes to memory shared with `node` at a position in [first, last)."""
         if not self.mutations:

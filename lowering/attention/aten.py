@@ -223,7 +223,7 @@ class _Emitter:
         q, k, v = operands(self.builder, self.call)
         dtype = self._dtype()
         q = [
-            self._to(self._scaled(x, factors), dtype)
+            self._scaled(self._to(x, dtype), factors)
             for x, factors in zip(q, self.form.q_factors, strict=True)
         ]
         k, v = [self._to(x, dtype) for x in k], self._to(v, dtype)
@@ -242,9 +242,13 @@ class _Emitter:
 
     def _dtype(self) -> torch.dtype:
         """The library computes in the result's dtype where q, k and v are exact in it, and its
-        backward can be fast in it."""
+        backward can be fast in it. A q that is scaled first may overflow float16, and rounds a
+        gradient of the factor once more."""
         if self.context.training and cost.converts(self.spec.dtype, self.context.device):
             return torch.float32
+        if any(self.form.q_factors) and self.spec.dtype.itemsize < 4:
+            if self.context.training or self.spec.dtype is torch.float16:
+                return torch.float32
         own = {value(o.node).dtype for n, o in self.call.operands.items() if n[0] in "qkv"}
         if own == {self.spec.dtype} or self.spec.score_dtype == self.spec.dtype:
             return self.spec.dtype
@@ -315,6 +319,8 @@ class _Emitter:
         assert total is not None
         if value(total).dtype not in (torch.float32, dtype):
             total = self._to(total, torch.float32)
+        if not value(total).ndim:
+            total = self._spread(total)
         # a bias gathered as (Sq, Sk, H) and permuted would be read across its rows
         return self._dense(total)
 
@@ -326,9 +332,13 @@ class _Emitter:
             else:
                 function = torch.mul if how == "mul" else torch.div
                 node = self.builder.call(function, node, self.free(operand))
-        if not isinstance(node, Node) or value(node).ndim == 0:
-            node = self.builder.call(torch.full, (1, 1, 1, 1), node)
-        return node
+        if isinstance(node, Node) and isinstance(value(node), torch.Tensor):
+            return node if value(node).ndim else self._spread(node)
+        return self.builder.call(torch.full, (1, 1, 1, 1), node)
+
+    def _spread(self, node: Node) -> Node:
+        """One number for all scores."""
+        return self.builder.method("reshape", node, (1, 1, 1, 1))
 
     def _attend(self, q: Node, k: Node, v: Node, bias: Node | None) -> tuple[Node, Node | None]:
         """The kernel; with the log-sum-exp where something still has to be done with it."""

@@ -14,7 +14,17 @@ from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView, Mark
 
 from .shift import Shift, read_shift, until_common
-from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Declined, Source, is_cast, peel, spelled
+from .walk import (
+    MAX_NODES,
+    WRONG_AXIS,
+    WRONG_AXIS_HINT,
+    Declined,
+    Source,
+    is_cast,
+    loses_nothing,
+    peel,
+    spelled,
+)
 
 
 class ProbabilityWalk:
@@ -122,11 +132,21 @@ class ProbabilityWalk:
             raise Declined("a part of the probabilities is cut out", node)
         if any(kind != "op" or not is_cast(detail[0]) for kind, detail in inner.steps):
             raise Declined("the sink's column is changed before it is dropped", node)
+        uncast, _ = walk._unshifted(walk._uncast(inner), inner.dims)
         self.interior |= walk.interior
-        scores, sink, sink_dims = self._joined(inner.scores, dims, at_end)
+        scores, sink, sink_dims = self._joined(uncast, dims, at_end)
         return replace(
             inner, scores=scores, dims=dims, sink=sink if sink == "0" else (sink, sink_dims)
         )
+
+    def _uncast(self, source: Source) -> Node:
+        """The scores before they are cast to the dtype in which the softmax is computed anyway."""
+        node, op = source.scores, self.view.op(source.scores)
+        while value(node).dtype == source.dtype and not op.inplace and loses_nothing(op, node):
+            self.interior.add(node)
+            node = op.args["input"]
+            op = self.view.op(node)
+        return node
 
     def _joined(self, node: Node, dims: Dims, at_end: bool) -> tuple[Node, Any, Dims]:
         """Reads `cat([scores, column])`, or a padding with zeros, as scores and a sink."""

@@ -124,7 +124,7 @@ def peel(
                 node, dims = pull_view(op, node, dims)
             except Unproven:
                 break
-        elif op.kind is Kind.POINTWISE and (_is_copy(op, node) or _widens(op, node)):
+        elif op.kind is Kind.POINTWISE and loses_nothing(op, node):
             node = op.args["input"]
         elif values and node.target in _DETACH and is_tensor(node.args[0]):
             (node,) = node.all_input_nodes
@@ -132,6 +132,11 @@ def peel(
             break
         found.append((node, dims))
     return [(n, resolve(d)) for n, d in found]
+
+
+def loses_nothing(op: Op, node: Node) -> bool:
+    """A copy, or a cast to a dtype that holds every number of the old one."""
+    return _is_copy(op, node) or _widens(op, node)
 
 
 def _is_copy(op: Op, node: Node) -> bool:
@@ -143,7 +148,6 @@ def _is_copy(op: Op, node: Node) -> bool:
 
 
 def _widens(op: Op, node: Node) -> bool:
-    """A cast that loses nothing."""
     source = op.args.get("input")
     return (
         is_cast(op)

@@ -206,7 +206,7 @@ def keys_changed_after_use(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     return p @ v, k + 0
 
 
-@_written(trains=False)
+@_written(reason="", trains=False)
 def values_changed_before_use(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The input v is written to between the contractions."""
     p = _scores(q, k).softmax(-1)
@@ -223,7 +223,7 @@ def copied_values_changed_before_use(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return p @ v
 
 
-@_written()
+@_written(reason="")
 def copied_keys_changed_after_use(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Keys double as values, written to in between."""
     rows = k * 1.0

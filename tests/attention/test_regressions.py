@@ -304,3 +304,65 @@ def test_forward_mode_derivatives() -> None:
         found = forward_ad.unpack_dual(target(dual, k, v)).tangent
         expected = forward_ad.unpack_dual(_attend(dual, k, v)).tangent
     torch.testing.assert_close(found, expected)
+
+
+def _one_number(q: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+    return (q @ k.mT * 0.25 + b).softmax(-1) @ v
+
+
+def _one_switch(q: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+    return (q @ k.mT * 0.25).masked_fill(b < 0, -torch.inf).softmax(-1) @ v
+
+
+def _large_factor(q: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+    return (q @ (k * 1e-4).mT * (b * 1e5)).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("fn", [_one_number, _one_switch, _large_factor])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 2, 1, 1)])
+def test_one_number_for_all_scores(
+    fn: Callable[..., Tensor], dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """Biases and masks without dimensions; a factor that would overflow q."""
+    inputs = [*_inputs(6, 6, 6, dtype=dtype), torch.full(shape, 0.5, dtype=dtype)]
+    ours = compiled(fn, inputs)
+    assert ours.rewrites() == 1
+    assert_near(ours, run(fn, inputs), run(fn, wide(inputs)))
+
+
+def test_a_trained_temperature_in_half_precision() -> None:
+    """Its gradient is a sum over q times the gradient of q, which is not rounded before."""
+
+    def tempered(q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+        return ((q @ k.mT).float() * scale).to(q.dtype).softmax(-1) @ v
+
+    inputs = _inputs(40, 40, 40, dtype=torch.bfloat16, grad=True)
+    inputs.append(torch.full((2, 1, 1), 0.3, requires_grad=True))
+    ours = compiled(tempered, inputs, grad=True)
+    assert ours.rewrites() == 1
+    assert_near(ours, run(tempered, inputs, grad=True), run(tempered, wide(inputs), grad=True))
+
+
+def _gated_column(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    joined = torch.cat([q @ k.mT, sink], -1).float()
+    return joined.softmax(-1)[..., :-1].to(q.dtype) @ v
+
+
+def _column_after_shift(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    joined = torch.cat([q @ k.mT, sink], -1)
+    joined = (joined - joined.amax(-1, keepdim=True)).float()
+    return joined.softmax(-1)[..., :-1].to(q.dtype) @ v
+
+
+@pytest.mark.parametrize("fn", [_gated_column, _column_after_shift])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_sink_for_each_query_joined_before_a_cast(
+    fn: Callable[..., Tensor], dtype: torch.dtype, grad: bool
+) -> None:
+    inputs = _inputs(6, 7, 7, dtype=dtype, grad=grad)
+    inputs.append(torch.randn(1, 2, 6, 1).to(dtype).requires_grad_(grad))
+    ours = compiled(fn, inputs, grad=grad)
+    assert ours.rewrites() == 1
+    assert_near(ours, run(fn, inputs, grad=grad), run(fn, wide(inputs), grad=grad))
