@@ -105,8 +105,8 @@ def _transform(gm: GraphModule, options: Options) -> Record:
     try:
         return transform(gm, options, next(_graphs))
     except Exception as error:
-        if options.strict or torch_private.is_control_flow(error):
-            raise
+        if options.strict or isinstance(error, Warning) or torch_private.is_control_flow(error):
+            raise  # a warning, if the user has made errors of them
         warnings.warn(
             f"fuser failed and left the graph to the inner backend: "
             f"{type(error).__name__}: {error} (set fuser.strict to raise instead)",

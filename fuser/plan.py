@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
 
 from . import soundness
+from .errors import PatternError
 from .graph.axes import Unproven
 from .graph.fold import Folder
 from .graph.modes import modes_at
@@ -48,7 +49,7 @@ class Failed:
 
 def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]:
     """Decide for every anchor of every allowed pattern, the highest priority first."""
-    claimed: set[Node] = set()
+    claimed: dict[Node, str] = {}
     folder = Folder(view)
     for registered in patterns():
         if not options.allows(registered.pattern.id):
@@ -61,22 +62,29 @@ def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]
             if decided is None:
                 continue
             if isinstance(decided, Planned):
-                claimed |= decided.match.nodes
+                claimed.update(dict.fromkeys(decided.match.nodes, decided.match.pattern))
             yield decided
 
 
 def _anchors(view: GraphView, registered: Registered) -> Iterator[Node | Failed]:
+    pattern_id = registered.pattern.id
     try:
-        yield from registered.pattern.anchors(view)
+        for anchor in registered.pattern.anchors(view):
+            if not isinstance(anchor, Node) or anchor not in view.order:
+                raise PatternError(
+                    f"pattern {pattern_id!r}: `anchors` gave {anchor!r}, which is no node of the "
+                    "graph."
+                )
+            yield anchor
     except Exception as error:
-        yield Failed(registered.pattern.id, view.nodes[0], error)
+        yield Failed(pattern_id, view.nodes[0], error)
 
 
 def _decide(
     view: GraphView,
     registered: Registered,
     anchor: Node,
-    claimed: set[Node],
+    claimed: Mapping[Node, str],
     folder: Folder,
     options: Options,
 ) -> Planned | Left | Failed | None:
@@ -88,11 +96,10 @@ def _decide(
         soundness.require_well_formed(view, pattern_id, found)
         if isinstance(found, Decline):
             return None if anchor in claimed else Left(pattern_id, found)
-        if found.nodes & claimed:
-            reason = (
-                "a pattern of higher priority, or one that was tried before, takes a part of it"
-            )
-            return Left(pattern_id, Decline(reason, anchor), sound=True)
+        taken = next((claimed[n] for n in found.nodes if n in claimed), None)
+        if taken is not None:
+            reason = f"{taken}, which has priority or was tried before, takes a part of it"
+            return Left(pattern_id, Decline(reason, anchor))
         with modes_at(view, anchor):
             unsound = soundness.check(view, found)
             if unsound is not None:

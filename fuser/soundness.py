@@ -6,18 +6,18 @@ dtypes, strides and devices under fake execution when it puts the replacement th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
 from .errors import PatternError
-from .graph.ops import Kind, value
+from .graph.effects import written
+from .graph.ops import Kind, read, value
 from .graph.view import GraphView, Mark
 from .pattern import Decline, Match
-from .torch_private import in_forward_mode, random_as_in_eager
+from .torch_private import in_forward_mode, random_as_in_eager, symbols
 
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 """What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
@@ -63,6 +63,10 @@ def _malformed(view: GraphView, pattern_id: str, found: Any) -> str:
         return f"{found!r}; a Match, a Decline or None is expected"
     if found.pattern != pattern_id:
         return f"a Match of {found.pattern!r}"
+    if not isinstance(found.nodes, (set, frozenset)) or not isinstance(found.facts, Mapping):
+        return "a Match whose nodes are no set, or whose facts are no mapping"
+    if found.replacement is not None and not callable(found.replacement):
+        return f"a Match whose replacement is {found.replacement!r}, which cannot be called"
     if not found.nodes or not found.outputs or (not found.calls and found.replacement is None):
         return "a Match without nodes, without outputs, or with nothing to put there"
     strangers = [n for n in (found.anchor, *found.nodes, *found.outputs) if n not in view.order]
@@ -70,6 +74,29 @@ def _malformed(view: GraphView, pattern_id: str, found: Any) -> str:
         return f"a Match with {strangers[0]!r}, which is no node of the graph"
     outside = [n for n in found.outputs if n not in found.nodes]
     return f"a Match whose output `{outside[0].name}` is not among its nodes" if outside else ""
+
+
+def require_clean(
+    view: GraphView, anchor: Node, added: Sequence[Node], results: Sequence[Node]
+) -> None:
+    """Check what a replacement put before `anchor`, and gives as results.
+
+    Raises:
+        PatternError: it reads what is computed later, or writes to what it did not make.
+    """
+    made = set(added)
+    for source in (*results, *(n for node in added for n in node.all_input_nodes)):
+        if source not in made and view.order.get(source, -1) > view.order[anchor]:
+            raise PatternError(
+                f"the replacement reads `{source.name}`, which is computed after the region."
+            )
+    for node in added:
+        for target in written(node, read(node)):
+            if target not in made:
+                raise PatternError(
+                    f"the replacement's `{node.name}` writes to `{target.name}`, which it did not "
+                    "make."
+                )
 
 
 def inputs_of(match: Match) -> list[Node]:
@@ -91,7 +118,7 @@ def _depends_on_data(view: GraphView, match: Match) -> Decline | None:
     nodes = sorted({*inputs_of(match), *match.nodes}, key=view.order.__getitem__)
     for node in nodes:
         example = value(node)
-        if isinstance(example, torch.Tensor) and has_free_unbacked_symbols(example):
+        if isinstance(example, torch.Tensor) and symbols(example.shape) - view.input_symbols:
             return Decline(SIZE_OF_DATA, node)
     return None
 
@@ -197,15 +224,15 @@ def _is_differentiated(match: Match) -> bool:
 
 def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) -> bool:
     """An in-place operator may be read as its functional form when nobody sees the difference:
-    what it overwrites was made inside, and all later readers read its result."""
-    if target not in match.nodes or target not in view.storages:
+    what it overwrites was made in this graph, and all later readers read its result."""
+    if target not in view.storages:
         return False
-    position = view.order[node]
-    for other in view.sharing[view.storages[target]]:
+    position, sharing = view.order[node], view.sharing[view.storages[target]]
+    if sharing[0] not in match.nodes and view.op(sharing[0]).kind is Kind.OTHER:
+        return False  # an input, or who knows whose memory
+    for other in sharing:
         if other is node or view.order[other] > position:
             continue
-        if other not in match.nodes:
-            return False
         if any(view.order[user] > position for user in other.users):
             return False
     return True

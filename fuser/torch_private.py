@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import os
 import sys
 import threading
@@ -16,12 +17,27 @@ from typing import Any
 
 import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import exc as dynamo_exc
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._jit_internal import boolean_dispatched
+from torch._library.custom_ops import _maybe_get_opdef
+from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.autograd import forward_ad
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import (
+    GuardOnDataDependentSymNode,
+    free_symbols,
+    free_unbacked_symbols,
+    statically_known_true,
+)
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
@@ -30,18 +46,24 @@ __all__ = [
     "attention_patterns_off",
     "counters",
     "differentiable",
+    "dispatched",
     "eager_world",
+    "faked",
     "flex_supported",
+    "has_gradient",
     "hints",
     "in_forward_mode",
     "inductor",
     "is_control_flow",
+    "is_data_dependent",
     "known_true",
     "multiplies_in_hardware",
     "outermost",
     "random_as_in_eager",
     "random_options",
+    "symbols",
     "to_expr",
+    "unbacked",
 ]
 
 
@@ -51,6 +73,16 @@ def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:
         return size
     expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
     return int(expr) if expr.is_Integer else expr
+
+
+def symbols(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:
+    """The symbols that sizes are made of."""
+    return set(free_symbols([size for size in sizes if not isinstance(size, int)]))
+
+
+def unbacked(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:
+    """Those of which Dynamo knows that they are counted while running."""
+    return set(free_unbacked_symbols([size for size in sizes if not isinstance(size, int)]))
 
 
 def hints(tensors: Iterable[torch.Tensor]) -> dict[sympy.Expr, sympy.Expr]:
@@ -78,6 +110,60 @@ def is_control_flow(error: BaseException) -> bool:
     Dynamo wants to see itself (Unsupported, BackendCompilerFailed with a cause of that kind).
     """
     return isinstance(error, dynamo_exc.TorchDynamoException)
+
+
+def is_data_dependent(error: BaseException) -> bool:
+    """Whether something asked a fake tensor for its values."""
+    kinds = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+    return isinstance(error, kinds)
+
+
+@contextlib.contextmanager
+def faked(mode: FakeTensorMode | None) -> Generator[None]:
+    """Run operators on fake tensors as Dynamo does, which lets them broadcast symbolic sizes.
+
+    Sizes that are counted in the data stay within the block. What fails raises; torch would log its
+    stack trace too, whoever catches it.
+    """
+    thread, logger = threading.get_ident(), logging.getLogger("torch._subclasses.fake_tensor")
+    shape_env = None if mode is None else mode.shape_env
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(others)
+    try:
+        with contextlib.ExitStack() as stack:
+            if mode is not None:
+                stack.enter_context(mode)
+                stack.enter_context(enable_python_dispatcher())
+            if shape_env is not None:
+                stack.enter_context(shape_env.ignore_fresh_unbacked_symbols())
+            yield
+    finally:
+        logger.removeFilter(others)
+
+
+def has_gradient(target: Any) -> bool:
+    """Whether an operator has an autograd formula; what is no operator of the dispatcher has."""
+    if isinstance(target, OpOverloadPacket):
+        return all(has_gradient(getattr(target, name)) for name in target.overloads())
+    if not isinstance(target, OpOverload) or target.namespace == "aten":
+        return True
+    custom = _maybe_get_opdef(target)
+    if custom is not None:  # its kernel for autograd raises where it has no formula
+        return custom._backward_fn is not None
+    keys = ("CompositeImplicitAutograd", "Autograd", "AutogradCPU", "AutogradCUDA")
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key) for key in keys)
+
+
+def dispatched(function: Any) -> Any:
+    """The function with the signature behind one of `F.max_pool1d`'s kind, which has none."""
+    try:
+        found = boolean_dispatched.get(function)
+    except TypeError:
+        return function
+    return function if found is None else found["if_false"]
 
 
 @lru_cache(maxsize=1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
 
 from .builder import Builder
-from .errors import FuserWarning
+from .errors import FuserWarning, PatternError
 from .events import Failure, NearMiss, Record, Rewritten
 from .graph.effects import draws
 from .graph.modes import modes_at
@@ -23,7 +23,13 @@ from .pattern import Match
 from .plan import Failed, Left, Planned, plan
 from .report.source import describe, where
 from .rewrite import Rewriter
-from .soundness import ASSERT_METADATA, inputs_of, likeness, reads_shape_alone
+from .soundness import (
+    ASSERT_METADATA,
+    inputs_of,
+    likeness,
+    reads_shape_alone,
+    require_clean,
+)
 from .torch_private import FakeTensor, FakeTensorMode, is_control_flow, to_expr
 
 _FROZEN = "no gradient goes through the checkpoint that it runs in, although gradients are on"
@@ -181,6 +187,7 @@ def _apply(
         with modes_at(view, match.anchor):
             _free_shape_readers(view, rewriter, match)
             results = _emit(builder, planned)
+            require_clean(view, anchor, builder.added, results)
             inputs = inputs_of(match)
             rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
     except Exception as error:
@@ -261,13 +268,27 @@ def _spell_out(user: Node) -> None:
 def _emit(builder: Builder, planned: Planned) -> list[Node]:
     match = planned.match
     if match.replacement is not None:
-        return list(match.replacement(builder))
+        return _results(match, match.replacement(builder))
     total: Node | None = None
     for emission in planned.emissions:
         part = emission.emit(builder)
         total = part if total is None else builder.call(torch.add, total, part)
     assert total is not None
     return [builder.arrange(total, match.result, match.dims, materialise=True)]
+
+
+def _results(match: Match, given: Any) -> list[Node]:
+    """What a replacement returned, if it is one node for each output.
+
+    Raises:
+        PatternError: it is not.
+    """
+    expected = f"a list of {len(match.outputs)} nodes, one for each output, is expected"
+    if not isinstance(given, (list, tuple)) or not all(isinstance(n, Node) for n in given):
+        raise PatternError(f"the replacement returned {given!r}; {expected}.")
+    if len(given) != len(match.outputs):
+        raise PatternError(f"the replacement returned {len(given)} nodes; {expected}.")
+    return list(given)
 
 
 def _erase(view: GraphView, removed: list[Node]) -> None:

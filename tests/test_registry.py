@@ -421,4 +421,4 @@ def test_the_loser_of_an_overlap_is_told() -> None:
         with listening(records.append):
             torch.compile(_attend, backend="fuser", options=settings)(q)
     (miss,) = [m for m in records[0].near_misses if m.pattern == "mine.soft"]
-    assert "of higher priority" in miss.reason
+    assert miss.reason.startswith("attention.softmax, which has priority")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.fx import Node
 
+from fuser import registry
 from fuser.errors import FuserWarning
+from fuser.graph.view import GraphView
+from fuser.pattern import Match, Pattern
 from fuser.registry import register_pattern
 from tests.compiled import assert_near, compiled, run, wide
 
@@ -131,3 +135,78 @@ def test_the_bits_of_another_dtype_are_other_numbers() -> None:
     assert_near(
         ours, run(model, (q, bits)), run(lambda a, b: (a @ b.mT).softmax(-1) @ b, wide((q, k)))
     )
+
+
+class _Exp(Pattern):
+    """Puts what `replacement` makes of the view and the exponential in its place."""
+
+    id: ClassVar[str] = "mine.exp"
+
+    def __init__(self, replacement: Callable[[GraphView, Node], Any], **fields: Any) -> None:
+        self.replacement, self.fields = replacement, fields
+
+    def anchors(self, view: GraphView) -> Iterable[Node]:
+        return [n for n in view.nodes if view.op(n).name == "exp"]
+
+    def match(self, view: GraphView, anchor: Node) -> Match:
+        put = self.replacement(view, anchor)
+        fields: dict[str, Any] = {"replacement": put, "nodes": frozenset([anchor]), **self.fields}
+        return Match(self.id, anchor, outputs=(anchor,), **fields)
+
+
+def _later(view: GraphView) -> Node:
+    return [n for n in view.nodes if view.op(n).name == "mul"][-1]
+
+
+def _attention_then_exp(x: Tensor) -> Tensor:
+    return (torch.softmax(x @ x.mT * 0.3, -1) @ x).exp() * 2.0
+
+
+@pytest.mark.parametrize(
+    ("replacement", "fields", "text"),
+    [
+        (lambda v, a: lambda b: [b.call(torch.exp, _later(v))], {}, "which is computed after"),
+        (lambda v, a: lambda b: [_later(v)], {}, "which is computed after"),
+        (lambda v, a: lambda b: [b.call(torch.exp_, a.args[0])], {}, "which it did not make"),
+        (lambda v, a: lambda b: a, {}, "a list of 1 nodes, one for each output, is expected"),
+        (lambda v, a: lambda b: [a.args[0], a.args[0]], {}, "returned 2 nodes"),
+        (lambda v, a: lambda b: [5], {}, "a list of 1 nodes"),
+        (lambda v, a: lambda b: None, {}, "returned None"),
+        (lambda v, a: 5, {}, "replacement is 5, which cannot be called"),
+        (lambda v, a: lambda b: [a.args[0]], {"facts": None}, "facts are no mapping"),
+        (lambda v, a: lambda b: [a.args[0]], {"nodes": ["exp"]}, "nodes are no set"),
+    ],
+)
+def test_a_replacement_that_cannot_be(
+    replacement: Callable[..., Any], fields: dict[str, Any], text: str
+) -> None:
+    """One warning that says why; the model runs, and other patterns are not affected."""
+    x = torch.rand(1, 2, 5, 8)
+    pattern = _Exp(replacement, **fields)
+    registry.add(pattern, "here")
+    torch._dynamo.reset()
+    counters["fuser"].clear()
+    try:
+        with pytest.warns(FuserWarning, match="mine.exp") as caught:
+            ours = torch.compile(_attention_then_exp, backend="fuser", options=EAGER)(x)
+    finally:
+        registry.remove(pattern.id)
+    assert len(caught) == 1
+    assert text in str(caught[0].message)
+    torch.testing.assert_close(ours, _attention_then_exp(x))
+    assert counters["fuser"] == {"attention.softmax": 1}
+
+
+def test_anchors_that_are_no_nodes() -> None:
+    class Bad(_Exp):
+        def anchors(self, view: GraphView) -> Any:
+            return ["exp"]
+
+    pattern = Bad(lambda v, a: None)
+    registry.add(pattern, "here")
+    torch._dynamo.reset()
+    try:
+        with pytest.warns(FuserWarning, match="gave 'exp', which is no node of the graph"):
+            torch.compile(_attention_then_exp, backend="fuser", options=EAGER)(torch.rand(2, 5, 8))
+    finally:
+        registry.remove(pattern.id)

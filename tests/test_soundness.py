@@ -101,6 +101,25 @@ def _in_place_seen(x: Tensor, y: Tensor) -> Tensor:
     return a.cos() + b
 
 
+def _in_place_first(x: Tensor, y: Tensor) -> Tensor:
+    return (x + y).mul_(2).cos()
+
+
+def _in_place_first_seen_later(x: Tensor, y: Tensor) -> Tensor:
+    a = x + y
+    b = a[0]
+    c = a.mul_(2).cos()
+    return c + b
+
+
+def _in_place_first_of_an_input(x: Tensor, y: Tensor) -> Tensor:
+    return x.mul_(2).cos()
+
+
+def _in_place_first_of_a_view_of_an_input(x: Tensor, y: Tensor) -> Tensor:
+    return x[1:].mul_(2).cos()
+
+
 def _autocast_between(x: Tensor, y: Tensor) -> Tensor:
     a = x.sin()
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,6 +149,10 @@ def _random_between(x: Tensor, y: Tensor) -> Tensor:
         (_in_place_inside, "sin mul cos", ""),
         (_in_place_by_its_old_name, "sin mul cos", "mutated"),
         (_in_place_seen, "sin mul cos", "elsewhere"),
+        (_in_place_first, "mul cos", ""),
+        (_in_place_first_seen_later, "mul cos", "mutated"),
+        (_in_place_first_of_an_input, "mul cos", "mutated"),
+        (_in_place_first_of_a_view_of_an_input, "mul cos", "mutated"),
         (_autocast_between, "sin matmul float cos", "autocast or grad mode"),
     ],
 )

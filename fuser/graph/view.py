@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..torch_private import symbols, unbacked
 from .effects import draws, written
 from .ops import Kind, Op, is_tensor, read, value
 
@@ -83,6 +84,21 @@ class GraphView:
         tensors = [n for n in inputs if is_tensor(n)]
         symbolic = [t for t in tensors if any(not isinstance(s, int) for s in value(t).shape)]
         return (*sizes, *symbolic)
+
+    @cached_property
+    def input_symbols(self) -> frozenset[Any]:
+        """Symbols whose numbers the graph's inputs tell; others come from data."""
+        found: set[Any] = set()
+        for node in self.nodes:
+            example = value(node)
+            if node.op not in ("placeholder", "get_attr"):
+                continue
+            if isinstance(example, torch.Tensor):
+                sizes = (*example.shape, *example.stride(), example.storage_offset())
+            else:
+                sizes = (example,) if isinstance(example, torch.SymInt) else ()
+            found |= symbols(sizes) - unbacked(sizes)
+        return frozenset(found)
 
     @cached_property
     def mutations(self) -> tuple[tuple[int, Node], ...]:

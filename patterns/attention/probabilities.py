@@ -71,7 +71,8 @@ class ProbabilityWalk:
         if not isinstance(dim, int):
             raise Declined("the axis of the softmax is not a constant", node)
         if set(leaves((dims[dim],))) != set(leaves((self.keys,))):
-            raise Declined(WRONG_AXIS, node, WRONG_AXIS_HINT)
+            is_last = dim % len(dims) == len(dims) - 1
+            raise Declined(WRONG_AXIS, node, "" if is_last else WRONG_AXIS_HINT)
 
     def _dropout(self, op: Op, node: Node, dims: Dims) -> list[Source]:
         below = self.sources(op.args["input"], dims)

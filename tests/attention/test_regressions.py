@@ -366,3 +366,32 @@ def test_a_sink_for_each_query_joined_before_a_cast(
     ours = compiled(fn, inputs, grad=grad)
     assert ours.rewrites() == 1
     assert_near(ours, run(fn, inputs, grad=grad), run(fn, wide(inputs), grad=grad))
+
+
+@pytest.mark.parametrize("least", [None, 1])
+def test_a_length_that_is_read_from_a_tensor(least: int | None) -> None:
+    """A library kernel asks whether it is zero, which nobody knows while compiling."""
+
+    def shortened(q: Tensor, k: Tensor, v: Tensor, length: Tensor) -> Tensor:
+        n = int(length.item())
+        if least is not None:
+            torch._check(n >= least)
+        return _attend(q, k[:, :, :n], v[:, :, :n])
+
+    inputs = [*_inputs(6, 7, 7), torch.tensor(5)]
+    with dynamo_config.patch(capture_scalar_outputs=True):
+        ours = compiled(shortened, inputs)
+    assert ours.rewrites() == 0
+    assert "a size depends on data" in ours.reasons()
+    assert_near(ours, run(shortened, inputs), run(shortened, wide(inputs)))
+
+
+def test_the_axis_is_not_blamed_where_it_is_the_last() -> None:
+    def mixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.einsum("bhij,hk->bkij", (q @ k.mT).softmax(-1), v[0, :, 0, :2])
+
+    ours = compiled(mixed, _inputs(6, 7, 7))
+    assert ours.rewrites() == 0
+    (miss,) = ours.record.near_misses
+    assert "another axis" in miss.reason
+    assert miss.hint == ""
