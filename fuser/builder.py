@@ -15,7 +15,7 @@ from .graph.arrange import Expand, Permute, Select, Step, steps
 from .graph.axes import Dims, Size, same_size
 from .graph.ops import value
 from .pattern import Operand
-from .torch_private import FakeTensorMode, to_expr
+from .torch_private import FakeTensorMode, faked, to_expr
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
@@ -113,7 +113,8 @@ class Builder:
     def fake(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         """The example value that a call would have."""
         args, kwargs = map_arg(args, self._example), map_arg(kwargs, self._example)
-        with self.fake_mode, torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+        gradients = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
+        with faked(self.fake_mode), gradients:
             if op == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             return target(*args, **kwargs)

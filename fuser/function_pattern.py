@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from .errors import PatternError
 from .graph.effects import draws
@@ -24,7 +25,9 @@ from .template import form
 from .template.insert import insert, size_source
 from .template.solve import Solution, Solver
 from .template.trace import Template, outputs_of, record
+from .template.values import Permuted, Product
 from .template.verify import fake_mode, realise
+from .torch_private import faked, has_gradient, is_data_dependent
 
 Function = Callable[..., Any]
 
@@ -90,16 +93,44 @@ class FunctionPattern(Pattern):
             writer = view.mutated_between(output, view.order[output] + 1, len(view.nodes))
             if not self._fresh and writer is not None and writer not in found.region:
                 return "an output is written to in place later, and may share memory with an input"
+        if any(value(found.bound[o]).requires_grad for o in self.template.outputs):
+            return self._lacks_gradient(arguments) or self._ask(found.bound, arguments)
         return self._ask(found.bound, arguments)
+
+    def _lacks_gradient(self, arguments: Sequence[Any]) -> str | None:
+        """An operator of the replacement that stands between the gradients and the arguments."""
+        graph = self.replacement.graph
+        inputs = [n for n in graph.nodes if n.op == "placeholder"]
+        carrying = {n for n, a in zip(inputs, arguments, strict=True) if _wants_gradient(a)}
+        for node in graph.nodes:
+            if node.target in ("detach", torch.detach) or not _is_differentiable(value(node)):
+                continue
+            if carrying.isdisjoint(node.all_input_nodes):
+                continue
+            if not has_gradient(node.target):
+                return (
+                    f"`{node.target}` of the replacement has no autograd formula, "
+                    "and gradients are wanted"
+                )
+            carrying.add(node)
+        return None
 
     def _ask(self, bound: Mapping[Node, Any], arguments: Sequence[Any]) -> str | None:
         if self.where is None:
             return None
         mode = fake_mode(bound)
         assert mode is not None
-        with mode:
+        with faked(mode):
             named = {n: realise(a) for n, a in zip(self._names, arguments, strict=True)}
-            answer = self.where(**{n: named[n] for n in self._asked})
+            try:
+                answer = self.where(**{n: named[n] for n in self._asked})
+            except Exception as error:
+                if not is_data_dependent(error):
+                    raise
+                raise PatternError(
+                    f"pattern {self.id!r}: `where` looks at the values of a tensor, which are not "
+                    "known when a model is compiled; shapes, strides and dtypes are."
+                ) from error
         if answer is None or isinstance(answer, str):
             return answer if answer is None or answer.strip() else "`where` declined"
         raise PatternError(
@@ -168,6 +199,20 @@ def _is_fresh(view: GraphView, node: Node) -> bool:
     if form.is_alias(view, node):
         return is_tensor(op.args["input"]) and _is_fresh(view, op.args["input"])
     return op.kind in own
+
+
+def _is_differentiable(example: Any) -> bool:
+    tensors = [x for x in pytree.tree_leaves(example) if isinstance(x, torch.Tensor)]
+    return any(x.is_floating_point() or x.is_complex() for x in tensors)
+
+
+def _wants_gradient(bound: Any) -> bool:
+    """Whether an argument, or what an einsum makes of its operands, requires a gradient."""
+    if isinstance(bound, Permuted):
+        return _wants_gradient(bound.value)
+    if isinstance(bound, Product):
+        return _wants_gradient(bound.a) or _wants_gradient(bound.b)
+    return is_tensor(bound) and value(bound).requires_grad
 
 
 def _describe(bound: Any) -> str:

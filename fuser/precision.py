@@ -20,6 +20,8 @@ _COMPLEX_CASTS = [getattr(torch.Tensor, name) for name in ("cfloat", "chalf")]
 _DRAWS = 400
 _SAMPLED = 4096
 _STANDARD_ERRORS = 6.0
+_SQUARE = 8
+ZEROS = "a zero"
 _ROUNDINGS = {4: 24, 8: 24}
 _ROUNDINGS_OF_HALVES = 5
 """What is always allowed, in roundings of the largest value. Of 1000 seeds each for twelve right
@@ -252,6 +254,85 @@ def deeper(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
     ranks = {x.ndim for x in inputs if isinstance(x, torch.Tensor)}
     bounds = dict.fromkeys([min(ranks, default=0), max(ranks, default=0)])
     return [tuple(_changed(partial(_stacked, least), x) for x in inputs) for least in bounds]
+
+
+def square(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """All sizes equal, where an axis that is taken for another one fits as well; the same with a
+    dimension more in front, and with each tensor of fewer dimensions than others as a column."""
+    found = [x for x in inputs if isinstance(x, torch.Tensor)]
+    size = max(2, min(_SQUARE, max((n for x in found for n in x.shape), default=2)))
+    rank = max((x.ndim for x in found), default=0)
+    equal = tuple(_changed(partial(_sized, size), x) for x in inputs)
+    column = tuple(_changed(partial(_column, rank), x) for x in equal)
+    variants = [equal, *deeper(equal), column]
+    by_shape = {tuple(_shape(x) for x in variant): variant for variant in variants}
+    by_shape.pop(tuple(map(_shape, inputs)), None)
+    return list(by_shape.values())
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(x.shape) if isinstance(x, torch.Tensor) else ()
+
+
+def _sized(size: int, x: torch.Tensor) -> torch.Tensor:
+    """Sizes other than 1 made equal; numbers that may be indices stay below them."""
+    for dim, given in enumerate(x.shape):
+        if given > 1:
+            parts = [x] * -(-size // given)
+            for i in range(1, len(parts)):
+                parts[i] = _alike(parts[i - 1])
+            x = torch.cat(parts, dim).narrow(dim, 0, size)
+    counts = not _is_fractional(x) and x.dtype is not torch.bool and x.numel() > 0
+    return x % size if counts and int(x.min()) >= 0 else x
+
+
+def _column(rank: int, x: torch.Tensor) -> torch.Tensor:
+    return x.unsqueeze(-1) if 0 < x.ndim < rank else x
+
+
+def other_values(inputs: Sequence[Any]) -> list[tuple[str, tuple[Any, ...]]]:
+    """Values of the other sign among floats and masks, then among integers too; a zero."""
+
+    def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, ...]:
+        return tuple(_changed(change, x) for x in inputs)
+
+    variants = [
+        ("other signs", changed(partial(_signed, integers=False))),
+        ("negative integers", changed(partial(_signed, integers=True))),
+        (ZEROS, changed(_with_zero)),
+    ]
+    tried, found = [inputs], list[tuple[str, tuple[Any, ...]]]()
+    for place, variant in variants:
+        if not any(all(map(_is_equal, variant, known)) for known in tried):
+            tried.append(variant)
+            found.append((place, variant))
+    return found
+
+
+def _signed(x: torch.Tensor, *, integers: bool) -> torch.Tensor:
+    """Every third number with the other sign; infinities, as masks have them, stay."""
+    third = torch.arange(x.numel(), device=x.device).reshape(x.shape) % 3 == 0
+    if x.dtype is torch.bool:
+        return x ^ third
+    if _is_fractional(x):
+        return torch.where(third & _is_finite(x), -x, x)
+    # a negative index is an error that a GPU does not recover from
+    return torch.where(third, -x, x) if integers and x.dtype.is_signed and not x.is_cuda else x
+
+
+def _with_zero(x: torch.Tensor) -> torch.Tensor:
+    if not _is_fractional(x) or not x.numel():
+        return x
+    first = torch.arange(x.numel(), device=x.device).reshape(x.shape) == 0
+    return torch.where(first & _is_finite(x), 0, x)
+
+
+def _is_equal(x: Any, y: Any) -> bool:
+    return x is y or (isinstance(x, torch.Tensor) and torch.equal(x, y))
+
+
+def all_finite(found: Sequence[torch.Tensor]) -> bool:
+    return all(bool(_is_finite(x).all()) for x in found if _is_fractional(x))
 
 
 def _stacked(least: int, x: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from .errors import (
     FuserWarning,
     InvalidOptionError,
     PatternError,
+    first_sentence,
     warn_of_pattern,
 )
 from .options import Options, matches
@@ -73,7 +74,7 @@ def add(pattern: Pattern, where: str) -> None:
     """Register a pattern object.
 
     Raises:
-        PatternError: it has no id, or one that is not a dotted name; its priority is no number.
+        PatternError: it has no id, or one that is no name; its priority is no number.
         DuplicatePatternError: the id is taken.
     """
     priority: Any = pattern.priority
@@ -96,7 +97,8 @@ def require_free(pattern_id: Any, owner: str = "the pattern") -> None:
         raise PatternError(f"{owner} has no id; give it one like 'mine.name'.")
     if not _ID.fullmatch(pattern_id):
         raise PatternError(
-            f"the pattern id {pattern_id!r} is not usable: a dotted name is, like 'mine.name'."
+            f"the pattern id {pattern_id!r} is not usable: give it letters, digits and "
+            "underscores, in parts with dots between, like 'mine.name' or 'mine'."
         )
     known = _patterns.get(pattern_id)
     if known is not None:
@@ -181,11 +183,11 @@ def register_pattern(
     differentiated as usual.
 
     Read as one are: methods, functions, operators, modules and in-place forms; operands that
-    commute; `x - y` and `x + (-y)`; `x / c` and `x * (1 / c)`, only for powers of two where a
-    rounding or comparison follows; `x * x`, `x ** 2` and `square`; `masked_fill` and `where`; ways
-    to permute or reshape with one result; an einsum that is a matmul, and a linear without bias
-    where `find` has the matmul; casts to the dtype that is there, `contiguous`, `clone` and dropout
-    that drops nothing.
+    commute; `x - y` and `x + (-y)`; `x / c` and `x * (1 / c)`, only for powers of two where an
+    operator follows that is not known to be continuous; `x * x`, `x ** 2` and `square`;
+    `masked_fill` and `where`; a value shared or computed again; ways to permute or reshape with one
+    result; an einsum that is a matmul, and a linear without bias where `find` has the matmul; casts
+    to the dtype that is there, `contiguous`, `clone` and dropout that drops nothing.
 
     Not read as one are, among others: `mean(-1)[:, None]` and `mean(-1, keepdim=True)`; `F.linear`
     with a bias, `addmm` and `x @ w + b`; `chunk`, `split` and slices; `x[:, 0]` and `select`;
@@ -199,7 +201,8 @@ def register_pattern(
         find: what to look for; or, as a decorator, the class.
         replace: what to put there.
         example_inputs: one example for each argument, to record the functions with.
-        id: dotted name, for options, counters and reports; made from module and name by default.
+        id: name for options, counters and reports, with dots to make families: 'mine.name', or
+            'mine'; made from module and name by default.
         where: called with those bound arguments of `find` that it names (fake tensors and
             numbers), by name; returns None to accept, or the reason to decline.
         priority: where regions overlap the higher one wins. The built-in patterns for attention
@@ -274,8 +277,18 @@ def _register_class(cls: Any) -> Any:
             f"{cls!r} is not a subclass of fuser.Pattern; to register functions, give "
             "register_pattern(find, replace, example_inputs)."
         )
-    add(cls(), f"{cls.__module__}.{cls.__qualname__}")
+    add(_made(cls), f"{cls.__module__}.{cls.__qualname__}")
     return cls
+
+
+def _made(cls: type[Pattern]) -> Pattern:
+    try:
+        return cls()
+    except Exception as error:
+        raise PatternError(
+            f"{cls.__qualname__} cannot be registered, because it cannot be made without "
+            f"arguments: {first_sentence(error)}"
+        ) from error
 
 
 def _register_functions(
@@ -342,7 +355,7 @@ def _take(loaded: Any, name: str) -> None:
         known = _patterns.get(loaded.id)
         if known is not None and type(known.pattern) is loaded:
             return  # its module has registered it
-        loaded = loaded()
+        loaded = _made(loaded)
     if not isinstance(loaded, Pattern):
         raise PatternError(
             f"it gives {loaded!r}; a fuser.Pattern, or a function that registers patterns, is "

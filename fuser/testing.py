@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
@@ -24,9 +24,11 @@ from .graph.ops import is_tensor
 from .graph.view import GraphView
 from .pattern import Pattern
 from .precision import (
+    ZEROS,
     DoublePrecision,
     Imprecise,
     Result,
+    all_finite,
     compare,
     deeper,
     detached,
@@ -34,8 +36,10 @@ from .precision import (
     larger,
     leaves,
     other_scalars,
+    other_values,
     random_difference,
     run,
+    square,
 )
 from .registry import PatternHandle, get, register_pattern
 from .report.scope import _counters, undisturbed
@@ -62,7 +66,8 @@ class PatternReport:
         gradient_error: the same for the gradients; None where there are none.
         random: whether `find` draws random numbers; then only statistics were compared, and a
             difference that is small beside chance is not noticed.
-        varied: the other scalars and ranks at which the pattern fires, and the numbers agree.
+        varied: the other values, scalars, ranks and sizes at which the pattern fires, and the
+            numbers agree.
         grown: whether dynamic shapes were also run at other sizes.
     """
 
@@ -91,10 +96,12 @@ def check_pattern(
     3. `numbers`, `gradients`: the compiled result is as near to `find` in fp64 as `find` itself in
        the examples' precision, up to `factor`, or to some roundings of the largest value. Where
        `find` draws random numbers, means and variances over many draws are compared instead.
-    4. `scalars`, `ranks`: with other scalars, and with a dimension more in front, where `find`
-       takes them, it does not fire or the numbers agree.
-    5. `dynamic`: `fires` and the numbers with `dynamic=True`, and at larger sizes where `find`
-       takes them. Numbers that `find` holds are constants there.
+    4. `values`: the same for values of other signs, mixed masks and a zero (where the gradient is
+       not compared), where `find` takes them and gives finite numbers.
+    5. `scalars`, `ranks`, `sizes`: with other scalars, with a dimension more in front, and with
+       equal sizes everywhere, where `find` takes them, it does not fire or the numbers agree.
+    6. `dynamic`: `fires` and the numbers with `dynamic=True`, and at larger sizes where `find`
+       and `where` take them. Numbers that `find` holds are constants there.
 
     Args:
         pattern: an id, what register_pattern returned, or `(find, replace, example_inputs)`, which
@@ -111,11 +118,12 @@ def check_pattern(
     """
     with _registered(pattern, where) as known:
         case = _case(known, find, example_inputs, factor)
-        with _isolated(case.find):
+        with _isolated(case.find), _listening(known, case.declined):
             _require_runs(case)
             report = PatternReport(known.id, _check_escapes(case, known))
             report = _check_numbers(case, report)
-            report = replace(report, varied=tuple(_check_variations(case)))
+            varied = (*report.varied, *_check_variations(case))
+            report = replace(report, varied=varied)
             return _check_dynamic(case, report) if dynamic else report
 
 
@@ -141,6 +149,8 @@ class _Case:
     factor: float
     place: str = ""
     """In what the inputs differ from the examples."""
+    declined: list[str] = field(default_factory=list)
+    """What `where` has answered."""
 
     def fail(self, check: str, text: str) -> NoReturn:
         place = f"with {self.place}, " if self.place else ""
@@ -217,6 +227,26 @@ def _isolated(find: Function) -> Generator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _listening(pattern: Any, answers: list[str]) -> Generator[None]:
+    """Keep the reasons with which the pattern's `where` declines."""
+    where = getattr(pattern, "where", None)
+    if where is None:
+        yield
+        return
+
+    def asked(**arguments: Any) -> Any:
+        answer = where(**arguments)
+        answers.extend([answer] if isinstance(answer, str) else [])
+        return answer
+
+    pattern.where = asked
+    try:
+        yield
+    finally:
+        pattern.where = where
+
+
 def _require_runs(case: _Case) -> None:
     try:
         case.find(*leaves(case.inputs))
@@ -246,10 +276,16 @@ def _escaping(case: _Case, pattern: Any) -> Iterator[tuple[GraphModule, str]]:
     except PatternError:  # a structural pattern's example may hold what cannot be recorded
         return
     inner = [n for n in template.operations if n not in template.outputs and is_tensor(n)]
-    inner = [n for n in inner if not is_alias(template.view, n)]
+    inner = [n for n in inner if not _shares_memory(template.view, n)]
     for position in range(min(len(inner), _MAX_ESCAPES)):
         module = GraphModule(template.view.module, _copy(template.view, inner[position]))
         yield module, inner[position].name
+
+
+def _shares_memory(view: GraphView, node: Node) -> bool:
+    """Whether a value may be a view, which whoever uses it elsewhere can as well take there."""
+    memory = {view.storages.get(n) for n in node.all_input_nodes}
+    return is_alias(view, node) or view.storages.get(node) in memory
 
 
 def _copy(view: GraphView, escaping: Node) -> torch.fx.Graph:
@@ -268,11 +304,25 @@ def _check_numbers(case: _Case, report: PatternReport) -> PatternReport:
         _judge_random(case, "numbers", compiled, inputs)
         return replace(report, random=True)
     error, gradient_error = _judge(case, "numbers", compiled, inputs)
-    return replace(report, error=error, gradient_error=gradient_error)
+    varied = tuple(_check_values(case, compiled))
+    return replace(report, error=error, gradient_error=gradient_error, varied=varied)
+
+
+def _check_values(case: _Case, compiled: Function) -> Iterator[str]:
+    """The other values at which `find` gives finite numbers."""
+    for place, inputs in other_values(case.inputs):
+        variant = replace(case, inputs=inputs, place=place)
+        if _failure(variant.find, variant.inputs):
+            continue
+        trained, zero = _trained(variant), place == ZEROS
+        result = run(variant.find, trained)
+        if all_finite([*result.outputs, *(() if zero else result.gradients)]):
+            _judge(variant, "values", compiled, trained, gradients=not zero)
+            yield place
 
 
 def _check_variations(case: _Case) -> Iterator[str]:
-    """The other scalars and ranks at which the pattern fires."""
+    """The other scalars, ranks and sizes at which the pattern fires."""
     for check, variant in _variations(case):
         if _failure(variant.find, variant.inputs):
             continue
@@ -291,9 +341,11 @@ def _variations(case: _Case) -> Iterator[tuple[str, _Case]]:
             inputs = (*case.inputs[:i], other, *case.inputs[i + 1 :])
             name = names[i] if i < len(names) else f"argument {i + 1}"
             yield "scalars", replace(case, inputs=inputs, place=f"{name} = {other!r}")
-    for inputs in deeper(case.inputs):
+    ranks = [("ranks", inputs) for inputs in deeper(case.inputs)]
+    sizes = [] if _is_random(case) else [("sizes", inputs) for inputs in square(case.inputs)]
+    for check, inputs in (*ranks, *sizes):
         shapes = [str(tuple(x.shape)) for x in inputs if isinstance(x, torch.Tensor)]
-        yield "ranks", replace(case, inputs=inputs, place=f"shapes {', '.join(shapes)}")
+        yield check, replace(case, inputs=inputs, place=f"shapes {', '.join(shapes)}")
 
 
 def _names(find: Function) -> list[str]:
@@ -311,17 +363,27 @@ def _check_dynamic(case: _Case, report: PatternReport) -> PatternReport:
         return report
     _judge(case, "dynamic", compiled, inputs)
     variants = [replace(case, inputs=xs, place="larger sizes") for xs in larger(case.inputs)]
-    grown = next((v for v in variants if not _failure(v.find, v.inputs)), None)
-    if grown is None:  # sizes that do not fit together
-        return report
-    _judge(grown, "dynamic", compiled, _trained(grown))
-    _require_rewrite(grown, "dynamic", seen)
-    return replace(report, grown=True)
+    for grown in variants:
+        if _failure(grown.find, grown.inputs):  # sizes that do not fit together
+            continue
+        _judge(grown, "dynamic", compiled, _trained(grown))
+        if not _is_declined(grown, seen):
+            _require_rewrite(grown, "dynamic", seen)
+            return replace(report, grown=True)
+        compiled, seen = _compile(case, "dynamic", case.find, inputs, True)
+    return report
+
+
+def _is_declined(case: _Case, seen: _Seen) -> bool:
+    """Whether it is `where` that does not take these inputs."""
+    return not seen.rewrites and any(reason in case.declined for reason in seen.reasons())
 
 
 def _require_rewrite(case: _Case, check: str, seen: _Seen) -> None:
     if seen.rewrites != 1:
         why = "; ".join(seen.reasons())
+        if not why and not seen.rewrites:
+            why = "nothing in the graph that Dynamo captures of it looks like the pattern"
         because = f" ({why})" if why else ""
         case.fail(check, f"expected 1 rewrite of `find`, found {seen.rewrites}{because}")
 
@@ -413,7 +475,12 @@ def _random_states(inputs: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def _judge(
-    case: _Case, check: str, compiled: Function, inputs: Sequence[Any]
+    case: _Case,
+    check: str,
+    compiled: Function,
+    inputs: Sequence[Any],
+    *,
+    gradients: bool = True,
 ) -> tuple[float, float | None]:
     """Errors of outputs and gradients against fp64, relative to what is allowed."""
     ours, theirs = _attempt(case, check, compiled, inputs), run(case.find, inputs)
@@ -421,7 +488,7 @@ def _judge(
         exact = run(case.find, double(inputs))
     try:
         error = compare(ours.outputs, theirs.outputs, exact.outputs, case.factor)
-        if not theirs.gradients:
+        if not theirs.gradients or not gradients:
             return error, None
         check = "gradients" if check == "numbers" else check
         if not ours.gradients:

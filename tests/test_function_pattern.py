@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.fx import Node
 
 from fuser.backend import listening
 from fuser.errors import (
@@ -22,6 +23,8 @@ from fuser.errors import (
     UntraceablePatternError,
 )
 from fuser.events import Record
+from fuser.graph.view import GraphView
+from fuser.pattern import Pattern
 from fuser.registry import register_pattern
 from fuser.template.rounding import negative, reciprocal
 
@@ -35,6 +38,7 @@ def compiled(
     dynamic: bool | None = None,
     strict: bool = True,
     inner: str = "eager",
+    fullgraph: bool = False,
 ) -> tuple[Any, Record]:
     """Output of a model compiled with the registered patterns of this file, and what happened."""
     torch._dynamo.reset()
@@ -42,7 +46,9 @@ def compiled(
     records: list[Record] = []
     options = {"fuser.inner": inner, "fuser.strict": strict, "fuser.patterns": ["mine.*"]}
     with listening(records.append):
-        run = torch.compile(model, backend="fuser", options=options, dynamic=dynamic)
+        run = torch.compile(
+            model, backend="fuser", options=options, dynamic=dynamic, fullgraph=fullgraph
+        )
         out = run(*inputs)
     return out, records[-1]
 
@@ -1183,3 +1189,221 @@ def test_where_that_cannot_be_called_by_name(name: str) -> None:
     where, text = BAD_WHERE[name]
     with pytest.raises(PatternError, match=text):
         register_pattern(scores, scores_fused, EXAMPLES, id=ID, where=where)
+
+
+NAMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda x: x.max(-1).values * 2,
+    "topk": lambda x: x.topk(2, -1).values.exp(),
+    "sort": lambda x: torch.sort(x, -1).indices * 2,
+    "max_pool1d": lambda x: F.max_pool1d(x[None], 2) * 2,
+    "max_pool2d": lambda x: F.max_pool2d(x[None], kernel_size=2) * 2,
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x[None], 2) * 2,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_results_and_poolings_match_themselves(name: str) -> None:
+    find = NAMED[name]
+    with register_pattern(find, lambda x: 1 * find(x), (X,), id=ID):
+        assert_fires(find, (X,), 1)
+
+
+@torch.library.custom_op("fuser_functions::linear", mutates_args=())
+def rounded(x: Tensor) -> Tensor:
+    return x.round()
+
+
+rounded.register_fake(torch.empty_like)
+JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fake_quantize_per_tensor_affine": lambda y: torch.fake_quantize_per_tensor_affine(
+        y, 0.01, 0, -128, 127
+    ),
+    "fake_quantize_per_channel_affine": lambda y: torch.fake_quantize_per_channel_affine(
+        y, torch.ones(3), torch.zeros(3), 0, -128, 127
+    ),
+    "bfloat16": lambda y: y.bfloat16(),
+    "a named dtype": lambda y: y.to(torch.float16),
+    "float8": lambda y: y.to(torch.float8_e4m3fn).float(),
+    "an operator of one's own": lambda y: torch.ops.fuser_functions.linear(y),
+    "what is not known": lambda y: torch.special.bessel_j0(y),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_what_is_not_known_to_be_continuous_has_steps(name: str) -> None:
+    step = JUMPS[name]
+    with register_pattern(lambda x: step(x / 3.0) * 1, lambda x: step(x / 3) * 1, (X,), id=ID):
+        assert_fires(lambda x: step(x / 3.0) * 1, (X,), 1)
+        reasons(lambda x: step(x * (1 / 3.0)) * 1, (X,))
+
+
+def test_a_cast_back_to_the_dtype_of_an_argument_has_no_steps() -> None:
+    def find(x: Tensor) -> Tensor:
+        return (x.float() / 3.0).softmax(-1).to(x.dtype)
+
+    half = X.bfloat16()
+    with register_pattern(find, lambda x: find(x), (half,), id=ID):
+        assert_fires(lambda x: (x.float() * (1 / 3.0)).softmax(-1).to(x.dtype), (half,), 1)
+
+
+def mean_twice(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x - x.mean(-1, keepdim=True), x.mean(-1, keepdim=True)
+
+
+def mean_once(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(-1, keepdim=True)
+    return x - mean, mean
+
+
+def gate_twice(x: Tensor) -> Tensor:
+    return (x * 2).sigmoid() * x + (x + x.new_zeros(4)).exp() * (x * 2).sigmoid()
+
+
+def gate_once(x: Tensor) -> Tensor:
+    gate = (x * 2).sigmoid()
+    return gate * x + (x + x.new_zeros(4)).exp() * gate
+
+
+@pytest.mark.parametrize(("twice", "once"), [(mean_twice, mean_once), (gate_twice, gate_once)])
+def test_what_is_computed_twice_is_found_shared_and_the_reverse(
+    twice: Callable[..., Any], once: Callable[..., Any]
+) -> None:
+    for find in (twice, once):
+        with register_pattern(find, lambda x: once(x), (X,), id=ID):
+            assert_fires(twice, (X,), 1)
+            assert_fires(once, (X,), 1)
+
+
+def test_what_is_computed_twice_of_two_things_is_not_shared() -> None:
+    find = lambda x: (lambda s: s * x + s)(x.sigmoid())  # noqa: E731
+    with register_pattern(find, lambda x: find(x), (X,), id=ID):
+        (reason,) = reasons(lambda x, y: x.sigmoid() * x + y.sigmoid(), (X, X + 1))
+        assert "stands for two different values" in reason
+    drops = lambda x: (lambda s: s * x + s)(F.dropout(x, 0.5))  # noqa: E731
+    with register_pattern(drops, lambda x: drops(x), (X,), id=ID):
+        _, record = compiled(lambda x: F.dropout(x, 0.5) * x + F.dropout(x, 0.5), (X,))
+        assert not record.rewritten
+
+
+@pytest.mark.parametrize(
+    "equation", ["bij,jk->bik", "...ij,jk->...ik", "jk,bij->bik", "abij,jk->abik", "bij,bjk->bik"]
+)
+def test_an_einsum_that_is_a_matmul(equation: str) -> None:
+    find = lambda x, w: (x @ w).exp()  # noqa: E731
+    sizes = {"a": 5, "b": 2, "i": 3, "j": 4, "k": 6}
+    terms = equation.replace("...", "b").partition("->")[0].split(",")
+    inputs = [drawn(*(sizes[letter] for letter in term)) for term in terms]
+    with register_pattern(find, lambda x, w: torch.exp(x @ w), (X, W.mT), id=ID):
+        assert_fires(lambda *xs: torch.einsum(equation, *xs).exp(), inputs, 1)
+
+
+@pytest.mark.parametrize("equation", ["bij,bkjl->bikl", "ij,jk->i", "abj,cdj->abcd"])
+def test_an_einsum_that_is_no_matmul(equation: str) -> None:
+    find = lambda x, w: (x @ w).exp()  # noqa: E731
+    inputs = [torch.ones(*[2] * len(term)) for term in equation.partition("->")[0].split(",")]
+    with register_pattern(find, lambda x, w: torch.exp(x @ w), (X, W.mT), id=ID):
+        assert_fires(lambda *xs: torch.einsum(equation, *xs).exp(), inputs, 0)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda x: None if len(x.nonzero()) else "empty",
+        lambda x: None if x.sum().item() > 0 else "negative",
+        lambda x: None if x.sum() > 0 else "negative",
+    ],
+)
+def test_where_that_looks_at_values_costs_one_warning(where: Callable[..., Any]) -> None:
+    model = lambda x: (x * 3.0).tanh()  # noqa: E731
+    with register_pattern(model, lambda x: torch.tanh(x * 3.0), (X,), id=ID, where=where):
+        with pytest.warns(FuserWarning, match="`where` looks at the values of a tensor"):
+            out, record = compiled(model, (X,), strict=False, inner="aot_eager", fullgraph=True)
+    assert not record.rewritten
+    torch.testing.assert_close(out, model(X))
+
+
+def test_sizes_of_data_that_where_does_not_use_leave_nothing_behind() -> None:
+    model = lambda x: (x * 3.0).tanh()  # noqa: E731
+    where = lambda x: None if x.nonzero() is not None else "no"  # noqa: E731
+    with register_pattern(model, lambda x: torch.tanh(x * 3.0), (X,), id=ID, where=where):
+        assert_fires(model, (X,), 1, inner="aot_eager", fullgraph=True)
+
+
+def test_a_replacement_that_broadcasts_symbolic_sizes() -> None:
+    def find(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        return x * c + x.sin() * s
+
+    inputs = (drawn(4, 3, 8), drawn(1, 3, 8), drawn(1, 3, 8))
+    fused = lambda x, c, s: torch.addcmul(x * c, x.sin(), s)  # noqa: E731
+    with register_pattern(find, fused, inputs, id=ID):
+        assert_fires(find, inputs, 1, dynamic=True, inner="aot_eager")
+
+
+@torch.library.custom_op("fuser_functions::forward_only", mutates_args=())
+def forward_only(x: Tensor) -> Tensor:
+    return torch.tanh(x) * 2
+
+
+forward_only.register_fake(torch.empty_like)
+FRAGMENT = torch.library.Library("fuser_functions", "FRAGMENT")
+FRAGMENT.define("bare(Tensor x) -> Tensor")
+FRAGMENT.impl("bare", lambda x: torch.tanh(x) * 2, "CPU")
+FRAGMENT.impl("bare", torch.empty_like, "Meta")
+
+
+@pytest.mark.parametrize("name", ["forward_only", "bare"])
+def test_an_operator_without_an_autograd_formula_is_for_inference(name: str) -> None:
+    find = lambda x: x.tanh() * 2  # noqa: E731
+    operator = getattr(torch.ops.fuser_functions, name)
+    with register_pattern(find, lambda x: operator(x), (X,), id=ID):
+        assert_fires(find, (X,), 1)
+        x = X.clone().requires_grad_()
+        with torch.no_grad():
+            assert_fires(find, (x,), 1)
+        (reason,) = reasons(find, (x,), inner="aot_eager")
+        assert "has no autograd formula, and gradients are wanted" in reason
+        out, _ = compiled(find, (x,), inner="aot_eager")
+        out.sum().backward()
+        assert x.grad is not None
+    with register_pattern(find, lambda x: x.tanh() + operator(x.detach()) / 2, (X,), id=ID):
+        assert_fires(find, (x,), 1, inner="aot_eager")
+
+
+def test_defaults_must_be_the_same() -> None:
+    def find(x: Tensor, eps: float = 1e-6) -> Tensor:
+        return (x + eps).sqrt()
+
+    def other(x: Tensor, eps: float = 1e-5) -> Tensor:
+        return torch.sqrt(x + eps)
+
+    with pytest.raises(PatternError, match=r"`eps` has the default 1e-06 in `find` but 1e-05 in"):
+        register_pattern(find, other, (X,), id=ID)
+    register_pattern(find, other, (X, 1e-6), id=ID).unregister()
+
+
+def test_a_class_that_cannot_be_made() -> None:
+    class Abstract(Pattern):
+        id = "mine.abstract"
+
+    class Raises(Pattern):
+        id = "mine.raises"
+
+        def __init__(self) -> None:
+            raise ValueError("no configuration")
+
+        def anchors(self, view: GraphView) -> Iterable[Node]:
+            return ()
+
+        def match(self, view: GraphView, anchor: Node) -> None:
+            return None
+
+    with pytest.raises(PatternError, match=r"Abstract cannot be registered, .* TypeError: .*abstr"):
+        register_pattern(Abstract)
+    with pytest.raises(PatternError, match=r"Raises cannot be registered, .* no configuration"):
+        register_pattern(Raises)
+
+
+def test_an_id_may_have_no_dot() -> None:
+    register_pattern(lambda x: x.exp() * 2, lambda x: 2 * x.exp(), (X,), id="mine").unregister()
+    with pytest.raises(PatternError, match="letters, digits and underscores"):
+        register_pattern(lambda x: x.exp() * 2, lambda x: 2 * x.exp(), (X,), id="my-own")

@@ -82,6 +82,7 @@ def moody(x: Tensor) -> Tensor:
 
 for operator in (unlearned, moody):
     operator.register_fake(torch.empty_like)
+moody.register_autograd(lambda ctx, grad: grad)
 
 
 class Halved(torch.autograd.Function):
@@ -130,7 +131,7 @@ FAILING: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
     "no gradients at all": (
         scores,
         lambda x, w: unlearned(x @ w.mT).sum(-1),
-        "fails the check 'gradients': .* no gradients: RuntimeError: Trying to backward",
+        "fails the check 'fires': .*`fuser_testing.unlearned.default` of the replacement has no",
     ),
     "raises": (
         scores,
@@ -196,9 +197,9 @@ def test_scalars_are_varied(replacement: Callable[..., Any], at: str) -> None:
     with pytest.raises(AssertionError, match=f"the check 'scalars': with {at}, value 0 is off"):
         check_pattern((scaled, replacement, (X, 2.0)))
     positive = lambda s: None if s == 2 else "another scale"  # noqa: E731
-    assert check_pattern((scaled, replacement, (X, 2.0)), where=positive).varied[:1] == (
-        "shapes (2, 5, 6)",
-    )
+    varied = check_pattern((scaled, replacement, (X, 2.0)), where=positive).varied
+    assert "shapes (2, 5, 6)" in varied
+    assert not any(place.startswith("s = ") for place in varied)
 
 
 def test_integers_and_flags_are_varied() -> None:
@@ -301,7 +302,7 @@ def test_eight_bits() -> None:
         return x.float().exp().sin()
 
     report = check_pattern((find, lambda x: find(x), (X.to(torch.float8_e4m3fn),)))
-    assert report.varied == ("shapes (2, 5, 6)",)
+    assert "shapes (2, 5, 6)" in report.varied
     assert report.grown
 
 
@@ -333,7 +334,7 @@ def test_one_check_leaves_no_sizes_to_the_next() -> None:
 
     for size in (8, 12, 20):
         report = check_pattern((find, replacement, (torch.randn(3, size),)), dynamic=False)
-        assert report.varied == (f"shapes (2, 3, {size})",)
+        assert f"shapes (2, 3, {size})" in report.varied
 
 
 def test_right_patterns_pass_for_any_numbers() -> None:
@@ -502,3 +503,123 @@ def test_structural_patterns() -> None:
     finally:
         unregister_pattern("mine.greedy")
         unregister_pattern("mine.careless")
+
+
+VALUES: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]] = {
+    "other signs": (
+        lambda x: F.leaky_relu(x, 0.01) * 2,
+        lambda x: F.relu(x) * 2,
+        (torch.linspace(0.1, 1, 12).reshape(3, 4),),
+    ),
+    "other signs, of a mask": (
+        lambda x, m: x.masked_fill(m, -1e9).softmax(-1),
+        lambda x, m: x.softmax(-1),
+        (X, torch.zeros(5, 6, dtype=torch.bool)),
+    ),
+    "negative integers": (
+        lambda x: x // 2 + 1,
+        lambda x: torch.div(x, 2, rounding_mode="trunc") + 1,
+        (torch.arange(12).reshape(3, 4),),
+    ),
+    "a zero": (
+        lambda x: x.exp() * torch.sign(x),
+        lambda x: x.exp() * torch.where(x >= 0, 1.0, -1.0),
+        (X,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_other_values_than_those_of_the_examples_are_compared(name: str) -> None:
+    place = name.partition(",")[0]
+    with pytest.raises(AssertionError, match=f"the check 'values': with {place}, value 0 "):
+        check_pattern(VALUES[name], dynamic=False)
+
+
+def test_values_that_find_does_not_take_are_not_compared() -> None:
+    index = torch.tensor([[0, 3], [2, 1], [4, 4], [5, 0], [1, 1]])
+    find = lambda x, i: x.gather(-1, i).exp()  # noqa: E731
+    varied = check_pattern(
+        (find, lambda x, i: torch.exp(torch.gather(x, -1, i)), (X, index))
+    ).varied
+    assert "other signs" in varied
+    assert "negative integers" not in varied
+    root = check_pattern((lambda x: x.sqrt() * 2, lambda x: 2 * x.sqrt(), (X.abs(),)))
+    assert "other signs" not in root.varied
+    # whose gradient is not a number at zero
+    norm = check_pattern((lambda x: (x * x).sqrt() * 2, lambda x: x.abs() * 2, (X,)))
+    assert "a zero" in norm.varied
+
+
+def losses(x: Tensor, t: Tensor) -> Tensor:
+    return -torch.log_softmax(x, -1).gather(-1, t.unsqueeze(-1)).squeeze(-1).mean()
+
+
+SQUARE: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], str]] = {
+    "an axis from the front": (
+        lambda x: x.mean(1) * 2,
+        lambda x: x.mean(-1) * 2,
+        (torch.randn(2, 3),),
+        r"\(2, 3, 3\)",
+    ),
+    "classes in the middle": (
+        losses,
+        lambda x, t: F.cross_entropy(x, t),
+        (torch.randn(4, 8), torch.arange(4)),
+        r"\(2, 8, 8\), \(2, 8\)",
+    ),
+    "a scale for each row": (
+        lambda x, w, s: x @ (w * s),
+        lambda x, w, s: (x @ w) * s,
+        (torch.randn(2, 4), torch.randn(4, 6), torch.randn(6)),
+        r"\(6, 6\), \(6, 6\), \(6, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_equal_sizes_are_tried(name: str) -> None:
+    find, replacement, inputs, shapes = SQUARE[name]
+    with pytest.raises(AssertionError, match=f"'sizes': with shapes {shapes}, value 0 is off"):
+        check_pattern((find, replacement, inputs), dynamic=False)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 16), (2, 32)])
+def test_sizes_that_where_declines_are_no_failure(rows: int, columns: int) -> None:
+    def where(x: Tensor) -> str | None:
+        return None if x.shape[-1] % 16 == 0 else "no multiple of 16"
+
+    find = lambda x: (x * 2).exp()  # noqa: E731
+    report = check_pattern(
+        (find, lambda x: torch.exp(x + x), (torch.randn(rows, columns),)), where=where
+    )
+    assert report.grown
+    only = lambda x: None if x.shape[-1] == columns else "another size"  # noqa: E731
+    report = check_pattern(
+        (find, lambda x: torch.exp(x + x), (torch.randn(rows, columns),)), where=only
+    )
+    assert not report.grown
+
+
+@pytest.mark.parametrize("find", [lambda x: x.real.exp(), lambda x: x.H.exp()])
+def test_a_view_that_the_tables_do_not_know_is_no_intermediate(find: Callable[..., Any]) -> None:
+    assert (
+        check_pattern((find, lambda x: torch.exp(find(x).log()), (X,)), dynamic=False).escapes == ()
+    )
+
+
+def test_what_fails_at_another_rank_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    find = lambda x: x.exp().sin()  # noqa: E731
+    check_pattern((find, lambda x: x.t().exp().sin().contiguous().t(), (X,)))
+    assert not caplog.records
+
+
+def test_a_pattern_that_does_not_match_itself_is_named() -> None:
+    find = lambda x: F.max_pool1d(x, 2, return_indices=True)[0]  # noqa: E731
+    with pytest.raises(AssertionError, match="Dynamo captures of it looks like the pattern"):
+        check_pattern((find, lambda x: find(x) * 1, (X[None],)))
+    doubled = lambda x: find(x) * 2  # noqa: E731
+    with pytest.raises(
+        AssertionError, match="expected `max_pool1d_with_indices`, found `max_pool1"
+    ):
+        check_pattern((doubled, lambda x: 2 * find(x), (X[None],)))

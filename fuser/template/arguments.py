@@ -40,6 +40,7 @@ def arguments_of(
             f"{', '.join(names)}."
         )
     _require_same_order(pattern_id, names, others)
+    _require_same_defaults(pattern_id, find, replace, names)
     _require_usable(pattern_id, names, examples)
     return names, others
 
@@ -76,6 +77,20 @@ def _require_same_order(pattern_id: str, names: Sequence[str], others: Sequence[
                 f"pattern {pattern_id!r}: `{name}` is argument {names.index(name) + 1} of `find` "
                 f"but argument {position + 1} of `replace`; arguments are bound by position, so "
                 "give them the same order, or other names."
+            )
+
+
+def _require_same_defaults(pattern_id: str, find: Any, replace: Any, names: Sequence[str]) -> None:
+    """An argument without an example stands for its default, so both must have the same."""
+    wanted, found = (
+        {n: p.default for n, p in inspect.signature(f).parameters.items()} for f in (find, replace)
+    )
+    for name in wanted.keys() & found.keys() - set(names):
+        one, other = wanted[name], found[name]
+        if one is not other and (type(one) is not type(other) or one != other):
+            raise PatternError(
+                f"pattern {pattern_id!r}: `{name}` has the default {one!r} in `find` but {other!r} "
+                "in `replace`; give both the same, or an example, so that it stands for any."
             )
 
 

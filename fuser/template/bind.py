@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..torch_private import dispatched
+
 RENAMED = {"exponent": "other", "self": "input", "axis": "dim", "keepdims": "keepdim"}
 
 
 def bind(node: Node) -> dict[str, Any]:
     """Arguments of an operator that the tables do not know, by the names of its signature."""
-    function: Any = node.target
+    function: Any = dispatched(node.target)
     if node.op == "call_method":
         function = getattr(torch.Tensor, str(node.target), None)
     if inspect.isfunction(function):

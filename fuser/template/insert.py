@@ -14,7 +14,7 @@ from ..graph.axes import same_size
 from ..graph.effects import draws
 from ..graph.ops import Kind, is_tensor, value
 from ..graph.view import GraphView
-from ..torch_private import to_expr
+from ..torch_private import faked, to_expr
 from .run import SYMBOLIC, run
 from .trace import holds_tensor, outputs_of
 from .values import Permuted, Product
@@ -83,7 +83,7 @@ def _scalar(builder: Builder, node: Node, args: Any, kwargs: Any) -> Any:
     """A size, dtype, number, ...: a constant where it is known, else nodes that compute it."""
     if any(isinstance(a, (tuple, list)) for a in args):
         return run(node, args, kwargs)  # of a shape, whose sizes may be nodes
-    with builder.fake_mode:
+    with faked(builder.fake_mode):
         known = run(node, _values(args), _values(kwargs))
     if isinstance(known, torch.Size):
         source: Any = args[0]

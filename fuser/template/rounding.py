@@ -1,12 +1,14 @@
 """Which spellings are equal, and which only up to rounding.
 
 A last bit may differ almost anywhere; but where an operator with steps reads the result (a round, a
-comparison, an argmax), it can become a whole step, so that there only exact equality counts.
+comparison, an argmax, a cast to a narrower type), it can become a whole step, so that there only
+exact equality counts. An operator that is not known to have no steps is taken to have some.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,15 +17,37 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..graph.effects import is_foreign
-from ..graph.ops import value
+from ..graph.ops import Kind, value
 from ..graph.view import GraphView
 from . import form
 
 _STEPS = set(
-    "round floor ceil trunc fix frac sign sgn floor_divide remainder fmod copysign heaviside histc "
-    "nextafter hardshrink threshold atan2 angle bernoulli gumbel_softmax "
-    "fake_quantize_per_tensor_affine fake_quantize_per_channel_affine".split()
+    "round floor ceil trunc frac sign signbit floor_divide remainder fmod copysign atan2 "
+    "hardshrink threshold".split()
 )
+"""Pointwise operators of `fuser.graph.ops` that jump."""
+_CONTINUOUS = set(
+    "mean prod std var norm cumsum log_softmax softmin logaddexp linear addmm addmv mv dot outer "
+    "layer_norm rms_norm group_norm batch_norm instance_norm normalize conv1d conv2d conv3d "
+    "conv_transpose1d conv_transpose2d avg_pool1d avg_pool2d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d max_pool1d max_pool2d stack pad flip roll chunk split unbind select "
+    "index_select gather take_along_dim diagonal tril triu detach getitem glu cross cdist "
+    "mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy nll_loss embedding prelu interpolate "
+    "cumprod logcumsumexp linalg_norm linalg_vector_norm addbmm index_add scatter_add unfold "
+    "pixel_shuffle view_as_real view_as_complex complex".split()
+)
+"""The other operators that are known to have no jump; nothing else is taken to have none."""
+_NO_JUMPS = {
+    Kind.POINTWISE,
+    Kind.VIEW,
+    Kind.CONTRACT,
+    Kind.SOFTMAX,
+    Kind.REDUCE,
+    Kind.SLICE,
+    Kind.CAT,
+    Kind.DROPOUT,
+    Kind.ATTENTION,
+}
 
 
 def exacting(template: GraphView) -> frozenset[Node]:
@@ -43,21 +67,37 @@ _exacting: WeakKeyDictionary[GraphView, frozenset[Node]] = WeakKeyDictionary()
 
 def _has_steps(view: GraphView, node: Node) -> bool:
     """Whether a result may jump where the inputs move a little; what is unknown may."""
-    if node.op not in ("call_function", "call_method"):
+    results = _tensors(value(node))
+    if node.op not in ("call_function", "call_method") or not results:
         return False
     name = str(form.head(view, node))
-    if name in _STEPS or node.kwargs.get("rounding_mode") is not None or _is_unknown(node):
-        return True
     if name.endswith("_like") or name.startswith("new_"):  # what it is like does not matter
         return False
-    sources = [value(n) for n in node.all_input_nodes]
-    return any(map(_is_fine, _tensors(sources))) and not all(map(_is_fine, _tensors(value(node))))
+    sources = [x for n in node.all_input_nodes for x in _tensors(value(n)) if _is_fine(x)]
+    if not sources:
+        return False
+    if not all(map(_is_fine, results)) or _narrows(node, sources, results):
+        return True
+    if _is_unknown(node):
+        return True
+    if view.op(node).kind in _NO_JUMPS:
+        return name in _STEPS or node.kwargs.get("rounding_mode") is not None
+    return name not in _CONTINUOUS and getattr(node.target, "__name__", "") not in _CONTINUOUS
 
 
 def _is_unknown(node: Node) -> bool:
     if isinstance(node.target, (OpOverload, OpOverloadPacket)):
         return not str(node.target).startswith("aten.")
     return is_foreign(node)
+
+
+def _narrows(node: Node, sources: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> bool:
+    """Whether a node rounds to a fixed narrower type, and not back to the type of an argument."""
+    dtypes = {x.dtype for x in sources}
+    if any(not _tensors(value(n)) for n in node.all_input_nodes):
+        return False
+    widest = max(dtype.itemsize for dtype in dtypes)
+    return any(x.dtype not in dtypes and x.dtype.itemsize < widest for x in results)
 
 
 def _tensors(values: object) -> list[torch.Tensor]:

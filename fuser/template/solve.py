@@ -9,11 +9,12 @@ The work at one anchor is bounded, so that matching stays linear in the graph.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.fx import Node
 
+from ..graph.effects import draws
 from ..graph.ops import is_tensor
 from ..graph.view import GraphView
 from ..pattern import Decline
@@ -23,7 +24,7 @@ from .goals import Branch, Fail, Goal
 from .pair import branches
 from .trace import Template
 from .values import Permuted, Product, Value
-from .verify import verify
+from .verify import alike, verify
 
 _STEPS_BASE, _STEPS_EACH = 300, 40
 _SIDEWAYS = 64
@@ -171,10 +172,21 @@ class Solver:
             if peeled == known:
                 state.region.update(dict.fromkeys(skipped))
                 return []
+            if self._may_repeat(p, known, g):
+                ways = branches(self.template.view, self.view, p, g, goal.reader)
+                if not isinstance(ways, Fail):
+                    return [replace(way, bind=None) for way in ways]
         name = p.target if p.op == "placeholder" else p.name
         return Fail(
             f"`{name}` stands for two different values, {_show(known)} and {_show(g)}", goal.reader
         )
+
+    def _may_repeat(self, p: Node, known: Value, g: Value) -> bool:
+        """Whether two values of the graph can be one computation of the same, done twice."""
+        if not isinstance(known, Node) or not isinstance(g, Node) or self.view.mutations:
+            return False
+        op = self.template.view.op(p)
+        return not draws(p, op) and alike(known, g)
 
     def _peel(self, graph: Value, stop: Value | None = None) -> tuple[Value, list[Node]]:
         skipped: list[Node] = []

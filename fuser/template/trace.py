@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from ..errors import PatternError, PatternOutputsError, UnrunnablePatternError
-from ..graph.ops import is_tensor, value
+from ..graph.effects import draws
+from ..graph.ops import is_tensor, read, value
 from ..graph.view import GraphView
-from ..torch_private import FakeTensorMode, unset_fake_temporarily
+from ..torch_private import FakeTensorMode, faked, unset_fake_temporarily
 from .arguments import arguments_of
 from .rounding import exacting
 from .run import run
@@ -60,6 +62,7 @@ def record(
         replacement = _trace(pattern_id, "replace", replace, others, fakes, mode)
         open_einsums(found.graph, exacting(GraphView(found)))
         _propagate(pattern_id, "find", found, fakes, mode)
+        _share(found.graph)
         _compare(pattern_id, found, replacement)
     return _template(pattern_id, found), replacement
 
@@ -97,6 +100,7 @@ def _trace(
     # looked for before dead code goes, to which a write belongs
     if GraphView(module).mutations or any(map(is_tensor, recorder.written)):
         recorder.refuse_write()
+    _index_results(graph)
     graph.eliminate_dead_code()
     outputs = outputs_of(graph)
     if not outputs or not all(isinstance(o, Node) and is_tensor(o) for o in outputs):
@@ -104,6 +108,29 @@ def _trace(
             f"pattern {pattern_id!r}: `{role}` must return a tensor or a tuple of tensors."
         )
     return module
+
+
+def _index_results(graph: Graph) -> None:
+    """Write `x.max(-1).values` as `x.max(-1)[0]`, as Dynamo does."""
+    for node in list(graph.nodes):
+        source: Any = node.args[0] if node.target is getattr else None
+        if not isinstance(source, Node) or not isinstance(value(source), tuple):
+            continue
+        for position, result in enumerate(value(source)):
+            if result is value(node):
+                node.target, node.args = operator.getitem, (source, position)
+
+
+def _share(graph: Graph) -> None:
+    """Make equal computations one: the solver finds them shared in a model, and repeated."""
+    known: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "call_method") or draws(node, read(node)):
+            continue
+        first = known.setdefault(repr((node.op, node.target, node.args, node.kwargs)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
 
 
 def _propagate(
@@ -122,7 +149,7 @@ def _propagate(
             elif node.op == "output":
                 continue
             else:
-                with mode:
+                with faked(mode):
                     example = run(node, map_values(node.args), map_values(node.kwargs))
         except PatternError:
             raise

@@ -103,7 +103,8 @@ def _linear(node: Node) -> Value | None:
 
 
 def _matmul_of(op: Op) -> _Matmul | None:
-    """An einsum with one summed, one free index an operand, and the rest shared, as a matmul."""
+    """An einsum with one summed index as a matmul: one free index an operand and the rest shared,
+    or nothing shared and several free indices of one operand."""
     equation, operands = op.args.get("equation"), op.args.get("operands", ())
     if not isinstance(equation, str) or len(operands) != 2 or not all(map(is_tensor, operands)):
         return None
@@ -112,12 +113,13 @@ def _matmul_of(op: Op) -> _Matmul | None:
         return None
     shared, inner = [n for n in out if n in a and n in b], [n for n in a if n not in out]
     rows, columns = [n for n in out if n not in b], [n for n in out if n not in a]
-    if len(inner) != 1 or len(rows) != 1 or len(columns) != 1:
+    fewer, more = sorted((len(rows), len(columns)))
+    if len(inner) != 1 or fewer != 1 or (more > 1 and shared):
         return None
     if [n for n in b if n not in out] != inner:
         return None
     first = 0
-    if out.index(columns[0]) < out.index(rows[0]):
+    if len(columns) > 1 or (more == 1 and out.index(columns[0]) < out.index(rows[0])):
         first, a, b, rows, columns = 1, b, a, columns, rows
     made = [*shared, *rows, *columns]
     return _Matmul(

@@ -6,7 +6,6 @@ computed from shapes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..graph.ops import value
-from ..torch_private import FakeTensor, FakeTensorMode, known_true
+from ..torch_private import FakeTensor, FakeTensorMode, faked, known_true
 from . import form
 from .equal import equal
 from .goals import Fail, Goal
@@ -31,7 +30,7 @@ def verify(template: Template, bound: Mapping[Node, Any], deferred: Sequence[Goa
     environment: dict[Node, Any] = {}
     place = next(bound[o] for o in template.outputs)
     mode = fake_mode(bound)
-    with torch.no_grad(), mode or contextlib.nullcontext():
+    with torch.no_grad(), faked(mode):
         for node in template.view.nodes:
             if node.op == "output":
                 continue
@@ -98,6 +97,17 @@ def _differs(
 def _same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.ndim == b.ndim and all(
         known_true(x == y) for x, y in zip(a.shape, b.shape, strict=True)
+    )
+
+
+def alike(a: Node, b: Node) -> bool:
+    """Whether two values are tensors, or tuples of tensors, of one dtype, device and shape."""
+    one, other = pytree.tree_leaves(value(a)), pytree.tree_leaves(value(b))
+    if len(one) != len(other) or not all(isinstance(x, torch.Tensor) for x in (*one, *other)):
+        return False
+    return all(
+        (x.dtype, x.device) == (y.dtype, y.device) and _same_shape(x, y)
+        for x, y in zip(one, other, strict=True)
     )
 
 
