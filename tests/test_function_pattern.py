@@ -1127,6 +1127,11 @@ APART: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tenso
     ),
     "select": (lambda x: x[:, 0].exp().sin(), lambda x: x.select(1, 0).exp().sin(), (X,)),
     "rsqrt": (lambda x: x.exp().rsqrt().sin(), lambda x: (1 / x.exp().sqrt()).sin(), (X,)),
+    "where of the negated mask": (
+        lambda x, w: x.masked_fill(w > 0, -1.0).sin(),
+        lambda x, w: torch.where(~(w > 0), x, -1.0).sin(),
+        (X, X + 1),
+    ),
     "a composite": (lambda x: F.silu(x).exp(), lambda x: (x * x.sigmoid()).exp(), (X,)),
 }
 
