@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from .builder import Builder
 from .errors import ReplacementMismatchError
 from .graph.ops import value
-from .torch_private import FakeTensorMode, known_true
+from .torch_private import FakeTensorMode, faked, known_true
 
 _MAX_FOLLOWED = 24
 
@@ -103,7 +103,7 @@ class Rewriter:
     def _rerun(self, node: Node, changed: dict[Node, Any]) -> Any:
         look = lambda n: changed.get(n, value(n))  # noqa: E731
         args, kwargs = map_arg(node.args, look), map_arg(node.kwargs, look)
-        with self.fake_mode:
+        with faked(self.fake_mode):
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
