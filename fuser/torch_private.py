@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import sympy
@@ -47,6 +48,7 @@ __all__ = [
     "counters",
     "differentiable",
     "dispatched",
+    "distinct",
     "eager_world",
     "faked",
     "flex_supported",
@@ -290,6 +292,25 @@ def random_options(options: Mapping[str, Any]) -> contextlib.AbstractContextMana
     """Within the block, `random_as_in_eager` answers for a compile with these Inductor options."""
     wanted = {k: v for k, v in options.items() if k == "fallback_random"}
     return inductor_config.patch(wanted)
+
+
+def distinct(function: Callable[..., Any], label: str) -> FunctionType:
+    """A copy of a plain function with a code object of its own, named with `label`.
+
+    Dynamo keeps compiled code, and counts recompiles, by code object: copies see nothing of each
+    other.
+
+    Raises:
+        TypeError: not a plain function.
+    """
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"a plain function is expected, not {type(function).__name__}")
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{label}")
+    copy = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def flex_supported() -> bool:
