@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx, nn
 
-from benchmarks.providers import INDUCTOR, Function, distinct
+from benchmarks.providers import INDUCTOR, Function
 from benchmarks.records import Row, make_row
 from benchmarks.runner import compile_cold, spread
 from benchmarks.targets import Check
+from fuser.torch_private import distinct
 
 Tensor = torch.Tensor
 Backend = Callable[..., Any]

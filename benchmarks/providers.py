@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 from typing import Any
 
 import torch
+
+from fuser.torch_private import distinct
 
 Function = Callable[..., Any]
 
@@ -96,17 +97,3 @@ def fuser_callable() -> Function:
     except ImportError as error:
         message = "fuser cannot be imported; --providers or --stand-in can do without it"
         raise SystemExit(f"{message}: {error}") from error
-
-
-def distinct(fn: Function, label: str) -> Function:
-    """A copy of `fn` with a code object of its own.
-
-    Dynamo keeps compiled code by code object. With its own, no provider sees (or guards
-    against) what another compiled, so all stay alive beside each other in one process.
-    """
-    if not isinstance(fn, FunctionType):
-        raise TypeError(f"a workload must be a plain function, not {type(fn).__name__}")
-    code = fn.__code__.replace(co_name=f"{fn.__code__.co_name}_{label}")
-    copy = FunctionType(code, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
-    copy.__kwdefaults__ = fn.__kwdefaults__
-    return copy

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from benchmarks import __main__ as command
 from benchmarks import attention, compile, crossover, readme, records, runner, targets
-from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose, distinct
+from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose
 from benchmarks.runner import Case, Effort, Measure, Result, Workload
+from fuser.torch_private import distinct
 
 CPU = torch.device("cpu")
 LIGER = (

@@ -9,7 +9,6 @@ fail all the same, the operator computes the same attention in blocks.
 from __future__ import annotations
 
 import operator
-import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from torch.nn.attention.flex_attention import flex_attention as public
 from fuser.errors import FuserWarning
 from fuser.graph.program import Program
 from fuser.specs import AttentionSpec
-from fuser.torch_private import outermost
+from fuser.torch_private import distinct, outermost
 
 from . import blocks
 from .chunked import chunked_attention
@@ -159,21 +158,13 @@ def _kernel(spec: str, facts: MaskFacts, layouts: tuple[Layout, ...]) -> Callabl
 
         return public(q, k, v, program, mask, scale=1.0, enable_gqa=q.shape[1] != k.shape[1])
 
-    compiled = torch.compile(_own(attend), dynamic=False, fullgraph=True)
+    compiled = torch.compile(distinct(attend, str(next(_numbers))), dynamic=False, fullgraph=True)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor]) -> Tensor:
         tensors = [captured[i].contiguous().squeeze() for i in read]
         return compiled(q, k, v, table, tensors)
 
     return kernel
-
-
-def _own(function: types.FunctionType) -> types.FunctionType:
-    """The same with a code object of its own: Dynamo counts recompiles of each."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
-    return types.FunctionType(
-        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
-    )
 
 
 def _score_mod(program: Program, captured: Mapping[str, Layout]) -> GraphModule:
