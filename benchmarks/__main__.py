@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,19 @@ def options_of(texts: Sequence[str]) -> dict[str, Any]:
     return {key: words.get(value.lower(), value) for key, _, value in pairs}
 
 
+def wanted(
+    workloads: Iterable[runner.Workload], args: argparse.Namespace, console: Console
+) -> Iterator[tuple[runner.Workload, str, torch.dtype]]:
+    """Every workload that was asked for, in every mode and dtype, announced as it comes."""
+    for workload in workloads:
+        if args.only and workload.name not in args.only:
+            continue
+        for dtype in args.dtype:
+            for mode in (m for m in workload.modes if m in args.modes):
+                console.print(f"{workload.name} {workload.x[1]} {dtype} {mode} ...", style="dim")
+                yield workload, mode, getattr(torch, dtype)
+
+
 def run_family(
     family: str,
     args: argparse.Namespace,
@@ -71,18 +84,12 @@ def run_family(
     effort = runner.QUICK if args.quick else runner.Effort()
     results: list[runner.Result] = []
     lines = list[records.Row]()
-    for workload in FAMILIES[family](args.quick):
-        if args.only and workload.name not in args.only:
-            continue
-        for dtype in args.dtype:
-            for mode in (m for m in workload.modes if m in args.modes):
-                console.print(f"{workload.name} {dtype} {mode} ...", style="dim")
-                kind = getattr(torch, dtype)
-                result = runner.measure(workload, mode, kind, args.device, chosen, effort)
-                results.append(result)
-                lines += records.rows(result, args.device)
-                if out is not None:
-                    records.write_csv(out, lines)
+    for workload, mode, dtype in wanted(FAMILIES[family](args.quick), args, console):
+        result = runner.measure(workload, mode, dtype, args.device, chosen, effort)
+        results.append(result)
+        lines += records.rows(result, args.device)
+        if out is not None:
+            records.write_csv(out, lines)
     table.show(results, family, console)
     half = multiplies_in_hardware(torch.bfloat16)
     for check in CHECKS[family](results, half_in_hardware=half) if not args.quick else []:
@@ -109,16 +116,10 @@ def run_crossover(args: argparse.Namespace, console: Console, out: Path | None) 
     """Measures forced rewrites at sizes around the crossover."""
     decisions: list[crossover.Decision] = []
     effort = runner.QUICK if args.quick else crossover.EFFORT
-    for workload in crossover.workloads(args.quick):
-        if args.only and workload.name not in args.only:
-            continue
-        for dtype in args.dtype:
-            for mode in (m for m in workload.modes if m in args.modes):
-                console.print(f"{workload.name} {workload.x[1]} {dtype} {mode} ...", style="dim")
-                kind = getattr(torch, dtype)
-                decisions.append(crossover.judge(workload, mode, kind, args.device, effort))
-                if out is not None:
-                    records.write_csv(out, crossover.lines_of(decisions, args.device))
+    for workload, mode, dtype in wanted(crossover.workloads(args.quick), args, console):
+        decisions.append(crossover.judge(workload, mode, dtype, args.device, effort))
+        if out is not None:
+            records.write_csv(out, crossover.lines_of(decisions, args.device))
     crossover.show(decisions, console)
     for check in crossover.checks(decisions) if not args.quick else []:
         console.print(str(check), markup=False, highlight=False)
