@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +21,33 @@ from torch.fx import Graph, Interpreter, Node
 
 from .ops import FUNCTIONS, Kind, Op, is_tensor
 
-_SOURCES = {"torch": torch, "F": F, "operator": operator}
+
+def gather(table: torch.Tensor, *indices: torch.Tensor) -> torch.Tensor:
+    """`table[i_0, i_1, ...]`, one index for every dimension; indices broadcast against each other.
+
+    Indices count from the start. They are within the table wherever the program is at a position
+    that exists; a kernel that runs it beyond the last query or key must not read there.
+    """
+    return table[indices]
+
+
+def rounded(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    """`x.to(dtype)`, which `Program.widened` leaves: a captured value that is coarse as it is."""
+    return x.to(getattr(torch, dtype))
+
+
+POSITIONS = ("ib", "ih", "iq", "ik")
+"""Inputs that are positions: batch, query head, query, key; int64 tensors, from 0 to the size - 1,
+which is below 2**31. Arithmetic on them is that of int64, but an intermediate value stays below
+2**31 too unless the user's own does not."""
+SIZES = ("nb", "nh", "nq", "nk")
+"""Inputs that are Python numbers: how many batches, query heads, queries and keys there are."""
+_SOURCES = {
+    "torch": torch,
+    "F": F,
+    "operator": operator,
+    "program": SimpleNamespace(gather=gather, rounded=rounded),
+}
 
 
 def functional(op: Op) -> Any:
@@ -147,6 +174,11 @@ class Program:
     def graph(self) -> Graph:
         return from_json(self.text)
 
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs, in order."""
+        return json.loads(self.text)["inputs"]
+
     def __call__(self, **inputs: Any) -> Any:
         """Run the program on tensors that broadcast against each other."""
         return _run(self.text, inputs)
@@ -158,8 +190,8 @@ class Program:
     def without(self, names: Collection[str]) -> Program:
         """The program with the named steps left out: their first operand that is no mask or bias.
 
-        An operand counts as such where it depends on an input that is not captured (`c0`, ...);
-        inputs that nothing reads any more are dropped.
+        An operand counts as such where it depends on a score or probability (`s0`, `p`); inputs
+        that nothing reads any more are dropped.
         """
         if not names:
             return self
@@ -168,7 +200,7 @@ class Program:
         dropped = [copy for node, copy in copies.items() if node.name in names]
         live: set[Node] = set()
         for node in graph.nodes:
-            is_score = node.op == "placeholder" and not str(node.target).startswith("c")
+            is_score = node.op == "placeholder" and str(node.target)[0] in "sp"
             if is_score or live & set(node.all_input_nodes):
                 live.add(node)
         for node in dropped:
@@ -366,4 +398,7 @@ def _formula(graph: Graph) -> str:
     return ""
 
 
-__all__ = ["CASTS", "IDENTITIES", "IDENTITY_TEXT", "Kind", "Program", "ProgramBuilder"]
+__all__ = [
+    "CASTS", "IDENTITIES", "IDENTITY_TEXT", "POSITIONS", "SIZES", "Kind", "Program",
+    "ProgramBuilder", "gather", "rounded",
+]  # fmt: skip

@@ -1,5 +1,5 @@
 """Attention: the oracle, library kernels, FlexAttention, and any program in chunks on the CPU."""
 
-from . import aten, chunked, flash, flex, reference
+from . import aten, chunked, flash, flex, generated, reference
 
-__all__ = ["aten", "chunked", "flash", "flex", "reference"]
+__all__ = ["aten", "chunked", "flash", "flex", "generated", "reference"]

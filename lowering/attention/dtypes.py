@@ -18,3 +18,8 @@ def rounds_coarsely(program: Program, dtype: torch.dtype) -> bool:
         node.target == "to" and narrower(node.kwargs["dtype"], dtype)
         for node in program.graph.nodes
     )
+
+
+def widened(dtype: torch.dtype) -> bool:
+    """Whether values of a dtype are computed with in fp32: those of half precision."""
+    return dtype in (torch.float16, torch.bfloat16)

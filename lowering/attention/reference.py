@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from fuser.builder import Builder
 from fuser.graph.ops import value
+from fuser.graph.program import POSITIONS, SIZES
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
 from fuser.torch_private import differentiable
@@ -46,7 +47,7 @@ def attend(
         q: each `(B, H, Sq, D_i)`.
         k: each `(B, Hkv, Sk, D_i)`.
         v: `(B, Hkv, Sk, Dv)`.
-        captured: 0-d, or broadcasting against `(B, H, Sq, Sk)`.
+        captured: 0-d, or broadcasting against `(B, H, Sq, Sk)`; of any shape where only gathered.
         seed: of the dropout, one int64 element.
         overwrite: intermediates share memory where they can; no gradient can be taken.
 
@@ -54,6 +55,7 @@ def attend(
         `(B, H, Sq, Dv)`.
     """
     named = {f"c{i}": c for i, c in enumerate(captured)}
+    named.update(_positions(spec, q[0], k[0]))
     scores = {
         f"s{i}": torch.matmul(a, _repeat(b, a.shape[1]).mT)
         for i, (a, b) in enumerate(zip(q, k, strict=True))
@@ -63,12 +65,26 @@ def attend(
     else:
         score = spec.score(**scores, **named)
     score = score.expand(*next(iter(scores.values())).shape)
+    if spec.mask is not None:
+        score = torch.where(spec.mask(**named), score, -torch.inf)
     p = _softmax(spec, score, named)
     if spec.dropout:
         p = _dropout(p, spec.dropout, seed)
     p = spec.probs(p=p, **named)
     v = _repeat(v, q[0].shape[1])
     return torch.matmul(p.to(v.dtype), v)
+
+
+def _positions(spec: AttentionSpec, q: Tensor, k: Tensor) -> dict[str, Any]:
+    """Positions and sizes that programs read, each along its own dimension of (B, H, Sq, Sk)."""
+    read = {name for program in spec.programs for name in program.inputs}
+    sizes = (*q.shape[:3], k.shape[2])
+    found: dict[str, Any] = dict(zip(SIZES, sizes, strict=True))
+    for dim, (name, size) in enumerate(zip(POSITIONS, sizes, strict=True)):
+        if name in read:
+            shape = [size if d == dim else 1 for d in range(4)]
+            found[name] = torch.arange(size, device=q.device).reshape(shape)
+    return found
 
 
 def _softmax(spec: AttentionSpec, score: Tensor, named: dict[str, Tensor]) -> Tensor:
@@ -220,8 +236,8 @@ class Reference(Lowering):
         return Emission(emit, "reference", "takes every program", _SLOWER, {}, cost.REFERENCE)
 
 
-def emit_operator(builder: Builder, call: Call, function: Any = None) -> Node:
-    """An operator with the signature of `fuser::attention` on the arranged operands."""
+def emit_operator(builder: Builder, call: Call, function: Any = None, *more: Any) -> Node:
+    """An operator with the signature of `fuser::attention`, and `more`, on the arranged operands."""
     spec: AttentionSpec = call.spec
     q, k, v = operands(builder, call)
     captured = []
@@ -234,9 +250,9 @@ def emit_operator(builder: Builder, call: Call, function: Any = None) -> Node:
         captured.append(node)
     seed = None
     if spec.dropout:
-        seed = builder.unshared(torch.randint, 2**62, (1,), device=torch.device("cpu"))
+        seed = builder.unshared(torch.randint, 2**62, (1,), device=value(v).device)
     function = torch.ops.fuser.attention.default if function is None else function
-    return builder.call(function, q, k, v, captured, seed, spec.to_text())
+    return builder.call(function, q, k, v, captured, seed, spec.to_text(), *more)
 
 
 def operands(builder: Builder, call: Call) -> tuple[list[Node], list[Node], Node]:

@@ -1,0 +1,17 @@
+"""Attention kernels that are generated: one template, the programs of a spec printed into it.
+
+layout      what the text of a kernel depends on
+tile        what every kernel writes for one tile of scores
+forward     online softmax; `combine` adds up its parts where the keys are split
+backward    gradients, everything of a tile recomputed
+bounds      which tiles are visited, and which of them need no mask
+config      how a kernel is cut
+build       from a layout to kernels
+launch      from operands to results
+operator    `fuser::generated_attention`
+lowering    the lowering that puts it there
+"""
+
+from . import lowering, operator
+
+__all__ = ["lowering", "operator"]

@@ -1,0 +1,188 @@
+"""What a kernel's text depends on: the spec, dtypes, feature sizes, and who varies along what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fuser.graph.program import Program
+from fuser.specs import AttentionSpec
+
+from ...triton.kernel import pointer
+from ...triton.trace import Input
+from ..dtypes import narrower, rounds_coarsely, widened
+from .numerics import is_bounded, is_linear, tables_of
+
+AXES = "bhqk"
+"""Batch, query head, query, key: the dimensions of a captured tensor, by letter."""
+POSITIONS = {"ib": "b", "ih": "h", "iq": "q", "ik": "k"}
+"""Inputs of programs that are positions, and the axis that each counts."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """q, k or v: its dtype and number of features."""
+
+    dtype: torch.dtype
+    features: int
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured tensor.
+
+    Attributes:
+        dtype: as it lies in memory.
+        axes: those along which it differs, letters of `AXES`.
+        is_scalar: it has no dimensions at all, and so no say in type promotion.
+        rank: of a table that is read through `gather` only; -1 where it is none.
+    """
+
+    dtype: torch.dtype
+    axes: str
+    is_scalar: bool
+    rank: int = -1
+
+    @property
+    def strides(self) -> str:
+        """Suffixes of its stride arguments."""
+        return self.axes if self.rank < 0 else "".join(str(i) for i in range(self.rank))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that decides the text of the kernels of one attention."""
+
+    spec: AttentionSpec
+    q: tuple[Operand, ...]
+    k: tuple[Operand, ...]
+    v: Operand
+    captured: tuple[Captured, ...]
+    interpreted: bool = False
+    precision: str = "ieee"
+    """Of products in fp32: `ieee` or `tf32`."""
+
+    @property
+    def products(self) -> range:
+        return range(len(self.q))
+
+    @property
+    def faithful(self) -> bool:
+        """Whether intermediate values are rounded as in the region, since its result is finer."""
+        spec = self.spec
+        return (
+            narrower(spec.score_dtype, spec.dtype)
+            or narrower(spec.softmax_dtype, spec.dtype)
+            or rounds_coarsely(spec.score, spec.dtype)
+            or rounds_coarsely(spec.probs, spec.dtype)
+        )
+
+    @property
+    def score(self) -> Program:
+        return self.spec.score if self.faithful else self.spec.score.widened()
+
+    @property
+    def probs(self) -> Program:
+        return self.spec.probs if self.faithful else self.spec.probs.widened()
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether probabilities must be whole before the rest of the program sees them."""
+        coarse = self.faithful and narrower(self.spec.softmax_dtype, self.spec.dtype)
+        return coarse or not is_linear(self.probs, "p")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether neither program makes an infinity or NaN of finite numbers, nor its gradient."""
+        return is_bounded(self.score) and is_bounded(self.probs)
+
+    @property
+    def in_base_two(self) -> bool:
+        """Whether scores are kept in units of log 2, so that one multiplication is saved.
+
+        Not where a score may be near the largest number: it would become infinite.
+        """
+        floats = any(c.dtype.is_floating_point and c.rank < 0 for c in self.captured)
+        return not floats and not self.faithful and is_bounded(self.score)
+
+    def input(self, name: str) -> Input:
+        """How an input of a program looks to the tracer."""
+        if name in POSITIONS:
+            return Input(torch.int32)
+        if name[0] == "c":
+            captured = self.captured[int(name[1:])]
+            return Input(self.held(captured.dtype), captured.is_scalar)
+        return Input(self.score_dtype if name[0] == "s" else self.p_dtype)
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """Of the products of q and k, as the program sees them."""
+        return self.spec.score_dtype if self.faithful else torch.float32
+
+    @property
+    def p_dtype(self) -> torch.dtype:
+        """Of probabilities, as the program sees them."""
+        return self.spec.softmax_dtype if self.faithful else torch.float32
+
+    def held(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that a program sees for a captured tensor: half is widened, unless faithful."""
+        return torch.float32 if widened(dtype) and not self.faithful else dtype
+
+    def inputs(self, program: Program) -> dict[str, Input]:
+        return {name: self.input(name) for name in program.inputs}
+
+
+def layout_of(
+    spec: AttentionSpec,
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    v: Tensor,
+    captured: Sequence[Tensor],
+    *,
+    interpreted: bool,
+    precision: str,
+) -> Layout:
+    """The layout for these operands; only sizes of one, ranks and dtypes are looked at."""
+    tables = tables_of(spec)
+    return Layout(
+        spec,
+        tuple(_operand(x) for x in q),
+        tuple(_operand(x) for x in k),
+        _operand(v),
+        tuple(_captured(x, f"c{i}" in tables) for i, x in enumerate(captured)),
+        interpreted,
+        precision,
+    )
+
+
+def _operand(x: Tensor) -> Operand:
+    return Operand(x.dtype, int(x.shape[-1]))
+
+
+def _captured(x: Tensor, is_table: bool) -> Captured:
+    if is_table:
+        return Captured(x.dtype, "", False, x.ndim)
+    letters = AXES[4 - x.ndim :]
+    axes = "".join(a for a, size in zip(letters, x.shape, strict=True) if size != 1)
+    return Captured(x.dtype, axes, x.ndim == 0)
+
+
+def tensors(layout: Layout) -> Iterator[tuple[str, str, str]]:
+    """(name, Triton type, stride suffixes) of the operands, in the order of the arguments."""
+    for i in layout.products:
+        yield f"q{i}", pointer(layout.q[i].dtype), "bhmd"
+    for i in layout.products:
+        yield f"k{i}", pointer(layout.k[i].dtype), "bhnd"
+    yield "v", pointer(layout.v.dtype), "bhnd"
+    for i, c in enumerate(layout.captured):
+        yield f"c{i}", pointer(c.dtype), c.strides
+
+
+def strides_of(name: str, suffixes: str, x: Tensor) -> dict[str, int]:
+    """The stride arguments of a tensor; a captured tensor lacks leading dimensions."""
+    if suffixes in ("bhmd", "bhnd") or suffixes.isdigit():
+        return {f"{name}_{s}": x.stride(i) for i, s in enumerate(suffixes)}
+    return {f"{name}_{s}": x.stride(AXES.index(s) - 4) for s in suffixes}

@@ -1,0 +1,108 @@
+"""Attention by generated Triton kernels: any score program, forward and backward."""
+
+from __future__ import annotations
+
+import importlib.util
+import operator
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
+from fuser.graph.ops import value
+from fuser.pattern import Call
+from fuser.pattern import Operand as Place
+from fuser.specs import AttentionSpec
+
+from ...base import Context, Emission, Lowering, Refusal, register_lowering
+from ...triton.trace import NotPrintable
+from ..reference import emit_operator
+from .build import check
+from .layout import AXES, Captured, Layout, Operand
+from .numerics import tables_of
+
+INTERPRETED_WORK = 1000.0
+"""The interpreter is for numbers, not for time."""
+
+
+@register_lowering(AttentionSpec, order=30)
+class GeneratedAttention(Lowering):
+    """Every program that can be printed, on a GPU, or in Triton's interpreter."""
+
+    name: ClassVar[str] = "triton"
+    kind: ClassVar[str] = "triton"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        refusal = _unavailable(context)
+        if refusal:
+            return Refusal(refusal)
+        layout = _layout(call, context)
+        if layout is None:
+            return Refusal("the number of features is symbolic")
+        try:
+            check(layout, training=context.training)
+        except NotPrintable as error:
+            return Refusal(str(error))
+
+        def emit(builder: Builder) -> Node:
+            function = torch.ops.fuser.generated_attention.default
+            out = emit_operator(builder, call, function, "")
+            return builder.call(operator.getitem, out, 0)
+
+        why = "the program is printed into a kernel"
+        if context.device.type == "cpu":
+            slower = "the interpreter is for checking numbers"
+            return Emission(emit, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
+        return Emission(emit, "triton", why, "", {})
+
+
+def _unavailable(context: Context) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    device = context.device.type
+    if device == "cpu":
+        from .launch import interpreting
+
+        return "" if interpreting() else "on a CPU it needs TRITON_INTERPRET=1 in the environment"
+    return "" if device == "cuda" else f"it knows GPUs of CUDA and ROCm, not {device!r}"
+
+
+def _layout(call: Call, context: Context) -> Layout | None:
+    """What the operands will look like, once they are arranged."""
+    spec: AttentionSpec = call.spec
+    found: dict[str, Operand] = {}
+    for name, place in call.operands.items():
+        if name[0] in "qkv":
+            features: Any = size_of(leaves((place.target[3],)))
+            if not isinstance(features, int):
+                return None
+            found[name] = Operand(_dtype(place), features)
+    tables = tables_of(spec)
+    captured = [_captured(call.operands[f"c{i}"], f"c{i}" in tables) for i in range(spec.captured)]
+    products = range(spec.contractions)
+    return Layout(
+        spec,
+        tuple(found[f"q{i}"] for i in products),
+        tuple(found[f"k{i}"] for i in products),
+        found["v"],
+        tuple(captured),
+        interpreted=context.device.type == "cpu",
+    )
+
+
+def _dtype(place: Place) -> torch.dtype:
+    if place.dtype is not None:
+        return place.dtype
+    example = value(place.node)
+    return example.dtype if isinstance(example, torch.Tensor) else torch.float64
+
+
+def _captured(place: Place, is_table: bool) -> Captured:
+    if is_table:
+        return Captured(_dtype(place), "", False, len(place.target))
+    own = set(leaves(place.dims))
+    along = zip(AXES, place.target, strict=False)
+    axes = "".join(letter for letter, dim in along if own & set(leaves((dim,))))
+    return Captured(_dtype(place), axes, not place.target)

@@ -1,0 +1,115 @@
+"""What a program does to its numbers: may it be applied before the sum is known, may it be huge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.program import Program, gather
+from fuser.specs import AttentionSpec
+
+_FINITE = {"add", "sub", "mul", "neg", "tanh", "sigmoid", "to", "abs", "relu"}
+_LARGEST = 1e30
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).strip("_")
+
+
+def tables_of(spec: AttentionSpec) -> set[str]:
+    """Captured tensors that programs read through `gather` alone, by computed indices."""
+    found: set[str] = set()
+    for program in spec.programs:
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and str(node.target)[0] == "c":
+                if node.users and all(_gathers(user, node) for user in node.users):
+                    found.add(str(node.target))
+    return found
+
+
+def _gathers(user: Node, table: Node) -> bool:
+    return user.target is gather and user.args[0] is table and table not in user.args[1:]
+
+
+def is_linear(program: Program, name: str) -> bool:
+    """Whether a program is linear in one input, whatever the others are."""
+    linear: set[Node] = set()
+    result: Any = None
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.target == name:
+                linear.add(node)
+        elif node.op == "output":
+            result = node.args[0]
+        elif linear & set(node.all_input_nodes):
+            rule = _LINEAR.get(_name(node))
+            if rule is None or not rule(node, linear):
+                return False
+            linear.add(node)
+    return result in linear
+
+
+def _both(node: Node, linear: set[Node]) -> bool:
+    return node.args[0] in linear and node.args[1] in linear and node.kwargs.get("alpha", 1) == 1
+
+
+def _scaled(node: Node, linear: set[Node]) -> bool:
+    return (node.args[0] in linear) != (node.args[1] in linear)
+
+
+def _divided(node: Node, linear: set[Node]) -> bool:
+    plain = node.kwargs.get("rounding_mode") is None
+    return plain and node.args[0] in linear and node.args[1] not in linear
+
+
+def _cast(node: Node, linear: set[Node]) -> bool:
+    dtype = node.kwargs.get("dtype")
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2
+
+
+def _chosen(node: Node, linear: set[Node]) -> bool:
+    condition, *branches = node.args
+    return condition not in linear and all(b in linear or _zero(b) for b in branches)
+
+
+def _filled(node: Node, linear: set[Node]) -> bool:
+    score, mask, fill = node.args
+    return score in linear and mask not in linear and _zero(fill)
+
+
+def _zero(argument: Any) -> bool:
+    return isinstance(argument, (int, float)) and argument == 0
+
+
+_LINEAR: dict[str, Callable[[Node, set[Node]], bool]] = {
+    "add": _both, "sub": _both, "mul": _scaled, "truediv": _divided, "div": _divided,
+    "neg": lambda node, linear: True, "to": _cast, "where": _chosen, "masked_fill": _filled,
+}  # fmt: skip
+
+
+def is_bounded(program: Program) -> bool:
+    """Whether finite scores certainly stay finite and of moderate size, or become -inf."""
+    for node in program.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        name = _name(node)
+        numbers = [a for a in node.args if isinstance(a, (int, float))]
+        if any(abs(n) > _LARGEST and n != -math.inf for n in numbers):
+            return False
+        if name == "truediv":
+            if not isinstance(node.args[1], (int, float)) or abs(node.args[1]) < 1 / _LARGEST:
+                return False
+        elif name not in _FINITE and name not in ("where", "masked_fill"):
+            if not _is_condition(name):
+                return False
+    return True
+
+
+def _is_condition(name: str) -> bool:
+    return name in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "bitwise_and",
+                    "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_not",
+                    "bitwise_not", "invert", "floordiv", "mod", "floor_divide")  # fmt: skip
