@@ -1,8 +1,10 @@
-"""Triton source text from pointwise programs.
+"""Triton source text from pointwise programs, and generated modules of kernels.
 
 - `trace.py`: a program, or its derivative, as a graph of ATen pointwise operators.
 - `emitter.py`: such a graph as lines of Triton, one assignment a node.
-- `pointwise.py`: the table of operators: what each is in Triton.
-- `functions.py`: `@triton.jit` functions for what `triton.language` lacks; imported by generated
-  code only, so that nothing here needs triton.
+- `pointwise.py`, `arithmetic.py`: what each operator is in Triton; `values.py`: expressions,
+  the dtypes they stand for, literals.
+- `functions/`: `@triton.jit` functions for what `triton.language` lacks; imported by generated
+  code only, so that nothing else here needs triton.
+- `source.py`, `kernel.py`: text of a module on its way to a file and to a compiled kernel.
 """

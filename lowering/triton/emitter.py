@@ -20,6 +20,7 @@ from .values import HALVES, Number, Value, held, literal, type_name
 
 _CALL = re.compile(r"(?<![\w.])(?!float\()([a-z]\w*)\(")
 """Functions that are not `tl.something`."""
+_ATOM = re.compile(r"\w+(\[[^\]]*\])?|-?[\d.]+(e[-+]?\d+)?|float\(\"-?\w+\"\)")
 __all__ = ["Emitter", "NotPrintable", "Value", "held"]
 
 
@@ -54,7 +55,8 @@ class Emitter:
         outputs: list[Value] = []
         for node in graph.nodes:
             if node.op == "placeholder":
-                values[node] = inputs[str(node.target)]
+                given = inputs[str(node.target)]
+                values[node] = Value(_atom(given.text), given.dtype)
             elif node.op == "output":
                 results = node.args[0] if isinstance(node.args[0], (tuple, list)) else node.args
                 outputs = [values[result] for result in results]  # type: ignore[index]
@@ -72,7 +74,7 @@ class Emitter:
         if dtype is torch.bool:
             return self.let(f"{value.text} != {literal(0, source).text}", dtype)
         if source != target:
-            value = self.let(f"{_atom(value.text)}.to(tl.{type_name(target)})", target)
+            value = self.let(f"{value.text}.to(tl.{type_name(target)})", target)
         if dtype in HALVES:
             return self.let(self.rounded(value.text, dtype), dtype)
         return Value(value.text, dtype)
@@ -106,7 +108,8 @@ class Emitter:
 
 
 def _atom(text: str) -> str:
-    return text if text.isidentifier() else f"({text})"
+    """A name, a name with a subscript and a literal as they are, all else in parentheses."""
+    return text if _ATOM.fullmatch(text) else f"({text})"
 
 
 class Site:
@@ -115,17 +118,12 @@ class Site:
     Attributes:
         emitter: to which the text goes.
         dtype: of the node.
-        overload: of the operator: `Scalar`, `Tensor`, ...
     """
 
     def __init__(self, emitter: Emitter, node: Node, values: Mapping[Node, Value]) -> None:
         self.emitter = emitter
         self.dtype: torch.dtype = node.meta["val"].dtype
-        self.overload = str(node.target._overloadname)  # type: ignore[union-attr]
         self._node, self._values = node, values
-
-    def __len__(self) -> int:
-        return len(self._node.args)
 
     def option(self, position: int, name: str, default: Any = None) -> Any:
         """A literal argument of the operator; a node where a tensor was given."""
@@ -150,7 +148,8 @@ class Site:
         return literal(argument, dtype or self.dtype)
 
     def wide(self, argument: Any) -> Value:
-        """An operand of arithmetic: eager does not round numbers and 0-d tensors to half."""
+        """An operand of + - * /: eager on a GPU does not round numbers to half; nor 0-d tensors
+        here, which numbers may have become."""
         if self.dtype in HALVES and not isinstance(argument, Node):
             return literal(argument, torch.float32)
         if self.dtype in HALVES and argument.meta["val"].ndim == 0:
@@ -158,7 +157,7 @@ class Site:
         return self.operand(argument)
 
     def operands(self, count: int, dtype: torch.dtype | None = None) -> list[Value]:
-        """The first arguments in `dtype`, or as operands of arithmetic; one at least no literal."""
+        """The first arguments in `dtype`, or as operands of + - * /; one at least no literal."""
         get = self.wide if dtype is None else lambda a: self.operand(a, dtype)
         found = [get(argument) for argument in self._node.args[:count]]
         if all(value.number is not None for value in found):
@@ -166,11 +165,11 @@ class Site:
         return found
 
     def tensors(self, count: int, dtype: torch.dtype | None = None) -> list[Value]:
-        """As `operands`, for functions that read dtypes: no bare numbers but fp32 ones."""
-        return self.plain(self.operands(count, dtype))
+        """As `operands`, with no bare numbers."""
+        return [self.emitter.tensor(value) for value in self.operands(count, dtype)]
 
     def plain(self, values: Sequence[Value]) -> list[Value]:
-        """Values of which Triton alone tells the dtype: bare numbers are fp32 to it."""
+        """Values whose dtype Triton gets right by itself: a bare number is fp32 to it."""
         return [v if held(v.dtype) is torch.float32 else self.emitter.tensor(v) for v in values]
 
     def constant(self, number: Number) -> Value:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fuser.graph.program import Program
-from fuser.torch_private import FakeTensorMode
+from fuser.torch_private import FakeTensorMode, eager_world
 
 aten = torch.ops.aten
 
@@ -37,16 +37,20 @@ class Input:
     is_scalar: bool = False
 
     def example(self) -> Tensor:
-        return torch.empty(() if self.is_scalar else (1, 1, 1, 1), dtype=self.dtype)
+        shape = () if self.is_scalar else (1, 1, 1, 1)
+        return torch.empty(shape, dtype=self.dtype, device="cpu")
 
 
 def trace(program: Program, inputs: Mapping[str, Input]) -> Graph:
     """The program in ATen pointwise operators.
 
     Placeholders are named and ordered as the program's inputs, and there is one output; each
-    node's `meta["val"]` is a fake tensor with eager's dtype.
+    node's `meta["val"]` is a fake tensor with eager's dtype. Graphs are shared: do not change them.
+
+    Raises:
+        NotPrintable: something in the program is no pointwise operator.
     """
-    return _trace(program, tuple(inputs.items()))
+    return _trace(program, tuple(inputs.items()), torch.get_default_dtype())
 
 
 def trace_gradient(program: Program, inputs: Mapping[str, Input], wrt: Sequence[str]) -> Graph:
@@ -56,11 +60,11 @@ def trace_gradient(program: Program, inputs: Mapping[str, Input], wrt: Sequence[
     output is a tuple, one for each name in `wrt`, in that input's dtype; a literal zero where the
     result does not depend on it. Sums over broadcast dimensions are left to the caller.
     """
-    return _trace_gradient(program, tuple(inputs.items()), tuple(wrt))
+    return _trace_gradient(program, tuple(inputs.items()), tuple(wrt), torch.get_default_dtype())
 
 
 @lru_cache(maxsize=1024)
-def _trace(program: Program, inputs: tuple[tuple[str, Input], ...]) -> Graph:
+def _trace(program: Program, inputs: tuple[tuple[str, Input], ...], _: torch.dtype) -> Graph:
     known = dict(inputs)
     names = _names(program)
 
@@ -72,7 +76,7 @@ def _trace(program: Program, inputs: tuple[tuple[str, Input], ...]) -> Graph:
 
 @lru_cache(maxsize=1024)
 def _trace_gradient(
-    program: Program, inputs: tuple[tuple[str, Input], ...], wrt: tuple[str, ...]
+    program: Program, inputs: tuple[tuple[str, Input], ...], wrt: tuple[str, ...], _: torch.dtype
 ) -> Graph:
     known, names = dict(inputs), _names(program)
     result = next(n for n in trace(program, known).nodes if n.op == "output").args[0]
@@ -88,25 +92,50 @@ def _trace_gradient(
         if not out.requires_grad:
             return [torch.zeros_like(x) for x in wanted]
         grads = torch.autograd.grad(out, wanted, grad, allow_unused=True)
-        return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wanted, strict=True)]
+        return [_or_zero(g, x) for g, x in zip(grads, wanted, strict=True)]
 
     examples = [*(known[name].example for name in names), cotangent.example]
     return _pointwise(backward, [*names, "grad"], examples)
+
+
+def _or_zero(grad: Tensor | None, x: Tensor) -> Tensor:
+    return torch.zeros_like(x) if grad is None else grad
 
 
 def _names(program: Program) -> list[str]:
     return [str(n.target) for n in program.graph.nodes if n.op == "placeholder"]
 
 
+def _softshrink(x: Tensor, lambd: float = 0.5) -> Tensor:
+    return torch.where(x > lambd, x - lambd, torch.where(x < -lambd, x + lambd, x * 0))
+
+
+def _shrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
+    return torch.where((x >= -lambd) & (x <= lambd), 0, grad)
+
+
+_COMPOSITES = (
+    aten.gelu, aten.elu, aten.leaky_relu, aten.hardtanh, aten.logit, aten.heaviside,
+    aten.ldexp, aten.logaddexp2, aten.special_entr, aten._prelu_kernel,
+)  # fmt: skip
+"""Operators that ATen calls core."""
+
+
 @lru_cache(maxsize=1)
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    return dict(core_aten_decompositions())
+    return {
+        **core_aten_decompositions(),
+        **get_decompositions(_COMPOSITES),
+        aten.softshrink.default: _softshrink,
+        aten.hardshrink_backward.default: _shrink_backward,
+        aten.softshrink_backward.default: _shrink_backward,
+    }
 
 
 def _pointwise(
     function: Callable[..., Any], names: Sequence[str], examples: Sequence[Callable[[], Tensor]]
 ) -> Graph:
-    with FakeTensorMode():
+    with eager_world(), torch.inference_mode(False), FakeTensorMode():
         values = [example() for example in examples]
         traced = make_fx(function, decomposition_table=_decompositions())(*values)
     return _Simplified(names).graph_of(traced.graph)

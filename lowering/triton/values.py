@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,11 @@ class Value:
         if not self.text.lstrip("-")[:1].isdigit():
             return None
         return float(self.text) if self.dtype.is_floating_point else int(self.text)
+
+
+def fill(text: str, values: Iterable[Value]) -> str:
+    """A text with values in place of `{0}`, `{1}`, ..."""
+    return text.format(*(value.text for value in values))
 
 
 def held(dtype: torch.dtype) -> torch.dtype:

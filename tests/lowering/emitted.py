@@ -2,90 +2,113 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Graph, symbolic_trace
+from torch.fx import Graph
 
-from fuser.graph.program import Program, to_json
 from fuser.lowering.triton.emitter import Emitter, Value, held
+from fuser.lowering.triton.kernel import pointer
+from fuser.lowering.triton.source import load
+from fuser.lowering.triton.trace import Input
 from fuser.lowering.triton.values import type_name
 
-HEADER = """import triton
+IMPORTS = """import triton
 import triton.language as tl
 from fuser.lowering.triton.functions import {functions}
 
 
-@triton.jit
+"""
+HEAD = """@triton.jit
 def kernel({parameters}, N: tl.constexpr):
     at = tl.arange(0, N)
 """
 
 
-def program(function: Callable[..., Any]) -> Program:
-    return Program(to_json(symbolic_trace(function).graph))
-
-
 @dataclass(frozen=True)
 class Job:
-    """A graph and the tensor that stands for each of its placeholders.
+    """A graph of `trace`, and the operand that stands for each of its placeholders.
 
-    Names of tensors: a kernel loads each once. A tensor of one element is a scalar.
+    An operand is the name of a tensor, or a literal.
     """
 
     graph: Graph
     inputs: Mapping[str, str]
 
 
-def source(jobs: Sequence[Job], tensors: Mapping[str, Tensor]) -> tuple[str, list[torch.dtype]]:
-    """Text of a kernel with a pointer for each tensor and each result, and the results' dtypes."""
+@dataclass(frozen=True)
+class Text:
+    """A kernel: its source, the types of its arguments, the dtypes of what it computes."""
+
+    source: str
+    signature: dict[str, str]
+    made: list[torch.dtype]
+
+    @property
+    def function(self) -> Any:
+        return load(self.source).kernel
+
+
+def text(jobs: Sequence[Job], dtypes: Mapping[str, torch.dtype], scalars: Sequence[str]) -> Text:
+    """A kernel with a pointer for each operand and each result, loads and stores around the jobs.
+
+    Memory holds values as the emitter does: the interpreter's own casts to bfloat16 truncate.
+    """
     body: list[str] = []
     functions: set[str] = {"float16"}
-    dtypes: list[torch.dtype] = []
-    for name, x in tensors.items():
-        offset = "" if x.ndim == 0 else " + at"
-        body.append(f"{name} = tl.load({name}_ptr{offset}).to(tl.{type_name(held(x.dtype))})")
+    made: list[torch.dtype] = []
+    for name, dtype in dtypes.items():
+        place = "" if name in scalars else " + at"
+        body.append(f"{name} = tl.load({name}_ptr{place}).to(tl.{type_name(held(dtype))})")
     for number, job in enumerate(jobs):
         emitter = Emitter(body.append, f"j{number}_")
-        given = {k: Value(name, tensors[name].dtype) for k, name in job.inputs.items()}
-        for value in emitter.run(job.graph, given):
-            text = f"tl.full([N], {value.text}, tl.{type_name(held(value.dtype))})"
-            text = value.text if value.number is None else text
-            kind = type_name(torch.uint8 if value.dtype is torch.bool else value.dtype)
-            body.append(f"tl.store(out{len(dtypes)} + at, ({text}).to(tl.{kind}))")
-            dtypes.append(value.dtype)
+        for value in emitter.run(job.graph, operands(job)):
+            body.append(f"tl.store(out{len(made)} + at, {tile(value, '[N]')})")
+            made.append(value.dtype)
         functions |= emitter.functions
-    names = [*(f"{name}_ptr" for name in tensors), *(f"out{i}" for i in range(len(dtypes)))]
-    header = HEADER.format(functions=", ".join(sorted(functions)), parameters=", ".join(names))
-    return header + "".join(f"    {line}\n" for line in body), dtypes
+    pointers = {f"{name}_ptr": pointer(held(dtype)) for name, dtype in dtypes.items()}
+    pointers |= {f"out{i}": pointer(held(dtype)) for i, dtype in enumerate(made)}
+    source = IMPORTS.format(functions=", ".join(sorted(functions)))
+    source += HEAD.format(parameters=", ".join(pointers))
+    source += "".join(f"    {line}\n" for line in body)
+    return Text(source, {**pointers, "N": "constexpr"}, made)
 
 
-def load(text: str, folder: Path) -> Any:
-    """The kernel of a source text, from a file, as Triton reads the text again."""
-    path = folder / f"kernel_{abs(hash(text))}.py"
-    path.write_text(text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module.kernel
+def operands(job: Job) -> dict[str, Value]:
+    """The value of each placeholder."""
+    placeholders = [n for n in job.graph.nodes if n.op == "placeholder"]
+    return {n.target: Value(job.inputs[n.target], n.meta["val"].dtype) for n in placeholders}
 
 
-def run(jobs: Sequence[Job], tensors: Mapping[str, Tensor], folder: Path) -> list[Tensor]:
+def tile(value: Value, shape: str) -> str:
+    """What can be stored: a literal fills the shape."""
+    kind = type_name(held(value.dtype))
+    return value.text if value.number is None else f"tl.full({shape}, {value.text}, tl.{kind})"
+
+
+def described(tensors: Mapping[str, Tensor]) -> dict[str, Input]:
+    """What `trace` has to know of tensors."""
+    return {n: Input(t.dtype, t.ndim == 0) for n, t in tensors.items()}
+
+
+def run(jobs: Sequence[Job], tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """Results of all jobs, one after the other; tiles are 1-d of one size, a power of two."""
     size = max(x.numel() for x in tensors.values())
-    text, dtypes = source(jobs, tensors)
-    stored = [torch.uint8 if d is torch.bool else d for d in dtypes]
-    results = [torch.zeros(size, dtype=dtype) for dtype in stored]
+    scalars = [name for name, x in tensors.items() if x.ndim == 0]
+    kernel = text(jobs, {name: x.dtype for name, x in tensors.items()}, scalars)
+    given = [x.to(held(x.dtype)) for x in tensors.values()]
+    results = [torch.zeros(size, dtype=held(dtype)) for dtype in kernel.made]
     with np.errstate(all="ignore"):
-        load(text, folder)[(1,)](*tensors.values(), *results, N=size)
-    return [r.to(d) for r, d in zip(results, dtypes, strict=True)]
+        kernel.function[(1,)](*given, *results, N=size)
+    return [rounded(r, dtype) for r, dtype in zip(results, kernel.made, strict=True)]
+
+
+def rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """A result in its dtype, which must hold it exactly."""
+    narrow = result.to(dtype)
+    torch.testing.assert_close(narrow.to(result.dtype), result, rtol=0, atol=0, equal_nan=True)
+    return narrow
