@@ -237,7 +237,7 @@ class Reference(Lowering):
 
 
 def emit_operator(builder: Builder, call: Call, function: Any = None, *more: Any) -> Node:
-    """An operator with the signature of `fuser::attention`, and `more`, on the arranged operands."""
+    """An operator with the signature of `fuser::attention` (and `more`) on arranged operands."""
     spec: AttentionSpec = call.spec
     q, k, v = operands(builder, call)
     captured = []

@@ -131,6 +131,12 @@ class Site:
         return args[position] if position < len(args) else kwargs.get(name, default)
 
     @property
+    def gathered(self) -> list[Value]:
+        """A table and the indices of an element of it."""
+        table, indices = self._node.args
+        return [self._values[n] for n in (table, *indices)]  # type: ignore[index, misc]
+
+    @property
     def promoted(self) -> torch.dtype:
         """In which the first two operands are compared."""
         x, y = (a.meta["val"] if isinstance(a, Node) else a for a in self._node.args[:2])

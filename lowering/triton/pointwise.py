@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import arithmetic
-from .values import Value, fill
+from .values import Value, fill, held
 
 if TYPE_CHECKING:
     from .emitter import Site
@@ -76,7 +76,16 @@ def _tested(text: str, integers: bool) -> Rule:
     return rule
 
 
+def _gathered(site: Site) -> Value:
+    """An element of a table, whose strides are called `{table}_0`, `{table}_1`, ..."""
+    table, *indices = site.gathered
+    terms = [f"{i.text} * {table.text}_{dim}" for dim, i in enumerate(indices)]
+    widen = ".to(tl.float32)" if held(site.dtype) != site.dtype else ""
+    return site.exact(f"tl.load({' + '.join([table.text, *terms])}){widen}")
+
+
 RULES: dict[str, Rule] = {
+    "index": _gathered,
     "_to_copy": lambda site: site.operand(site.option(0, "self")),
     "scalar_tensor": lambda site: site.constant(site.option(0, "s")),
     "add": arithmetic.add,

@@ -31,13 +31,18 @@ class NotPrintable(NotImplementedError):
 
 @dataclass(frozen=True)
 class Input:
-    """What a program is given: a dtype, and whether it is a 0-d tensor, which promotes nothing."""
+    """What a program is given: a dtype, and whether it is a 0-d tensor, which promotes nothing.
+
+    Attributes:
+        rank: dimensions of a table, of which the program gathers elements; -1 where it is none.
+    """
 
     dtype: torch.dtype
     is_scalar: bool = False
+    rank: int = -1
 
     def example(self) -> Tensor:
-        shape = () if self.is_scalar else (1, 1, 1, 1)
+        shape = () if self.is_scalar else (1,) * (4 if self.rank < 0 else self.rank)
         return torch.empty(shape, dtype=self.dtype, device="cpu")
 
 
@@ -66,7 +71,7 @@ def trace_gradient(program: Program, inputs: Mapping[str, Input], wrt: Sequence[
 @lru_cache(maxsize=1024)
 def _trace(program: Program, inputs: tuple[tuple[str, Input], ...], _: torch.dtype) -> Graph:
     known = dict(inputs)
-    names = _names(program)
+    names = program.inputs
 
     def forward(*values: Tensor) -> Tensor:
         return program(**dict(zip(names, values, strict=True)))
@@ -78,7 +83,7 @@ def _trace(program: Program, inputs: tuple[tuple[str, Input], ...], _: torch.dty
 def _trace_gradient(
     program: Program, inputs: tuple[tuple[str, Input], ...], wrt: tuple[str, ...], _: torch.dtype
 ) -> Graph:
-    known, names = dict(inputs), _names(program)
+    known, names = dict(inputs), program.inputs
     result = next(n for n in trace(program, known).nodes if n.op == "output").args[0]
     seen = result.meta["val"]
     cotangent = Input(seen.dtype, seen.ndim == 0)
@@ -100,10 +105,6 @@ def _trace_gradient(
 
 def _or_zero(grad: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if grad is None else grad
-
-
-def _names(program: Program) -> list[str]:
-    return [str(n.target) for n in program.graph.nodes if n.op == "placeholder"]
 
 
 def _softshrink(x: Tensor, lambd: float = 0.5) -> Tensor:

@@ -7,8 +7,8 @@
 `rows_kernel` owns tiles of queries: dq, and what captured tensors get that do not vary along keys.
 `keys_kernel` owns tiles of keys: dk, dv, and captured tensors that vary along keys alone.
 `tiles_kernel` owns tiles of scores: captured tensors that vary along both. Sums have one owner and
-one order each, so that gradients are the same in every run. Where `probs` is linear, delta is do·out;
-otherwise `delta_kernel` adds it up.
+one order each, so that gradients are the same in every run. Where `probs` is linear, delta is
+do·out; otherwise `delta_kernel` adds it up.
 """
 
 from __future__ import annotations
@@ -258,8 +258,9 @@ class _Body:
         write("hk = (tl.program_id(0) // blocks % HKV).to(tl.int64)")
         write("keys = tl.arange(0, BLOCK_N)")
         write("rows = tl.arange(0, BLOCK_M)")
-        write("first_key = tl.cast(tl.program_id(0) % blocks * BLOCK_N, tl.int64)")
-        write("ik = first_key.to(tl.int32) + keys")
+        write("start_key = tl.program_id(0) % blocks * BLOCK_N")
+        write("first_key = tl.cast(start_key, tl.int64)")
+        write("ik = start_key + keys")
         write("in_keys = ik < SK")
         self.tile.features(*self.layout.q, *self.layout.k, self.layout.v)
         if self.layout.spec.dropout:

@@ -1,11 +1,29 @@
-"""Which tiles a program of a kernel visits, and which of them need no mask."""
+"""Which tiles a program of a kernel visits, and which of them need no mask.
+
+From the spec's mask, `tiles` tells the positions outside of which nothing of a tile is kept and
+those inside of which everything is. Here that becomes loops over whole tiles:
+
+    low ...... full_low ============ full_high ...... high
+      masked            not masked             masked, and the end
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sympy
+
 from ...triton.source import Source
+from .. import tiles
+from ..conditions import BATCHES, HEADS, IB, IH, KEYS, ROWS
+from ..text import print_expr
 from .layout import Layout
+
+_NAMES = {
+    ROWS.name: "SQ", KEYS.name: "SK", HEADS.name: "H", BATCHES.name: "B", IB.name: "b32",
+    IH.name: "h32", tiles.FIRST_ROW.name: "start_row", tiles.FIRST_KEY.name: "start_key",
+}  # fmt: skip
+"""What the symbols of an expression are called in kernels, all of them int32."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +31,7 @@ class Loop:
     """A loop over tiles.
 
     Attributes:
-        first, end: names of the range of positions.
+        first, end: names of the range of positions; `first` is a multiple of the tile's size.
         edges: positions of a tile may lie outside of the tensors.
         masked: the mask of the spec may leave some of a tile out.
         about: what these tiles are.
@@ -27,29 +45,113 @@ class Loop:
 
 
 def keys_of_rows(
-    write: Source, layout: Layout, *, low: str = "", high: str = ""
+    write: Source, layout: Layout, *, packed: bool = False, split: bool = False
 ) -> tuple[Loop, ...]:
     """The tiles of keys that a tile of queries sees.
 
     Args:
         write: takes the lines that compute the bounds.
         layout: of the attention.
-        low, high: what a split is confined to; nothing for all keys.
+        packed: the tile has queries of all heads that share a key head.
+        split: they are confined to the range from `part_low` to `part_high`.
     """
-    write(f"low = {low or 0}")
-    write(f"high = {high or 'SK'}")
-    if layout.spec.mask is not None:
+    low, high = ("part_low", "part_high") if split else ("0", "SK")
+    mask = layout.spec.mask
+    if mask is None:
+        write(f"low = {low}")
+        write(f"high = {high}")
+        write("whole = low + (high - low) // BLOCK_N * BLOCK_N")
+        return (
+            Loop("low", "whole", False, False, "whole tiles of keys"),
+            Loop("whole", "high", True, False, "the keys that are left"),
+        )
+    if layout.two_passes:  # what `probs` makes of a zero may be no zero
+        write(f"low = {low}")
+        write(f"high = {high}")
         return (Loop("low", "high", True, True, "tiles of keys"),)
-    write("whole = low + (high - low) // BLOCK_N * BLOCK_N")
-    return (
-        Loop("low", "whole", False, False, "whole tiles of keys"),
-        Loop("whole", "high", True, False, "the keys that are left"),
-    )
+    found = tiles.keys_of_rows(mask, heads=packed)
+    if packed:
+        write("start_row = 0")
+    _define(write, found, packed)
+    return _loops(write, found, low, high, "BLOCK_N", "keys", KEYS, merged=False)
 
 
 def rows_of_keys(write: Source, layout: Layout) -> tuple[Loop, ...]:
-    """The tiles of queries that see a tile of keys."""
-    write("low = 0")
-    write("high = SQ")
-    masked = layout.spec.mask is not None
-    return (Loop("low", "high", True, masked, "tiles of queries"),)
+    """The tiles of queries, of every head that shares a key head, that see a tile of keys."""
+    mask = layout.spec.mask
+    if mask is None or layout.two_passes:
+        write("low = 0")
+        write("high = SQ")
+        return (Loop("low", "high", True, mask is not None, "tiles of queries"),)
+    found = tiles.rows_of_keys(mask, heads=True)
+    _define(write, found, True)
+    return _loops(write, found, "0", "SQ", "BLOCK_M", "queries", ROWS, merged=True)
+
+
+def _define(write: Source, found: tiles.Bounds, heads: bool) -> None:
+    """Positions of the tile that its bounds are computed from."""
+    symbols: set[sympy.Basic] = set()
+    for expr in (found.low, found.high, found.full_low, found.full_high):
+        symbols |= set() if expr is None else expr.free_symbols
+    last = "SQ" if heads else "tl.minimum(start_row + BLOCK_M, SQ)"
+    lines = {
+        tiles.LAST_ROW: f"last_row = {last} - 1",
+        tiles.LAST_KEY: "last_key = tl.minimum(start_key + BLOCK_N, SK) - 1",
+        tiles.FIRST_HEAD: "first_head = (hk * GROUP).to(tl.int32)",
+        tiles.LAST_HEAD: "last_head = (hk * GROUP + GROUP - 1).to(tl.int32)",
+        IB: "b32 = b.to(tl.int32)",
+        IH: "h32 = h.to(tl.int32)",
+    }
+    for symbol, line in lines.items():
+        if symbol in symbols:
+            write(line)
+
+
+def _loops(
+    write: Source,
+    found: tiles.Bounds,
+    low: str,
+    high: str,
+    block: str,
+    what: str,
+    size: sympy.Symbol,
+    *,
+    merged: bool,
+) -> tuple[Loop, ...]:
+    """Loops over one dimension; `merged`: what is left at the end costs a whole tile nothing."""
+    write(f"low = {_largest(low, found.low)} // {block} * {block}")
+    write(f"high = tl.maximum({_least(high, found.high)}, low)")
+    if found.full_low is None or found.full_high is None:
+        return (Loop("low", "high", True, True, f"tiles of {what}"),)
+    to_end = merged and found.full_high == size
+    loops: list[Loop] = []
+    write(f"full_high = {_least('high', found.full_high)}")
+    if not to_end:
+        write(f"full_high = tl.maximum(full_high // {block} * {block}, low)")
+    if found.full_low == 0:
+        write("full_low = tl.minimum(low, full_high)")
+    else:
+        write(f"full_low = tl.cdiv({_largest('low', found.full_low)}, {block}) * {block}")
+        write("full_low = tl.minimum(full_low, full_high)")
+        if to_end:
+            write(f"full_low = tl.cdiv(full_low, {block}) * {block}")
+        edges = to_end  # the last tile may be the first whole one
+        loops.append(Loop("low", "full_low", edges, True, f"{what} on the edge of the mask"))
+    loops.append(Loop("full_low", "full_high", to_end, False, f"whole tiles of {what}"))
+    if not to_end:
+        loops.append(Loop("full_high", "high", True, True, f"the {what} that are left"))
+    return tuple(loops)
+
+
+def _largest(bound: str, expr: sympy.Expr | None) -> str:
+    if expr is None or expr == 0:
+        return bound
+    return f"tl.maximum({_text(expr)}, {bound})"
+
+
+def _least(bound: str, expr: sympy.Expr | None) -> str:
+    return bound if expr is None else f"tl.minimum({_text(expr)}, {bound})"
+
+
+def _text(expr: sympy.Expr) -> str:
+    return print_expr(expr, _NAMES)

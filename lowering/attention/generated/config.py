@@ -48,6 +48,14 @@ class Target:
 
 
 INTERPRETER = Target("interpreter", 4, 1 << 20)
+TARGETS = {
+    target.arch: target
+    for target in (
+        Target("sm_80", 108, 163 << 10), Target("sm_90", 132, 227 << 10),
+        Target("sm_100", 148, 227 << 10), Target("gfx942", 304, 64 << 10, 64),
+    )
+}  # fmt: skip
+"""What kernels are compiled for where no such device is at hand."""
 INTERPRETED = Config(16, 16)
 """Small, so that short sequences have several tiles: in the interpreter it is about numbers."""
 REGISTERS = 168

@@ -64,12 +64,9 @@ class _Forward:
         if self.split:
             line("part_id = tl.program_id(1)")
             line("per_part = tl.cdiv(tl.cdiv(SK, SPLITS), BLOCK_N) * BLOCK_N")
-            visited = keys_of_rows(
-                line, layout, low="tl.minimum(part_id * per_part, SK)",
-                high="tl.minimum((part_id + 1) * per_part, SK)",
-            )  # fmt: skip
-        else:
-            visited = keys_of_rows(line, layout)
+            line("part_low = tl.minimum(part_id * per_part, SK)")
+            line("part_high = tl.minimum((part_id + 1) * per_part, SK)")
+        visited = keys_of_rows(line, layout, packed=tile.packed, split=self.split)
         if layout.two_passes:
             self.text.loops_over_keys(visited, self._sum)
             self.text.inverse_sums()

@@ -14,8 +14,8 @@ from .bounds import Loop
 from .layout import Layout, tensors
 from .tile import TileWriter, chunks
 
-SIZES = ("H", "HKV", "GROUP", "SQ", "SK")
-"""Query heads, key heads, query heads of a key head, queries, keys."""
+SIZES = ("B", "H", "HKV", "GROUP", "SQ", "SK")
+"""Batch, query heads, key heads, query heads of a key head, queries, keys."""
 TILE = ("BLOCK_M", "BLOCK_N")
 
 
@@ -91,8 +91,9 @@ class KernelText:
             write("h = (head % H).to(tl.int64)")
             write("hk = h // GROUP")
             write("rows = tl.arange(0, BLOCK_M)")
-            write("iq = block * BLOCK_M + rows")
-            write("first_row = tl.cast(block * BLOCK_M, tl.int64)")
+            write("start_row = block * BLOCK_M")
+            write("first_row = tl.cast(start_row, tl.int64)")
+            write("iq = start_row + rows")
             write("in_rows = iq < SQ")
         write("keys = tl.arange(0, BLOCK_N)")
 
@@ -153,6 +154,10 @@ class KernelText:
     def loops_over_heads(self, loops: Iterable[Loop], body: Callable[[Loop], None]) -> None:
         """Tiles of queries of all heads that share a key head, in one loop: two nested ones would
         hold a hundred registers more."""
+        if not self.layout.grouped:
+            self.body("h = hk")
+            self.loops_over_rows(loops, body)
+            return
         for loop in loops:
             self.body(f"# {loop.about} of every head")
             self.body(f"count = tl.cdiv({loop.end} - {loop.first}, BLOCK_M)")

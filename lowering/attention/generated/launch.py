@@ -14,6 +14,7 @@ from fuser.specs import AttentionSpec
 
 from ...triton.kernel import Kernel
 from .build import Needs, build
+from .catalogue import record
 from .config import INTERPRETER, Config, Target, choose
 from .layout import AXES, Layout, layout_of, strides_of, tensors
 
@@ -58,7 +59,7 @@ class Problem:
     def sizes(self) -> dict[str, int]:
         heads, key_heads = self.q[0].shape[1], self.v.shape[1]
         return {
-            "H": heads, "HKV": key_heads, "GROUP": heads // key_heads,
+            "B": self.q[0].shape[0], "H": heads, "HKV": key_heads, "GROUP": heads // key_heads,
             "SQ": self.q[0].shape[2], "SK": self.v.shape[2],
         }  # fmt: skip
 
@@ -97,6 +98,8 @@ class Problem:
             results: its own tensors, with letters for their dimensions.
             numbers: its own numbers.
         """
+        rows = self.q[0].shape[2] * (self.sizes["GROUP"] if arguments[:1] == (True,) else 1)
+        record(self.layout, stage, arguments, rows)
         kernel = build(self.layout, stage, arguments, config, self.origin)
         values = {**self.arguments(), **numbers}
         for name, (x, letters) in results.items():

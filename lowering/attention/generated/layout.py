@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fuser.graph.program import Program
+from fuser.graph.program import SIZES, Program
 from fuser.specs import AttentionSpec
 
 from ...triton.kernel import pointer
@@ -61,6 +61,8 @@ class Layout:
     k: tuple[Operand, ...]
     v: Operand
     captured: tuple[Captured, ...]
+    grouped: bool = True
+    """Several query heads share a key head."""
     interpreted: bool = False
     precision: str = "ieee"
     """Of products in fp32: `ieee` or `tf32`."""
@@ -114,7 +116,10 @@ class Layout:
             return Input(torch.int32)
         if name[0] == "c":
             captured = self.captured[int(name[1:])]
-            return Input(self.held(captured.dtype), captured.is_scalar)
+            dtype = captured.dtype if captured.rank >= 0 else self.held(captured.dtype)
+            return Input(dtype, captured.is_scalar, captured.rank)
+        if name in SIZES:
+            return Input(torch.int32, is_scalar=True)
         return Input(self.score_dtype if name[0] == "s" else self.p_dtype)
 
     @property
@@ -153,6 +158,7 @@ def layout_of(
         tuple(_operand(x) for x in k),
         _operand(v),
         tuple(_captured(x, f"c{i}" in tables) for i, x in enumerate(captured)),
+        q[0].shape[1] != v.shape[1],
         interpreted,
         precision,
     )

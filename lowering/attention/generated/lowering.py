@@ -88,6 +88,8 @@ def _layout(call: Call, context: Context) -> Layout | None:
         tuple(found[f"k{i}"] for i in products),
         found["v"],
         tuple(captured),
+        size_of(leaves((call.operands["q0"].target[1],)))
+        != size_of(leaves((call.operands["v"].target[1],))),
         interpreted=context.device.type == "cpu",
     )
 

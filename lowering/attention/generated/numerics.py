@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -113,3 +114,24 @@ def _is_condition(name: str) -> bool:
     return name in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "bitwise_and",
                     "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_not",
                     "bitwise_not", "invert", "floordiv", "mod", "floor_divide")  # fmt: skip
+
+
+def scaled(program: Program, factor: float) -> Program:
+    """The program with its result multiplied by a number, in one with a last multiplication."""
+    data = json.loads(program.text)
+    body = data["body"]
+    last = body[-1] if body and body[-1][0] == data["out"] else None
+    if last is not None and last[1] in ("operator:mul", "torch:mul") and not last[3]:
+        for i, argument in enumerate(last[2]):
+            if isinstance(argument, dict) and "float" in argument:
+                number = float.fromhex(argument["float"]) if "0x" in argument["float"] else math.nan
+                if math.isfinite(number) and not _is_read(body, last):
+                    last[2][i] = {"float": (number * factor).hex()}
+                    return Program(json.dumps(data, separators=(",", ":")))
+    step = ["in_units", "operator:mul", [{"$": data["out"]}, {"float": factor.hex()}], {}]
+    data = {**data, "body": [*body, step], "out": "in_units"}
+    return Program(json.dumps(data, separators=(",", ":")))
+
+
+def _is_read(body: list[Any], step: list[Any]) -> bool:
+    return any({"$": step[0]} in other[2] for other in body)

@@ -19,8 +19,9 @@ from ...triton.emitter import Emitter, Value
 from ...triton.source import Source
 from ...triton.trace import trace, trace_gradient
 from .layout import Layout, Operand
+from .numerics import scaled
 
-LOG2E = "1.4426950408889634"
+LOG2E = 1.4426950408889634
 _TYPES = {
     torch.float16: "tl.float16", torch.bfloat16: "tl.bfloat16", torch.float32: "tl.float32",
 }  # fmt: skip
@@ -260,19 +261,33 @@ class TileWriter:
     # -- programs
 
     def _inputs(self, program: Program, known: Mapping[str, Value]) -> dict[str, Value]:
-        positions = {
-            "ib": "b", "ih": self.rows("h") if self.packed else "h",
-            "iq": self.rows("iq"), "ik": self.keys("ik"),
-        }  # fmt: skip
+        positions = self._positions(clamped=any(c.rank >= 0 for c in self.layout.captured))
         found: dict[str, Value] = {}
         for name, described in self.layout.inputs(program).items():
-            if name in positions:
+            if described.rank >= 0:
+                found[name] = Value(name, described.dtype)
+            elif name in positions:
                 found[name] = Value(positions[name], described.dtype)
             elif name in known:
                 found[name] = known[name]
             else:
                 found[name] = self._captured[name]
         return found
+
+    def _positions(self, *, clamped: bool) -> dict[str, str]:
+        """What programs read of where they are.
+
+        Clamped, it is a position that exists, so that a table has an element for it.
+        """
+        rows, keys = "iq", "ik"
+        if clamped:
+            rows = self._emitter.let("tl.minimum(iq, SQ - 1)", torch.int32).text
+            keys = self._emitter.let("tl.minimum(ik, SK - 1)", torch.int32).text
+        return {
+            "ib": "b", "ih": self.rows("h") if self.packed else "h",
+            "iq": self.rows(rows), "ik": self.keys(keys),
+            "nb": "B", "nh": "H", "nq": "SQ", "nk": "SK",
+        }  # fmt: skip
 
     def run(self, program: Program, known: Mapping[str, Value]) -> Value:
         """The value of a program on this tile."""
@@ -304,8 +319,10 @@ class TileWriter:
 
     def score(self) -> None:
         """`score` in fp32, in this attention's units, before any mask of its own."""
-        value = self._emitter.cast(self.run(self.layout.score, self.scores()), torch.float32)
-        self.write(f"score = {value.text}{f' * {LOG2E}' if self.layout.in_base_two else ''}")
+        program = self.layout.score
+        if self.layout.in_base_two:
+            program = scaled(program, LOG2E)
+        self.write(f"score = {self.wide(self.run(program, self.scores()))}")
 
     def mask(self) -> str:
         """The condition under which the spec's mask keeps a position."""

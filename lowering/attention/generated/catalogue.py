@@ -1,0 +1,230 @@
+"""Kernels by description: to compile ahead of time what a program, or a test suite, would launch.
+
+An entry says what a kernel is specialised on and nothing about a device; a line of JSON holds it.
+`recording` collects the entries of everything that is launched meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from fuser.graph.program import IDENTITY_TEXT, Program
+from fuser.specs import AttentionSpec
+
+from ...triton.kernel import Kernel
+from .build import Needs, build
+from .config import TARGETS, choose
+from .layout import Captured, Layout, Operand
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kernel, whatever the device.
+
+    Attributes:
+        label: what it is for, in words.
+        layout: what its text is specialised on.
+        stage: one of `build.STAGES`.
+        arguments: of the stage.
+        rows: queries that share a key head, which the forward's config depends on.
+    """
+
+    label: str
+    layout: Layout
+    stage: str
+    arguments: tuple[Any, ...]
+    rows: int
+
+    def kernel(self, arch: str) -> Kernel:
+        """The kernel as it would be launched on a device for contiguous operands.
+
+        Raises:
+            KeyError: `config.TARGETS` has no such device.
+        """
+        layout = replace(self.layout, interpreted=False)
+        config = choose(self.stage, layout, TARGETS[arch], rows=self.rows)
+        return _for_contiguous(build(layout, self.stage, self.arguments, config))
+
+    def to_json(self) -> str:
+        layout = self.layout
+        fields = {
+            "label": self.label,
+            "spec": layout.spec.to_text(),
+            "q": [_operand(x) for x in layout.q],
+            "k": [_operand(x) for x in layout.k],
+            "v": _operand(layout.v),
+            "captured": [{**asdict(c), "dtype": _name(c.dtype)} for c in layout.captured],
+            "grouped": layout.grouped,
+            "precision": layout.precision,
+            "stage": self.stage,
+            "arguments": [asdict(a) if isinstance(a, Needs) else a for a in self.arguments],
+            "rows": self.rows,
+        }
+        return json.dumps(fields, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(line: str) -> Entry:
+        data = json.loads(line)
+        captured = [{**c, "dtype": getattr(torch, c["dtype"])} for c in data["captured"]]
+        layout = Layout(
+            AttentionSpec.from_text(data["spec"]),
+            tuple(_read(x) for x in data["q"]),
+            tuple(_read(x) for x in data["k"]),
+            _read(data["v"]),
+            tuple(Captured(**c) for c in captured),
+            data["grouped"],
+            precision=data["precision"],
+        )
+        return Entry(
+            data["label"],
+            layout,
+            data["stage"],
+            tuple(_needs(a) if isinstance(a, dict) else a for a in data["arguments"]),
+            data["rows"],
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _operand(x: Operand) -> list[Any]:
+    return [_name(x.dtype), x.features]
+
+
+def _read(found: list[Any]) -> Operand:
+    return Operand(getattr(torch, found[0]), found[1])
+
+
+def _needs(found: dict[str, Any]) -> Needs:
+    return Needs(**{**found, "captured": tuple(found["captured"])})
+
+
+def _for_contiguous(kernel: Kernel) -> Kernel:
+    """With what the JIT would specialise: strides of one, and multiples of 16."""
+    ones = {n for n, t in kernel.signature if t == "i32" and n.endswith(("_d", "_k"))}
+    ones |= {n for n, _ in kernel.signature if n.startswith(("row_", "delta_")) and n[-2:] == "_m"}
+    ones |= {n for n, _ in kernel.signature if n.startswith("dc") and n[-2:] == "_n"}
+    plain = {"B", "H", "HKV", "GROUP", "SPLITS", "REPEATS"}
+    rest = frozenset(n for n, _ in kernel.signature if n not in ones and n not in plain)
+    signature = tuple((n, t) for n, t in kernel.signature if n not in ones)
+    constants = (*((n, 1) for n, _ in kernel.signature if n in ones), *kernel.constants)
+    return replace(kernel, signature=signature, constants=constants, divisible=rest)
+
+
+_recorded: dict[str, Entry] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, Entry]]:
+    """Within the block, entries of what is launched are collected, by their text."""
+    global _recorded
+    before, _recorded = _recorded, {}
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def record(layout: Layout, stage: str, arguments: tuple[Any, ...], rows: int) -> None:
+    """Notes a launch, where that is wanted."""
+    if _recorded is not None:
+        entry = Entry(str(layout.score), layout, stage, arguments, rows)
+        _recorded.setdefault(entry.to_json(), entry)
+
+
+def _program(text: str, names: list[str], steps: list[Any]) -> Program:
+    body = {"inputs": names, "body": steps, "out": text}
+    return Program(json.dumps(body, separators=(",", ":")))
+
+
+def _scaled(*more: Any, out: str = "x", inputs: tuple[str, ...] = ("s0",)) -> Program:
+    scale = {"float": (0.125).hex()}
+    return _program(out, list(inputs), [["x", "operator:mul", [{"$": "s0"}, scale], {}], *more])
+
+
+def _plus(name: str) -> Program:
+    step = ["y", "operator:add", [{"$": "x"}, {"$": name}], {}]
+    return _scaled(step, out="y", inputs=("s0", name))
+
+
+def _number(x: float) -> Any:
+    return {"float": x.hex() if math.isfinite(x) else str(x)}
+
+
+SOFTCAP = _scaled(
+    ["a", "operator:truediv", [{"$": "x"}, _number(50.0)], {}],
+    ["b", "torch:tanh", [{"$": "a"}], {}],
+    ["y", "operator:mul", [{"$": "b"}, _number(50.0)], {}],
+    out="y",
+)
+CAUSAL = _program("m", ["iq", "ik"], [["m", "operator:le", [{"$": "ik"}, {"$": "iq"}], {}]])
+WINDOW = _program(
+    "m",
+    ["iq", "ik"],
+    [
+        ["a", "operator:le", [{"$": "ik"}, {"$": "iq"}], {}],
+        ["d", "operator:sub", [{"$": "iq"}, {"$": "ik"}], {}],
+        ["b", "operator:lt", [{"$": "d"}, 1024], {}],
+        ["m", "operator:and_", [{"$": "a"}, {"$": "b"}], {}],
+    ],
+)
+
+
+def builtin() -> Iterator[Entry]:
+    """Kernels of the benchmarked kinds of attention, at head dimensions of 64 to 256."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for features in (64, 128, 256):
+            for label, program, mask, captured, sink in _variants(dtype):
+                layout = _layout(program, mask, captured, sink, dtype, features, features)
+                yield from _stages(f"{label}, {features} {_name(dtype)}", layout)
+        layout = _layout(_scaled(), CAUSAL, (), "", dtype, 192, 128)
+        yield from _stages(f"latent, 192/128 {_name(dtype)}", layout)
+
+
+def _variants(dtype: torch.dtype) -> Iterator[tuple[str, Program, Program | None, Any, str]]:
+    yield "plain", _scaled(), None, (), ""
+    yield "causal", _scaled(), CAUSAL, (), ""
+    yield "window", _scaled(), WINDOW, (), ""
+    yield "softcap, causal", SOFTCAP, CAUSAL, (), ""
+    yield "bias", _plus("c0"), None, (Captured(dtype, "hqk", False),), ""
+    yield "mask of keys", _plus("c0"), None, (Captured(dtype, "bk", False),), ""
+    yield "sink, causal", _scaled(), CAUSAL, (Captured(dtype, "h", False),), "c0"
+
+
+def _layout(
+    program: Program,
+    mask: Program | None,
+    captured: tuple[Captured, ...],
+    sink: str,
+    dtype: torch.dtype,
+    features: int,
+    values: int,
+) -> Layout:
+    spec = AttentionSpec(
+        1, len(captured), program, Program(IDENTITY_TEXT), dtype, dtype, torch.float32, sink,
+        mask=mask,
+    )  # fmt: skip
+    q = (Operand(dtype, features),)
+    return Layout(spec, q, q, Operand(dtype, values), captured, grouped=True)
+
+
+def _stages(label: str, layout: Layout) -> Iterator[Entry]:
+    read = {*layout.spec.score.inputs, *layout.spec.probs.inputs}
+    needs = Needs(
+        True, True, True, tuple(i for i in range(len(layout.captured)) if f"c{i}" in read)
+    )
+    yield Entry(label, layout, "forward", (False, False), 4096)
+    yield Entry(f"{label}, decoding", layout, "forward", (True, True), 4)
+    yield Entry(label, layout, "combine", (), 4)
+    yield Entry(label, layout, "rows", (needs,), 4096)
+    yield Entry(label, layout, "keys", (needs,), 4096)
+    for c in needs.over_tiles(layout):
+        yield Entry(label, layout, "tiles", (c,), 4096)
