@@ -1,10 +1,11 @@
 """Command line: `python -m fuser` or `torch-fuser`.
 
     python -m fuser explain package.module:callable [--json] [--policy always]
+    python -m fuser kernels [--arch sm_90] [--filter GLOB] [--strict] [--json] [CATALOGUE.jsonl ...]
     python -m fuser doctor [--json]
 
-Exit codes: 0 good; 1 a check failed (`--expect`, or something that `doctor` needs is missing);
-2 the command could not be carried out.
+Exit codes: 0 good; 1 a check failed (`--expect`, a kernel that does not compile or not fit, or
+something that `doctor` needs is missing); 2 the command could not be carried out.
 """
 
 from __future__ import annotations
@@ -74,10 +75,44 @@ def _parser() -> argparse.ArgumentParser:
         help="exit with 1 unless exactly N regions of this family are rewritten; repeatable",
     )
     explain.set_defaults(run=_explain)
+    _add_kernels(commands)
     doctor = commands.add_parser("doctor", help="versions, device, caches, and what would work")
     doctor.add_argument("--json", action="store_true", help="the findings as JSON")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_kernels(commands: Any) -> None:
+    kernels = commands.add_parser(
+        "kernels",
+        help="registers, spills, shared memory and occupancy of generated kernels, no GPU needed",
+    )
+    kernels.add_argument(
+        "catalogue",
+        metavar="CATALOGUE.jsonl",
+        nargs="*",
+        help="entries of kernels, a line each; by default those of the workloads benchmarked here",
+    )
+    kernels.add_argument(
+        "--arch",
+        action="append",
+        default=[],
+        help="sm_80, sm_90, sm_100 or gfx942; repeatable (all of them)",
+    )
+    kernels.add_argument(
+        "--filter", metavar="GLOB", default="*", help="labels, or kernels' names, as in '*causal*'"
+    )
+    kernels.add_argument("--jobs", type=_jobs, metavar="N", help="compilers at a time (cores)")
+    kernels.add_argument("--source", metavar="FOLDER", help="write the kernels' text there")
+    kernels.add_argument("--strict", action="store_true", help="exit with 1 for spills too")
+    kernels.add_argument("--json", action="store_true", help="the findings as JSON")
+    kernels.set_defaults(run=_kernels)
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _expectation(text: str) -> tuple[str, int]:
@@ -189,6 +224,26 @@ def _file(path: Path) -> Any:
     sys.modules.setdefault(path.stem, module)
     spec.loader.exec_module(module)
     return module
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from .errors import FuserError
+    from .kernels import catalogue, survey
+
+    try:
+        found = survey(
+            catalogue(args.catalogue),
+            args.arch,
+            pattern=args.filter,
+            jobs=args.jobs,
+            sources=args.source,
+        )
+    except (FuserError, OSError) as error:
+        raise CommandError(str(error)) from error
+    if not found.rows:
+        raise CommandError(f"no kernel is called {args.filter!r}, nor made for it")
+    print(json.dumps(found.to_json(), indent=1) if args.json else str(found))
+    return 0 if found.passes(strict=args.strict) else 1
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -152,5 +152,41 @@ class ReplacementMismatchError(FuserError):
         )
 
 
+class UnknownArchitectureError(FuserError, ValueError):
+    """A GPU architecture that kernels are not compiled for."""
+
+    def __init__(self, arch: str, known: Iterable[str]) -> None:
+        known = list(known)
+        near = difflib.get_close_matches(arch, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown architecture {arch!r}.{hint} Known: {', '.join(known)}.")
+
+
+class InterpreterModeError(FuserError, RuntimeError):
+    """Compiling a kernel where triton interprets kernels."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "triton was imported in its interpreter mode (TRITON_INTERPRET=1), in which no kernel "
+            "can be compiled. Unset the variable before Python starts, or use "
+            "fuser.lowering.triton.pool.compile_all or `python -m fuser kernels`, which compile in "
+            "processes of their own."
+        )
+
+
+class TritonMissingError(FuserError, ImportError):
+    """Something that needs triton, without it."""
+
+    def __init__(self) -> None:
+        super().__init__("triton is not installed: `pip install triton` (Linux only).")
+
+
+class CatalogueError(FuserError, ValueError):
+    """A file of kernels with a line that describes none."""
+
+    def __init__(self, path: object, number: int, error: BaseException) -> None:
+        super().__init__(f"{path}, line {number}, is no kernel's entry: {first_sentence(error)}")
+
+
 class CoverageError(FuserError, AssertionError):
     """`Report.expect` found another number of rewrites."""

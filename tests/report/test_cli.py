@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
+from fuser import kernels
 from fuser.__main__ import main
+from fuser.lowering.attention.generated.catalogue import builtin
+from fuser.lowering.triton.aot import Failure, Resources
+from fuser.lowering.triton.devices import Occupancy
+from fuser.lowering.triton.kernel import Kernel
 from fuser.report import doctor
 
 from .models import HERE, line_of
@@ -59,6 +67,14 @@ def test_expectations_set_the_exit_code(capsys: pytest.CaptureFixture[str]) -> N
         (["explain", f"{FILE}:wrong_inputs"], "on its inputs"),
         (["explain", f"{FILE}:tiny", "--expect", "attention"], "is not FAMILY=N"),
         (["explain", f"{FILE}:tiny", "--policy", "sometimes"], "invalid choice: 'sometimes'"),
+        (["kernels", "--arch", "sm90"], "unknown architecture 'sm90'. Did you mean 'sm_90'?"),
+        (["kernels", "--jobs", "0"], "'0' is not a number of 1 or more"),
+        (
+            ["kernels", "--filter", "nothing of the kind"],
+            "no kernel is called 'nothing of the kind'",
+        ),
+        (["kernels", "no_such_file.jsonl"], "No such file or directory: 'no_such_file.jsonl'"),
+        (["kernels", FILE], "models.py, line 1, is no kernel's entry: JSONDecodeError"),
         (["explian"], "invalid choice: 'explian'"),
         ([], "COMMAND"),
     ],
@@ -133,3 +149,101 @@ def test_an_expectation_of_what_is_no_family(capsys: pytest.CaptureFixture[str])
     command = ["explain", "tests.report.models:tiny", "--expect", "attenion=0"]
     assert main(command) == 2
     assert "no pattern or family is called 'attenion'" in capsys.readouterr().err
+
+
+TWICE = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def {name}(x, out, SIZE: tl.constexpr):
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    tl.store(out + i, tl.load(x + i) * 2)
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Of a catalogue; its kernel has text for `archs` only."""
+
+    label: str
+    name: str = "twice"
+    archs: tuple[str, ...] = ("sm_80", "gfx942")
+
+    def kernel(self, arch: str) -> Kernel:
+        if arch not in self.archs:
+            raise NotImplementedError(f"nothing for {arch} yet")
+        signature = (("x", "*fp32"), ("out", "*fp32"))
+        return Kernel(self.name, TWICE.format(name=self.name), signature, (("SIZE", 1024),))
+
+
+def test_kernels_as_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    entries = [Entry("doubling"), Entry("doubling again"), Entry("doubling", "other")]
+    monkeypatch.setattr(kernels, "catalogue", lambda _: iter(entries))
+    folder = tmp_path / "sources"
+    command = ["kernels", "--arch", "sm_80", "--arch", "gfx942", "--source", str(folder)]
+    assert main([*command, "--filter", "twi*"]) == 0
+    shown = capsys.readouterr()
+    heads, *rows, _, summary = shown.out.splitlines()
+    assert heads.split()[:3] == ["kernel", "for", "arch"]
+    assert [row.split()[5] for row in rows] == ["sm_80", "gfx942"]
+    assert all(row.startswith("twice   doubling (and 1 more)") for row in rows)
+    assert all(row.endswith("100%  warps") for row in rows)
+    assert summary == "2 kernels: 0 with spills, 0 too large for the device, 0 failures"
+    assert "2 of 2 kernels" in shown.err
+    (source,) = folder.iterdir()
+    assert source.read_text() == TWICE.format(name="twice")
+
+
+def test_kernels_as_json_and_one_that_has_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "catalogue", lambda _: iter([Entry("doubling")]))
+    assert main(["kernels", "--arch", "sm_80", "--arch", "sm_90", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["schema"] == 1
+    assert data["summary"] == {"kernels": 2, "spills": 0, "too_large": 0, "failures": 1}
+    without, found = data["kernels"]
+    assert (without["kernel"], without["arch"]) == ("(no text)", "sm_90")
+    assert without["error"] == "NotImplementedError: nothing for sm_90 yet."
+    assert (found["kernel"], found["labels"], found["error"]) == ("twice", ["doubling"], None)
+    assert found["registers"] < 64
+    assert found["occupancy"] == {"blocks": 16, "warps": 64, "share": 1.0, "limit": "warps"}
+
+
+def _row(*, spills: int = 0, blocks: int = 1, known: bool = False) -> kernels.Row:
+    held = Occupancy(blocks, 4 * blocks, blocks / 16, "shared memory")
+    found = Resources("k", "sm_90", 4, 255, spills, spills, 300 << 10, held)
+    return kernels.Row("k", ("label",), "sm_90", found, may_spill=known)
+
+
+@pytest.mark.parametrize(
+    ("row", "passes", "strictly"),
+    [
+        (_row(), True, True),
+        (_row(spills=8), True, False),
+        (_row(spills=8, known=True), True, True),
+        (_row(blocks=0), False, False),
+        (kernels.Row("k", ("label",), "sm_90", Failure("k", "sm_90", "why\nnot")), False, False),
+    ],
+)
+def test_what_passes(row: kernels.Row, passes: bool, strictly: bool) -> None:
+    survey = kernels.Survey((_row(), row))
+    assert (survey.passes(), survey.passes(strict=True)) == (passes, strictly)
+    assert ("too large\n" in str(survey)) == row.too_large
+    assert ("label) does not compile:\n    why\n    not" in str(survey)) == row.failed
+
+
+def test_kernels_of_a_catalogue_where_triton_interprets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small() -> Iterator[str]:
+        return (e.to_json() for e in builtin() if e.stage == "combine")
+
+    path = tmp_path / "catalogue.jsonl"
+    path.write_text("\n".join(islice(small(), 1)) + "\n\n")
+    assert main(["kernels", "--arch", "sm_90", str(path)]) == 0
+    assert "1 kernel: 0 with spills" in capsys.readouterr().out
