@@ -14,7 +14,7 @@ from typing import Any, cast
 import sympy
 import torch
 from sympy.core.relational import Relational
-from sympy.logic.boolalg import Boolean
+from sympy.logic.boolalg import Boolean, to_nnf
 from torch.fx import Node
 
 from fuser.graph.axes import Unproven
@@ -78,18 +78,23 @@ class ProgramReader:
     """
 
     def __init__(
-        self, counts: Mapping[str, sympy.Expr] | None = None, sizes: Sizes | None = None
+        self,
+        counts: Mapping[str, sympy.Expr] | None = None,
+        sizes: Sizes | None = None,
+        opened: Mapping[Node, Node] | None = None,
     ) -> None:
         """
         Args:
             counts: the inputs that are sizes, as expressions; by default symbols.
             sizes: of every index symbol; by default those symbols.
+            opened: steps that are the same as others, of which more can be told.
         """
         positions = (IB, IH, IQ, IK)
         totals = (BATCHES, HEADS, ROWS, KEYS)
         counts = dict(zip(SIZES, totals, strict=True)) if counts is None else counts
         self.sizes = dict(zip(positions, totals, strict=True)) if sizes is None else sizes
         self.opaque: dict[sympy.Symbol, Node] = {}
+        self._opened = {} if opened is None else opened
         self._inputs: dict[str, Value] = {n: Whole(e) for n, e in counts.items()}
         for name, symbol in zip(POSITIONS, positions, strict=True):
             self._inputs[name] = Whole(symbol, torch.int64)
@@ -97,10 +102,19 @@ class ProgramReader:
 
     def condition(self, node: Node) -> Boolean:
         """Where a boolean step is true."""
-        return self._truth(node, self.value(node)).condition
+        found = self.value(node)
+        while node in self._opened:
+            node = self._opened[node]
+        return self._truth(node, found).condition
+
+    def tell(self, node: Node, found: Value) -> None:
+        """What a step is known to compute."""
+        self._values[node] = found
 
     def value(self, node: Node) -> Value:
         """The value of a step; `Unknown` where it depends on data or on floating-point numbers."""
+        if node in self._opened:
+            return self.value(self._opened[node])
         if node not in self._values:
             try:
                 self._values[node] = self._compute(node)
@@ -125,7 +139,9 @@ class ProgramReader:
 
         def look(source: Node) -> Value:
             found = self.value(source)
-            return self._truth(source, found) if source in named else found
+            if source not in named or isinstance(found, Truth):
+                return found
+            return Truth(self.condition(source))
 
         return pointwise(op, node, look, self._dtype(node), self.sizes)
 
@@ -151,7 +167,14 @@ class ProgramReader:
         return Truth(cast(Boolean, known))
 
 
-def literals(condition: Relational) -> Boolean:
+def normal_form(condition: Boolean) -> Boolean:
+    """Negations pushed down, and every comparison as `e >= 0`."""
+    condition = to_nnf(condition, simplify=False)
+    found = condition.atoms(Relational)
+    return cast(Boolean, condition.xreplace({r: _literals(r) for r in found}))
+
+
+def _literals(condition: Relational) -> Boolean:
     """A comparison of integers as comparisons `e >= 0` of expressions without absolute values."""
     left, right = cast(tuple[Any, Any], condition.args)
     e = sympy.expand(left - right)

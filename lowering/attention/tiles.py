@@ -14,13 +14,12 @@ from functools import lru_cache, reduce
 from typing import Any, TypeAlias, cast
 
 import sympy
-from sympy.core.relational import Relational
-from sympy.logic.boolalg import Boolean, to_nnf
+from sympy.logic.boolalg import Boolean
 
 from fuser.graph.positional import FALSE, TRUE, at_least_zero
 from fuser.graph.program import Program
 
-from .conditions import IH, IK, IQ, KEYS, ROWS, conditions, literals
+from .conditions import IH, IK, IQ, KEYS, ROWS, conditions, normal_form
 from .linear import Nonlinear, extreme, solve
 from .text import print_expr
 
@@ -79,7 +78,7 @@ def _bounds(
 ) -> Bounds:
     if heads:
         tile[IH] = (FIRST_HEAD, LAST_HEAD)
-    condition = _normal(conditions(mask))
+    condition = normal_form(conditions(mask))
     outer = _Solver(along, size, tile, inner=False).range(condition)
     inner = _Solver(along, size, tile, inner=True).range(condition)
     low, high = (sympy.Integer(0),) * 2 if outer is None else (outer.low, outer.high)
@@ -87,13 +86,6 @@ def _bounds(
         return Bounds(low, high, None, None)
     full_low = sympy.Integer(0) if inner.low is None else inner.low
     return Bounds(low, high, full_low, size if inner.high is None else inner.high)
-
-
-def _normal(condition: Boolean) -> Boolean:
-    """Negations pushed down, and comparisons as `e >= 0`."""
-    condition = to_nnf(condition, simplify=False)
-    found = condition.atoms(Relational)
-    return cast(Boolean, condition.xreplace({r: literals(r) for r in found}))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,10 @@
+"""What `positions.absorb` is made of.
+
+scratch    the graph in which programs are put together, and what they capture
+places     where an axis of a tensor lies among the positions of a score
+steps      integer expressions and conditions as steps of a program
+follow     from a captured tensor up its producers
+gathers    producers that read a tensor at computed positions
+masks      which parts of a score are masks, and which of them may become -inf
+moderate   how large a part of a score can be
+"""
