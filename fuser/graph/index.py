@@ -130,7 +130,7 @@ class IndexReader:
     def _getitem(self, op: Op, node: Node, index: Index) -> Value:
         source = op.args["input"]
         sizes = list(value(source).shape)
-        parts = _full_index(op.args["index"], len(sizes))
+        parts = full_index(op.args["index"], len(sizes))
         gathered = [i for i, p in enumerate(parts) if is_tensor(p)]
         if gathered:
             if gathered != list(range(gathered[0], gathered[-1] + 1)):
@@ -212,7 +212,7 @@ def _row_major(axes: Sequence[Axis], at: Sequence[sympy.Expr]) -> sympy.Expr:
     return sympy.expand(total)
 
 
-def _full_index(raw: Any, rank: int) -> list[Any]:
+def full_index(raw: Any, rank: int) -> list[Any]:
     """One part for every dimension of the tensor, and None for every new one."""
     parts = list(raw) if isinstance(raw, tuple) else [raw]
     for part in parts:

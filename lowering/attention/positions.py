@@ -20,8 +20,9 @@ from fuser.specs import AttentionSpec
 from . import affine
 from .absorption.follow import Follower
 from .absorption.known import Known
-from .absorption.masks import Finder, Mask, movable, simplified
+from .absorption.masks import Finder, Mask
 from .absorption.moderate import Magnitudes, is_parameter
+from .absorption.rows import movable, simplified
 from .affine import Free, NotAffine
 from .evaluate import Evaluator
 

@@ -18,9 +18,11 @@ from fuser.lowering.attention.reference import Reference
 from fuser.lowering.base import Emission, Refusal
 from fuser.pattern import Call, Operand
 from fuser.specs import AttentionSpec
-from tests.compiled import Run, compiled
+from tests.compiled import Run, assert_near, compiled, run, wide
 
 REFERENCE = {"fuser.lowering": "reference"}
+B, H, S, D = 2, 3, 12, 8
+Fn = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,35 @@ def elements(shape: tuple[Any, ...]) -> int:
     """Of a shape; a symbolic size counts as in the example."""
     sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in shape]
     return int(torch.Size(sizes).numel())
+
+
+def qkv(dtype: torch.dtype = torch.float32, *, grad: bool = False) -> list[Tensor]:
+    """(B, H, S, D) queries, keys and values."""
+    generator = torch.Generator().manual_seed(3)
+    made = [torch.randn(B, H, S, D, generator=generator).to(dtype) for _ in range(3)]
+    return [x.requires_grad_(grad) for x in made]
+
+
+def scores_of(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled products."""
+    return q @ k.mT * D**-0.5
+
+
+def positions_of(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Of queries as a column, of keys as a row."""
+    positions = torch.arange(like.shape[-2], device=like.device)
+    return positions[:, None], positions[None]
+
+
+def check(fn: Fn, args: Sequence[Tensor], *, grad: bool = False) -> Absorbed:
+    """Numbers as eager's; each run has inputs of its own, since some are written to."""
+    ours, found = absorbed(fn, _copies(args), grad=grad)
+    eager = run(fn, _copies(args), grad=grad)
+    exact = run(fn, wide(_copies(args)), grad=grad)
+    assert_near(ours, eager, exact)
+    assert len(found) == 1
+    return found[0]
+
+
+def _copies(args: Sequence[Tensor]) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_(x.requires_grad) for x in args]

@@ -23,25 +23,17 @@ from fuser.graph.positional import FALSE, TRUE, Truth, Whole, at_least_zero
 from fuser.graph.program import gather
 from fuser.graph.pull import pull_view
 from fuser.pattern import Call, Operand
-from fuser.torch_private import symbols, to_expr
+from fuser.torch_private import to_expr
 
 from ..conditions import ProgramReader
 from .gathers import through
-from .places import KEY, QUERY, Index, Place, Places, aligned, position_reader
+from .guards import require_readable, require_transparent
+from .places import KEY, QUERY, Index, Place, Places, PositionReader, aligned
 from .scratch import Scratch
 from .steps import Steps
 
 MAX_FOLLOWED = 128
 MAX_COMPARISONS = 8
-_DTYPES = {
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-    torch.float16, torch.bfloat16, torch.float32,
-}  # fmt: skip
-_ROUNDED_ONCE = {
-    "add", "sub", "mul", "div", "neg", "abs", "where", "masked_fill", "maximum", "minimum",
-    "clamp", "to", "type_as", "type", "half", "bfloat16", "clone", "contiguous",
-}  # fmt: skip
-"""Operators whose result in half precision is that in single precision, rounded."""
 
 
 class Follower:
@@ -56,8 +48,8 @@ class Follower:
         self.view = folder.view
         self.scratch, self.places = Scratch(), Places(call, folder)
         self.steps = Steps(self.scratch, self.places, self.view.size_sources)
-        self.positions = position_reader(folder, self.places)
-        self._device = value(call.operands["q0"].node).device
+        self.positions = PositionReader(folder, self.places.sizes)
+        self.device = value(call.operands["q0"].node).device
         self.opened: dict[Node, Node] = {}
         self.reader = ProgramReader(self.places.counts, self.places.sizes, self.opened)
         self._known: dict[tuple[Node, Index], Node | None] = {}
@@ -176,7 +168,7 @@ class Follower:
 
     def _captured(self, node: Node, index: Index) -> Node:
         """The tensor itself."""
-        self._require_readable(node)
+        require_readable(self, node)
         dims = tuple(place for place in index if isinstance(place, tuple))
         if len(dims) < len(index) or not self.places.is_whole(dims):
             return self._gathered(node, index)
@@ -197,18 +189,10 @@ class Follower:
             raise Unproven("an index for each score")
         return self.scratch.call(gather, self.scratch.table(node), *at)
 
-    def _require_readable(self, node: Node) -> None:
-        example = value(node)
-        if example.dtype not in _DTYPES or example.device != self._device:
-            raise Unproven("a dtype or device that kernels do not read")
-        if self.positions.is_written(node):
-            raise Unproven("a tensor that is written to")
-        if symbols(example.shape) - self.view.input_symbols:
-            raise Unproven("a size that depends on data")
-
     def _through(self, node: Node, index: Index) -> Node:
         """From the producer's inputs."""
-        self._require_transparent(node, index)
+        require_transparent(self, node)
+        self._require_large(index)
         self._followed += 1
         if self._followed > MAX_FOLLOWED:
             raise Unproven("too many producers")
@@ -219,21 +203,7 @@ class Follower:
             return self.visit(*self._view(op, node, index), node)
         return through(self, op, node, index)
 
-    def _require_transparent(self, node: Node, index: Index) -> None:
-        """Nothing but the value of its inputs comes out of a node, and all gradients go in."""
-        op, example = self.view.op(node), value(node)
-        if (op.inplace and op.kind is not Kind.POINTWISE) or example.dtype not in _DTYPES:
-            raise Unproven("no function of its inputs, or of an unusual dtype")
-        order = self.view.order[node]
-        if any(start <= order < end for start, end in self.view.transformed):
-            raise Unproven("inside a torch.func transform")
-        inputs = [value(n) for n in node.all_input_nodes if is_tensor(n)]
-        if torch.is_grad_enabled() and not example.requires_grad:
-            if any(x.requires_grad for x in inputs):
-                raise Unproven("a gradient stops here")
-        half = example.dtype in (torch.float16, torch.bfloat16)
-        if half and op.kind is Kind.POINTWISE and op.name not in _ROUNDED_ONCE:
-            raise Unproven("a function in half precision")
+    def _require_large(self, index: Index) -> None:
         dims = [place for place in index if isinstance(place, tuple)]
         if len(dims) == len(index) and not self.places.varies(tuple(dims)) & {QUERY, KEY}:
             raise Unproven("small as it is")

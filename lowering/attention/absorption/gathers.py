@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from fuser.graph.axes import Unproven, same_size
-from fuser.graph.index import _full_index
+from fuser.graph.index import full_index
 from fuser.graph.index_rules import is_one, size_expr
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.positional import TRUE, not_negative
@@ -45,7 +45,7 @@ def through(follower: Follower, op: Op, node: Node, index: Index) -> Node:
 def _getitem(follower: Follower, op: Op, node: Node, index: Index) -> Index:
     source = op.args["input"]
     sizes = list(value(source).shape)
-    parts = _full_index(op.args["index"], len(sizes))
+    parts = full_index(op.args["index"], len(sizes))
     gathered = [i for i, part in enumerate(parts) if is_tensor(part)]
     if gathered and gathered != list(range(gathered[0], gathered[-1] + 1)):
         raise Unproven("gathers with something between them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from fuser.graph.fold import Folder
 from fuser.graph.index import MAX_STEPS, IndexReader
 from fuser.graph.index_rules import is_one
 from fuser.graph.ops import value
+from fuser.graph.positional import Value
 from fuser.graph.program import SIZES
 from fuser.pattern import Call
 from fuser.torch_private import hints, to_expr
@@ -124,30 +126,30 @@ def aligned(index: Index, shape: Sequence[Any], wanted: Sequence[Any]) -> Index:
     return tuple(found)
 
 
+@dataclass
+class _Memory:
+    """What readers of one graph have found, for attentions of the same sizes."""
+
+    sizes: dict[sympy.Symbol, sympy.Expr]
+    known: dict[tuple[Node, Any], Value] = field(default_factory=dict)
+
+
+_memories: WeakKeyDictionary[Folder, dict[Any, _Memory]] = WeakKeyDictionary()
+
+
 class PositionReader(IndexReader):
-    """Reads elements of tensors as expressions of the positions of a score."""
+    """Reads elements of tensors as expressions of the positions of a score.
+
+    The layers of a model have mostly the same mask, which is read once.
+    """
 
     def __init__(self, folder: Folder, sizes: Mapping[sympy.Symbol, sympy.Expr]) -> None:
         super().__init__(folder)
-        self.sizes.update(sizes)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it has taken many steps already."""
-        return len(self._known) > MAX_STEPS // 2
+        memories, key = _memories.setdefault(folder, {}), tuple(sizes.values())
+        if key not in memories or len(memories[key].known) > MAX_STEPS // 2:
+            memories[key] = _Memory(dict(sizes))
+        self.sizes, self._known = memories[key].sizes, memories[key].known
 
     def start(self, part: slice, size: Any) -> sympy.Expr:
         """First position of a slice."""
         return self._start(part, size)
-
-
-_readers: WeakKeyDictionary[Folder, dict[Any, PositionReader]] = WeakKeyDictionary()
-
-
-def position_reader(folder: Folder, places: Places) -> PositionReader:
-    """One reader for all layers of a graph, whose masks are mostly the same."""
-    known = _readers.setdefault(folder, {})
-    key = tuple(places.sizes.values())
-    if key not in known or known[key].is_full:
-        known[key] = PositionReader(folder, places.sizes)
-    return known[key]
