@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from . import torch_private
+from . import measure, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import Options
@@ -65,14 +65,15 @@ def fuser(
             stacklevel=2,
         )
     warn_of_unmatched(parsed)
-    with torch_private.random_options(rest):
-        record = _transform(gm, parsed)
-    try:
-        compiled = _compile(gm, example_inputs, parsed, inner)
-    except Exception as error:
-        if not torch_private.is_control_flow(error):
-            _publish(record, parsed)
-        raise  # where Dynamo restarts its analysis, this graph comes again
+    with measure.autotuning(torch_private.autotunes(mode, rest), strict=parsed.strict):
+        with torch_private.random_options(rest):
+            record = _transform(gm, parsed)
+        try:
+            compiled = _compile(gm, example_inputs, parsed, inner)
+        except Exception as error:
+            if not torch_private.is_control_flow(error):
+                _publish(record, parsed)
+            raise  # where Dynamo restarts its analysis, this graph comes again
     _publish(record, parsed)
     return compiled
 

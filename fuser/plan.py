@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
-from . import soundness
+from . import measure, soundness
+from .choice import choose
 from .errors import PatternError
 from .graph.axes import Unproven
 from .graph.fold import Folder
 from .graph.modes import modes_at
 from .graph.ops import Kind, value
 from .graph.view import GraphView
-from .lowering import Context, Emission, Refusal, candidates
-from .options import LoweringChoice, Options, Policy
-from .pattern import Call, Decline, Match
+from .lowering import Context, Emission, Refusal
+from .options import Options
+from .pattern import Decline, Match
 from .registry import Registered, patterns
 
 
@@ -112,42 +113,13 @@ def _decide(
 
 
 def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> Planned | Left:
-    emissions: list[Emission] = []
-    for call in match.calls:
-        chosen = choose(call, _context(view, match, folder, options), options)
-        if isinstance(chosen, Refusal):
-            return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
-        emissions.append(chosen)
-    return Planned(match, tuple(emissions))
-
-
-def choose(call: Call, context: Context, options: Options) -> Emission | Refusal:
-    """Of the lowerings that are allowed, possible and, unless the policy is `always`, pay, the one
-    with the least work; of equals the preferred one."""
-    reasons: list[str] = []
-    chosen: Emission | None = None
-    passed: list[str] = []
-    forced = options.policy is Policy.ALWAYS or options.lowering is not LoweringChoice.AUTO
-    for lowering in candidates(call.spec):
-        wanted = options.lowering
-        if wanted is not LoweringChoice.AUTO and lowering.kind != wanted.value:
-            continue
-        prepared = lowering.prepare(call, context)
-        if isinstance(prepared, Refusal):
-            reasons.append(f"{lowering.name}: {prepared.reason}")
-        elif not forced and prepared.slower:
-            reasons.append(f"{prepared.name}: {prepared.slower} (fuser.policy=always forces it)")
-        elif chosen is None or prepared.work < chosen.work:
-            if chosen is not None:
-                times = f"{chosen.work / prepared.work:.1f}"
-                reasons.append(f"{chosen.name}: {times} times the work")
-            chosen, passed = prepared, list(reasons)
-    if chosen is None:
-        none = f"no lowering of kind {options.lowering.value} exists"
-        return Refusal("; ".join(reasons) or none)
-    if passed:
-        chosen = replace(chosen, why=f"{chosen.why}; not {'; not '.join(passed)}")
-    return chosen
+    if not match.calls:
+        return Planned(match, ())
+    context = _context(view, match, folder, options)
+    chosen = choose(view, match, folder, context, options)
+    if isinstance(chosen, Refusal):
+        return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
+    return Planned(match, chosen)
 
 
 def _context(view: GraphView, match: Match, folder: Folder, options: Options) -> Context:
@@ -159,4 +131,6 @@ def _context(view: GraphView, match: Match, folder: Folder, options: Options) ->
     ]
     training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     native = any(view.op(n).kind is Kind.ATTENTION for n in match.nodes)
-    return Context(value(match.anchor).device, training, native, options.inner, folder)
+    device = value(match.anchor).device
+    autotune = options.inner == "inductor" and measure.is_wanted(device)
+    return Context(device, training, native, options.inner, folder, autotune)

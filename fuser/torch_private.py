@@ -21,9 +21,12 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import exc as dynamo_exc
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
+from torch._guards import tracing
 from torch._inductor import config as inductor_config
 from torch._jit_internal import boolean_dispatched
 from torch._library.custom_ops import _maybe_get_opdef
+from torch._library.triton import set_wrap_triton_enabled
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -44,7 +47,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "apart",
     "attention_patterns_off",
+    "autotunes",
     "counters",
     "differentiable",
     "dispatched",
@@ -53,11 +58,13 @@ __all__ = [
     "faked",
     "flex_supported",
     "has_gradient",
+    "hint",
     "hints",
     "in_forward_mode",
     "inductor",
     "is_control_flow",
     "is_data_dependent",
+    "kernels_launched",
     "known_true",
     "multiplies_in_hardware",
     "outermost",
@@ -91,6 +98,13 @@ def hints(tensors: Iterable[torch.Tensor]) -> dict[sympy.Expr, sympy.Expr]:
     """The sizes that symbols had in the example, for decisions that any size leaves correct."""
     sizes = [s for t in tensors for s in t.shape if isinstance(s, torch.SymInt)]
     return {s.node.expr: sympy.Integer(s.node.hint) for s in sizes if s.node.has_hint()}
+
+
+def hint(size: int | torch.SymInt) -> int | None:
+    """The same for one size (no guard is added); None where it is counted in the data."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None
 
 
 def multiplies_in_hardware(dtype: torch.dtype) -> bool:
@@ -211,6 +225,30 @@ def eager_world() -> Generator[None]:
         yield
 
 
+@contextlib.contextmanager
+def apart() -> Generator[None]:
+    """In the middle of a compile: compile and run something else, on real tensors, with gradients.
+
+    Its backward is compiled together with its forward: later, that would be in a thread of
+    autograd's, which waits for a lock that this compile holds, and would count as this compile's.
+    Autocast is off, but may be switched on.
+    """
+    with (
+        unset_fake_temporarily(),
+        _disable_current_modes(),
+        torch._C.DisableTorchFunctionSubclass(),
+        differentiable(),
+        tracing(None),
+        functorch_config.patch(force_non_lazy_backward_lowering=True),
+    ):
+        yield
+
+
+def kernels_launched() -> contextlib.AbstractContextManager[None]:
+    """Within the block, kernels behind `wrap_triton` are launched, not dispatched as operators."""
+    return set_wrap_triton_enabled(False)
+
+
 # Inductor's own attention patterns ignore constants and axes (pytorch#196468) and crash on integer
 # or tensor scales. Each pattern's check is wrapped once; the wrapper answers "no match" only while
 # this context variable is set, so other compiles, in this thread or another, see no change.
@@ -292,6 +330,12 @@ def random_options(options: Mapping[str, Any]) -> contextlib.AbstractContextMana
     """Within the block, `random_as_in_eager` answers for a compile with these Inductor options."""
     wanted = {k: v for k, v in options.items() if k == "fallback_random"}
     return inductor_config.patch(wanted)
+
+
+def autotunes(mode: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether Inductor, with this mode and these options, measures what it chooses among."""
+    asked = bool(options.get("max_autotune", inductor_config.max_autotune))
+    return asked or (mode or "").startswith("max-autotune")
 
 
 def distinct(function: Callable[..., Any], label: str) -> FunctionType:

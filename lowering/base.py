@@ -25,6 +25,7 @@ class Context:
         native: the region is one call of a library kernel already.
         inner: name of the inner backend.
         folder: values that are known while compiling.
+        autotune: candidates are measured instead of trusting what they say of their `work`.
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class Context:
     native: bool
     inner: str
     folder: Folder
+    autotune: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,14 @@ class Lowering(ABC):
         """Decide whether and how this call is computed; changes nothing."""
 
 
-L = TypeVar("L", bound=type[Lowering])
+L = TypeVar("L", bound=Lowering)
 _lowerings: dict[type, list[tuple[int, Lowering]]] = {}
 
 
-def register_lowering(spec: type, *, order: int) -> Callable[[L], L]:
+def register_lowering(spec: type, *, order: int) -> Callable[[type[L]], type[L]]:
     """Class decorator: offer a lowering for a kind of spec; lower `order` is tried first."""
 
-    def register(cls: L) -> L:
+    def register(cls: type[L]) -> type[L]:
         _lowerings.setdefault(spec, []).append((order, cls()))
         _lowerings[spec].sort(key=lambda item: item[0])
         return cls

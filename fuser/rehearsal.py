@@ -1,0 +1,192 @@
+"""A region by itself, as it is or as it may be replaced: a small graph to compile and to run.
+
+Its inputs are what the replacement reads, with made-up values: floating-point numbers are random,
+integers are zero, since they may be indices, and what is known while compiling is as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from .builder import Builder
+from .graph.fold import Folder
+from .graph.ops import Kind, value
+from .graph.view import GraphView
+from .lowering import Emission
+from .measure import Run, bucket
+from .pattern import Match
+from .torch_private import attention_patterns_off, hint, inductor
+
+MODE = "max-autotune-no-cudagraphs"
+"""Of Inductor, for every candidate: with CUDA graphs, inputs would be copied before each run."""
+
+
+class Unrehearsable(Exception):
+    """There is no way to run the region by itself; the message says why."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One region and the tensors that stand for its inputs.
+
+    Attributes:
+        inputs: nodes of the captured graph; inputs of both small graphs.
+        inside: nodes of the original, in order, views that lead to it included.
+        training: whether a run takes gradients too.
+        autocast: the dtype that autocast chooses where the region runs; None where it is off.
+    """
+
+    view: GraphView
+    match: Match
+    folder: Folder
+    inputs: tuple[Node, ...]
+    inside: tuple[Node, ...]
+    training: bool
+    autocast: torch.dtype | None
+
+    @staticmethod
+    def of(view: GraphView, match: Match, folder: Folder, *, training: bool) -> Rehearsal:
+        """
+        Raises:
+            Unrehearsable: an input is no tensor, or a size is counted in the data.
+        """
+        read = dict.fromkeys(o.node for call in match.calls for o in call.operands.values())
+        inside: set[Node] = set()
+        pending = list(match.outputs)
+        while pending:
+            node = pending.pop()
+            if node in inside or node in read:
+                continue
+            if node in match.nodes or view.op(node).kind is Kind.VIEW:
+                inside.add(node)
+                pending += node.all_input_nodes
+            elif not isinstance(value(node), (int, torch.SymInt)):
+                read[node] = None
+        if not all(isinstance(value(node), Tensor) for node in read):
+            raise Unrehearsable("an operand is no tensor")
+        order = sorted(inside, key=view.order.__getitem__)
+        device = value(match.anchor).device.type
+        on = torch.is_autocast_enabled(device)
+        autocast = torch.get_autocast_dtype(device) if on else None
+        return Rehearsal(view, match, folder, tuple(read), tuple(order), training, autocast)
+
+    def original(self) -> GraphModule:
+        """The region as it was captured."""
+        graph, made = Graph(), dict[Node, Any]()
+        for i, node in enumerate(self.inputs):
+            made[node] = graph.placeholder(f"x{i}")
+
+        def look(node: Node) -> Any:
+            return made[node] if node in made else _number(value(node))
+
+        for node in self.inside:
+            made[node] = graph.node_copy(node, look)
+            made[node].meta = {}
+        graph.output(tuple(made[node] for node in self.match.outputs))
+        return GraphModule({}, graph)
+
+    def replaced(self, emissions: Sequence[Emission]) -> GraphModule:
+        """The region as lowerings would have it."""
+        module = GraphModule({}, Graph())
+        inputs = [module.graph.placeholder(f"x{i}") for i, _ in enumerate(self.inputs)]
+        for node, original in zip(inputs, self.inputs, strict=True):
+            node.meta["example_value"] = value(original)
+        output = module.graph.output(())
+        mode = value(self.match.anchor).fake_mode
+        standing = dict(zip(self.inputs, inputs, strict=True))
+        builder = Builder(module, output, mode, None, inputs, standing)
+        output.args = ((emit(builder, self.match, emissions),),)
+        for node in module.graph.nodes:
+            node.meta = {}
+        module.graph.lint()
+        module.recompile()
+        return module
+
+    def described(self) -> list[Any]:
+        """Dtype, sizes by powers of two, and order in memory of every input."""
+        return [
+            [
+                str(x.dtype).removeprefix("torch."),
+                [bucket(_number(size)) for size in x.shape],
+                sorted(range(x.ndim), key=lambda d: (-_number(x.stride(d)), d)),
+            ]
+            for x in map(value, self.inputs)
+        ]
+
+    def operands(self) -> list[Tensor]:
+        """The inputs, made up."""
+        return [_made_up(value(node), self.folder.tensor(node)) for node in self.inputs]
+
+    def run(self, module: GraphModule, operands: Sequence[Tensor]) -> Run:
+        """One of the graphs, compiled by Inductor; a run takes gradients too, in training.
+
+        To be called, and run, within `torch_private.apart`.
+        """
+        device = value(self.match.anchor).device
+        with (
+            torch.set_grad_enabled(self.training),
+            self._casting(device),
+            attention_patterns_off(device),
+        ):
+            compiled = inductor(MODE, {})(module, operands)
+        if not self.training:
+            return lambda: _without_gradients(compiled, operands)
+        leaves = [x for x in operands if x.requires_grad]
+        grads = [torch.ones_like(x) for x in compiled(*operands)]
+
+        def run() -> object:
+            return torch.autograd.grad(compiled(*operands), leaves, grads, allow_unused=True)
+
+        return run
+
+    def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.autocast, cache_enabled=False)
+
+
+def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor]) -> object:
+    with torch.no_grad():
+        return compiled(*operands)
+
+
+def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
+    """All calls of a match, added up and arranged as its output."""
+    total: Node | None = None
+    for emission in emissions:
+        part = emission.emit(builder)
+        total = part if total is None else builder.call(torch.add, total, part)
+    assert total is not None
+    return builder.arrange(total, match.result, match.dims, materialise=True)
+
+
+def _number(size: Any) -> int:
+    found = hint(size)
+    if found is None:
+        raise Unrehearsable("a size is counted in the data")
+    return found
+
+
+def _made_up(example: Tensor, known: Tensor | None) -> Tensor:
+    """A tensor of the example's sizes, strides, dtype and device."""
+    sizes, strides = map(_number, example.shape), map(_number, example.stride())
+    sizes, strides = list(sizes), list(strides)
+    memory = 1 + sum(max(size - 1, 0) * stride for size, stride in zip(sizes, strides, strict=True))
+    flat = torch.zeros(memory, dtype=example.dtype, device=example.device)
+    if known is not None:
+        if 0 in strides:
+            return known.to(example.device)
+        flat.as_strided(sizes, strides).copy_(known)
+    elif example.is_floating_point():
+        flat.normal_()
+    elif example.dtype is torch.bool:
+        flat.bernoulli_(0.5)
+    found = flat.as_strided(sizes, strides).detach()
+    return found.requires_grad_(example.requires_grad)
