@@ -1,8 +1,8 @@
-"""Where a CPU library kernel is faster than what Inductor makes of the same region.
+"""Where a library kernel is faster than what Inductor makes of the same region.
 
-The flash kernel never writes the scores. That is worth something only once they leave the cache,
-and its own products, in small blocks, are slower than two large ones; docs/decisions.md has the
-measurements behind the thresholds.
+On a CPU the flash kernel never writes the scores. That is worth something only once they leave the
+cache, and its own products, in small blocks, are slower than two large ones; docs/decisions.md has
+the measurements behind the thresholds. What holds for a GPU is in `gpu`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ FLEX, CHUNKED, REFERENCE = 1.3, 3.0, 6.0
 the flash kernel."""
 SPARSE = 0.6
 """Share of the scores up to which a kernel that skips the others wins whatever the dtype."""
+SAME_MASK = "the call that is there reads the same mask"
 RECOGNISED = 8
 """The same for a plain program, or one with a mask from data: Inductor may call SDPA there."""
 
@@ -41,7 +42,7 @@ def converts(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> str:
-    """Why Inductor is expected to be at least as fast, in plain words; empty where it is not.
+    """Why Inductor is expected to be at least as fast on a CPU, in plain words; else empty.
 
     Args:
         call: what is computed.
@@ -49,10 +50,8 @@ def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> st
         structured: the kernel skips what the mask rules out.
         plain: nothing is known of a mask or bias, or there is none.
     """
-    if context.device.type != "cpu":
-        return ""
     if context.native:
-        return "" if structured else "the call that is there reads the same mask"
+        return "" if structured else SAME_MASK
     spec: AttentionSpec = call.spec
     half = spec.dtype.itemsize < 4
     if converts(spec.dtype, context.device):
@@ -62,7 +61,7 @@ def slower(call: Call, context: Context, *, structured: bool, plain: bool) -> st
     fewest = TRAINING if context.training else INFERENCE
     if half:
         fewest = RECOGNISED if plain else HARDWARE_HALF
-    rows, keys, features = (_size(call, "q0", 2), _size(call, "k0", 2), _size(call, "q0", 3))
+    rows, keys, features = (size(call, "q0", 2), size(call, "k0", 2), size(call, "q0", 3))
     if rows is None or keys is None or features is None or min(rows, keys) >= fewest * features:
         return ""
     return (
@@ -91,7 +90,7 @@ def slower_in_flex(call: Call, context: Context, share: float) -> str:
         return ""
     total = spec.dtype.itemsize
     for name, dim in (("q0", 0), ("q0", 1), ("q0", 2), ("k0", 2)):
-        total *= _size(call, name, dim) or 1
+        total *= size(call, name, dim) or 1
     return "" if total >= MAPPED else f"scores of {total / 2**20:.3g} MiB are cheap to write"
 
 
@@ -99,11 +98,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _size(call: Call, name: str, dim: int) -> int | None:
+def size(call: Call, name: str, dim: int) -> int | None:
     """A canonical size, as it is in the example where it is symbolic."""
-    size: Any = size_of(leaves((call.operands[name].target[dim],)))
-    if isinstance(size, int):
-        return size
+    found: Any = size_of(leaves((call.operands[name].target[dim],)))
+    if isinstance(found, int):
+        return found
     examples = [value(operand.node) for operand in call.operands.values()]
-    found = size.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
+    found = found.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
     return int(found) if found.is_Integer else None

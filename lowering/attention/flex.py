@@ -28,6 +28,7 @@ from .bias import Rows, analyse
 from .dtypes import narrower, rounds_coarsely
 from .evaluate import Evaluator
 from .flex_kernel import OPERATOR
+from .form import reads_positions
 from .mask import MaskFacts, MaskKind
 from .reference import operands
 
@@ -73,8 +74,12 @@ class FlexAttention(Lowering):
 
 def _refuse(call: Call, context: Context) -> str:
     spec: AttentionSpec = call.spec
+    if context.device.type == "cuda":
+        return "on a GPU the generated kernel is the same algorithm, and takes more programs"
     if context.device.type != "cpu" or not flex_supported():
         return "used on CPUs with AVX2 alone"
+    if reads_positions(spec):
+        return "the program computes from positions"
     if context.training:
         return "it trains on no CPU"
     if spec.contractions > 1 or spec.sink or spec.dropout:

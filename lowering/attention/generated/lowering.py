@@ -18,6 +18,8 @@ from fuser.specs import AttentionSpec
 
 from ...base import Context, Emission, Lowering, Refusal, register_lowering
 from ...triton.trace import NotPrintable
+from .. import gpu
+from ..cost import size
 from ..reference import emit_operator
 from .build import check
 from .layout import AXES, Captured, Layout, Operand
@@ -55,7 +57,8 @@ class GeneratedAttention(Lowering):
         if context.device.type == "cpu":
             slower = "the interpreter is for checking numbers"
             return Emission(emit, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
-        return Emission(emit, "triton", why, "", {})
+        share = gpu.share(layout.spec.mask, size(call, "q0", 2), size(call, "k0", 2))
+        return Emission(emit, "triton", why, gpu.slower(call), {}, gpu.GENERATED * share)
 
 
 def _unavailable(context: Context) -> str:
