@@ -1,0 +1,227 @@
+"""Configs of the generated kernels by measurement, where the user asks for that.
+
+The rule's config has neighbours: tiles of another size that fit too, other numbers of warps and
+stages, switches turned. For each stage of an attention they are timed once on random operands, by
+running the whole forward, or that part of the backward, with one stage cut another way; the fastest
+is kept beside the other measurements (`fuser.measure`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuser import measure
+from fuser.torch_private import hint, kernels_launched
+
+from .config import DECODING, SHAPES, Config, Target, _fits, choose
+from .layout import AXES, Layout
+
+STAGES = ("forward", "rows", "keys", "tiles", "delta")
+"""What is tuned; adding up parts of the keys takes no time."""
+NEARBY = 2
+"""Other tiles that are tried: so many larger ones and so many smaller ones."""
+
+_trial: ContextVar[Mapping[str, Config] | None] = ContextVar("trial", default=None)
+
+
+def lookup(
+    layout: Layout,
+    stage: str,
+    target: Target,
+    sizes: Mapping[str, int | torch.SymInt],
+    device: torch.device,
+) -> Config | None:
+    """The config that was measured to be the fastest, here or by another process, or is now.
+
+    Args:
+        layout: of the attention.
+        stage: one of `build.STAGES`.
+        target: what the rule knows of the device.
+        sizes: `B`, `H`, `HKV`, `GROUP`, `SQ` and `SK`.
+        device: where it runs.
+
+    Returns:
+        None where the rule is to choose: nothing is to be measured, or that is impossible.
+    """
+    trial = _trial.get()
+    if trial is not None:
+        return trial.get(stage)
+    if target.arch == "interpreter" or stage not in STAGES or not measure.is_wanted(device):
+        return None
+    known = {name: hint(size) for name, size in sizes.items()}
+    numbers = {name: size for name, size in known.items() if size is not None}
+    if len(numbers) < len(known) or any(c.rank >= 0 for c in layout.captured):
+        return None  # indices of a table that is made up may lie outside of it
+    return _recalled(layout, stage, target, numbers, device)
+
+
+def _recalled(
+    layout: Layout, stage: str, target: Target, sizes: Mapping[str, int], device: torch.device
+) -> Config | None:
+    key = _key(layout, stage, sizes, device)
+    found = measure.recall(key)
+    if found is None or (found and _config(found) is None):
+        configs = neighbours(layout, stage, target, rows=together(sizes))
+        measure.remember(key, {}, on_disk=False)
+        found = _measured(layout, stage, sizes, device, configs)
+        measure.remember(key, found, on_disk=bool(found))
+    return _config(found)
+
+
+def _config(found: Any) -> Config | None:
+    """From JSON; None where nothing was found, or another version wrote it."""
+    try:
+        return Config(**found["config"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _key(
+    layout: Layout, stage: str, sizes: Mapping[str, int], device: torch.device
+) -> dict[str, Any]:
+    """Everything that the fastest config depends on; sizes by powers of two."""
+    parts = {f.name: repr(getattr(layout, f.name)) for f in fields(layout)}
+    return {
+        "question": "which config",
+        **measure.environment(device),
+        **parts,
+        "spec": layout.spec.to_text(),
+        "stage": stage,
+        "sizes": {name: measure.bucket(size) for name, size in sizes.items()},
+    }
+
+
+def together(sizes: Mapping[str, int]) -> int:
+    """Queries that are rows of one problem: those of all heads that share a key head, if few."""
+    from .launch import PACKED_ROWS
+
+    few = sizes["GROUP"] > 1 and sizes["SQ"] <= PACKED_ROWS
+    return sizes["SQ"] * sizes["GROUP"] if few else sizes["SQ"]
+
+
+def neighbours(layout: Layout, stage: str, target: Target, *, rows: int) -> list[Config]:
+    """The rule's config, first, and those around it that fit."""
+    rule = choose(stage, layout, target, rows=rows)
+    shapes = DECODING if stage == "forward" and rows <= 16 else SHAPES[stage]
+    tiles = list(dict.fromkeys((c.block_m, c.block_n) for c in shapes))
+    own = (rule.block_m, rule.block_n)
+    at = tiles.index(own) if own in tiles else 0
+    nearby = tiles[max(0, at - NEARBY) : at + NEARBY + 1]
+    near = [c for c in shapes if (c.block_m, c.block_n) in nearby]
+    found = dict.fromkeys([rule, *near, *_varied(rule)])
+    return [c for c in found if c == rule or _fits(stage, layout, c, target)]
+
+
+def _varied(config: Config) -> Iterator[Config]:
+    """The same tiles, cut otherwise: other warps or stages, and each switch turned."""
+    for warps in (config.num_warps // 2, config.num_warps * 2):
+        if 1 <= warps <= 16:
+            yield replace(config, num_warps=warps)
+    for stages in (config.num_stages - 1, config.num_stages + 1):
+        if stages >= 1:
+            yield replace(config, num_stages=stages)
+    for field in fields(config):
+        turned = getattr(config, field.name)
+        if isinstance(turned, bool):
+            yield replace(config, **{field.name: not turned})
+
+
+def _measured(
+    layout: Layout,
+    stage: str,
+    sizes: Mapping[str, int],
+    device: torch.device,
+    configs: list[Config],
+) -> dict[str, Any]:
+    """The fastest config and its time; empty, after one warning, where none could be timed."""
+    try:
+        with measure.undisturbed(device), torch.no_grad():
+            run = _runner(layout, stage, sizes, device)
+            makers = {str(i): partial(_making, run, stage, c) for i, c in enumerate(configs)}
+            times = measure.compare(makers, device)
+            spent = {name: t for name, t in times.items() if isinstance(t, float)}
+            if not spent:
+                raise next(t for t in times.values() if isinstance(t, Exception))
+    except Exception as error:
+        measure.failed(f"how to cut the {stage} kernel of an attention", error)
+        return {}
+    best = min(spent, key=lambda name: spent[name])
+    return {"config": asdict(configs[int(best)]), "milliseconds": spent[best]}
+
+
+def _making(run: Callable[[], object], stage: str, config: Config) -> measure.Run:
+    def once() -> object:
+        with _trying({stage: config}), kernels_launched():
+            return run()
+
+    return once
+
+
+@contextmanager
+def _trying(configs: Mapping[str, Config]) -> Generator[None]:
+    """Within the block, `lookup` answers with these."""
+    token = _trial.set(configs)
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
+def _runner(
+    layout: Layout, stage: str, sizes: Mapping[str, int], device: torch.device
+) -> Callable[[], object]:
+    """Runs one stage, or with others that do not depend on its config, on random operands."""
+    from . import launch
+
+    of = _problem(layout, sizes, device)
+    if stage == "forward":
+        return partial(launch.forward, of)
+    with _trying({}), kernels_launched():
+        out, row_max, row_sum = launch.forward(of)
+    grad = torch.randn_like(out)
+    count, captured = len(of.q), len(of.captured)
+    floating = [c.dtype.is_floating_point for c in layout.captured]
+    tiles = [
+        f and {"q", "k"} <= set(c.axes) for f, c in zip(floating, layout.captured, strict=True)
+    ]
+    rows = [f and "k" not in c.axes for f, c in zip(floating, layout.captured, strict=True)]
+    wanted = {
+        "rows": [True] * count + [False] * (count + 1 + captured),
+        "keys": [False] * count + [True] * (count + 1) + [False] * captured,
+        "tiles": [False] * (2 * count + 1) + tiles,
+        "delta": [False] * (2 * count + 1) + rows,
+    }[stage]
+    return lambda: launch.backward(of, grad, out, row_max, row_sum, wanted)
+
+
+def _problem(layout: Layout, sizes: Mapping[str, int], device: torch.device) -> Any:
+    from .launch import Problem
+
+    batch, heads, key_heads = sizes["B"], sizes["H"], sizes["HKV"]
+    rows, keys = sizes["SQ"], sizes["SK"]
+
+    def made(*shape: int, dtype: torch.dtype) -> Tensor:
+        if dtype.is_floating_point:
+            return torch.randn(shape, device=device, dtype=dtype)
+        return torch.ones(shape, device=device, dtype=dtype)
+
+    q = [made(batch, heads, rows, x.features, dtype=x.dtype) for x in layout.q]
+    k = [made(batch, key_heads, keys, x.features, dtype=x.dtype) for x in layout.k]
+    v = made(batch, key_heads, keys, layout.v.features, dtype=layout.v.dtype)
+    along = dict(zip(AXES, (batch, heads, rows, keys), strict=True))
+    captured = [
+        made(
+            *(() if c.is_scalar else (along[a] if a in c.axes else 1 for a in AXES)), dtype=c.dtype
+        )
+        for c in layout.captured
+    ]
+    seed = torch.zeros(1, dtype=torch.int64, device=device) if layout.spec.dropout else None
+    return Problem(layout, q, k, v, captured, seed, "")
