@@ -229,9 +229,9 @@ def eager_world() -> Generator[None]:
 def apart() -> Generator[None]:
     """In the middle of a compile: compile and run something else, on real tensors, with gradients.
 
-    Its backward is compiled together with its forward: later, that would be in a thread of
-    autograd's, which waits for a lock that this compile holds, and would count as this compile's.
-    Autocast is off, but may be switched on.
+    Its backward is compiled together with its forward, as it would count as this compile's later;
+    and runs in this thread, since another would wait for the lock that this compile holds, should
+    anything be compiled there. Autocast is off, but may be switched on.
     """
     with (
         unset_fake_temporarily(),
@@ -239,6 +239,7 @@ def apart() -> Generator[None]:
         torch._C.DisableTorchFunctionSubclass(),
         differentiable(),
         tracing(None),
+        torch.autograd.set_multithreading_enabled(False),
         functorch_config.patch(force_non_lazy_backward_lowering=True),
     ):
         yield
