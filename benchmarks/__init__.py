@@ -1,15 +1,22 @@
-"""Benchmarks of `torch.compile(..., backend="fuser")` against eager and Inductor.
+"""Benchmarks of `torch.compile(..., backend="fuser")` against eager, Inductor and libraries.
 
-python -m benchmarks attention compile models [--quick] [--only NAME ...]
+python -m benchmarks attention compile models [--device cuda] [--quick] [--only NAME ...]
 
 __main__.py    the command line
-providers.py   who is compared: eager, inductor, fuser, and a plain SDPA call as yardstick
+devices.py     where it runs: how a call is timed and its memory weighed on a CPU and on a GPU
+providers.py   who is compared: eager, inductor, fuser, and ports to SDPA and FlexAttention
+cases.py       what a workload is; its fp64 twin
 runner.py      how it is measured: compile, check against fp64, interleaved rounds, memory
+figures.py     what was measured, and the arithmetic over its rounds
+limits.py      the least that a device could take
 records.py     what is kept: Liger's CSV columns and a description of the machine
 table.py       what is printed
+targets.py     what the figures are held against
 attention.py   ┐
 compile.py     ├ one family of workloads each
 models.py      ┘
+attention_gpu.py, spellings_gpu.py, ports.py
+               attention at the sizes of GPUs, as its authors and as libraries spell it
 results/       the CSV files of the runs that the documentation quotes
 """
 

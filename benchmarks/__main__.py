@@ -2,6 +2,7 @@
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
+Exits with 2 where the device that `--device` names is not there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from rich.console import Console
 
 from benchmarks import (
     attention,
+    attention_gpu,
     compile,
     crossover,
+    devices,
     models,
     providers,
     records,
@@ -27,25 +31,57 @@ from benchmarks import (
     table,
     targets,
 )
+from benchmarks.cases import Workload
+from benchmarks.figures import Result
 from fuser.torch_private import multiplies_in_hardware
 
-FAMILIES = {"attention": attention.workloads, "models": models.workloads}
-CHECKS = {"attention": targets.attention_checks, "models": targets.model_checks}
+FAMILIES = ("attention", "models", "compile", "crossover")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Workloads that are measured alike, and what is asked of them.
+
+    Attributes:
+        workloads: takes `--quick`.
+        checks: the targets, where not quick.
+        each: a line of the table for every provider.
+    """
+
+    workloads: Callable[[bool], list[Workload]]
+    checks: Callable[[Sequence[Result]], list[targets.Check]]
+    each: bool = False
+
+
+def family_of(name: str, device_type: str) -> Family:
+    """What a family is on a kind of device: attention has sizes of its own on a GPU."""
+    half = multiplies_in_hardware(torch.bfloat16)
+    if name == "models":
+        return Family(
+            models.workloads, lambda found: targets.model_checks(found, half_in_hardware=half)
+        )
+    if device_type == "cuda":
+        return Family(attention_gpu.workloads, targets.gpu_attention_checks, each=True)
+    return Family(
+        attention.workloads, lambda found: targets.attention_checks(found, half_in_hardware=half)
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
     p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    families = [*FAMILIES, "compile", "crossover"]
-    p.add_argument("families", nargs="+", choices=families, metavar="FAMILY")
-    p.add_argument("--device", default="cpu", type=torch.device)
+    p.add_argument("families", nargs="+", choices=FAMILIES, metavar="FAMILY")
+    p.add_argument("--device", default="cpu", type=torch.device, help="cpu, cuda, cuda:1")
     p.add_argument("--dtype", nargs="+", metavar="DTYPE", help="float32 bfloat16")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these workloads")
     p.add_argument("--modes", nargs="+", default=["forward", "full"], choices=["forward", "full"])
     p.add_argument("--quick", action="store_true", help="small sizes and three rounds")
     p.add_argument("--csv", type=Path, help="one file for everything that is run")
-    names = list(providers.PROVIDERS)
-    p.add_argument("--providers", nargs="+", default=names, choices=names)
+    p.add_argument(
+        "--providers", nargs="+", choices=list(providers.PROVIDERS), metavar="PROVIDER",
+        help=" ".join(providers.PROVIDERS),
+    )  # fmt: skip
+    p.add_argument("--cuda-graphs", action="store_true", help="time replays, of every provider")
     p.add_argument("--stand-in", metavar="BACKEND", help="a backend to run under fuser's name")
     p.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of fuser's"
@@ -61,8 +97,8 @@ def options_of(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def wanted(
-    workloads: Iterable[runner.Workload], args: argparse.Namespace, console: Console
-) -> Iterator[tuple[runner.Workload, str, torch.dtype]]:
+    workloads: Iterable[Workload], args: argparse.Namespace, console: Console
+) -> Iterator[tuple[Workload, str, torch.dtype]]:
     """Every workload that was asked for, in every mode and dtype, announced as it comes."""
     for workload in workloads:
         if args.only and workload.name not in args.only:
@@ -73,56 +109,72 @@ def wanted(
                 yield workload, mode, getattr(torch, dtype)
 
 
-def run_family(
-    family: str,
-    args: argparse.Namespace,
-    chosen: Sequence[providers.Provider],
-    console: Console,
-    out: Path | None,
-) -> None:
-    """Measures one family of workloads, printing as it goes."""
-    effort = runner.QUICK if args.quick else runner.Effort()
-    results: list[runner.Result] = []
-    lines = list[records.Row]()
-    for workload, mode, dtype in wanted(FAMILIES[family](args.quick), args, console):
-        result = runner.measure(workload, mode, dtype, args.device, chosen, effort)
-        results.append(result)
-        lines += records.rows(result, args.device)
-        if out is not None:
-            records.write_csv(out, lines)
-    table.show(results, family, console)
-    half = multiplies_in_hardware(torch.bfloat16)
-    for check in CHECKS[family](results, half_in_hardware=half) if not args.quick else []:
-        console.print(str(check), markup=False, highlight=False)
+@dataclass(frozen=True)
+class Run:
+    """What the families of one command share."""
 
+    args: argparse.Namespace
+    device: devices.Device
+    chosen: Sequence[providers.Provider]
+    console: Console
 
-def run_compile(args: argparse.Namespace, console: Console, out: Path | None) -> None:
-    """Measures the compile-time overhead."""
-    fuser = stand_in if args.stand_in else providers.fuser_callable()
-    costs: list[compile.Cost] = []
-    for graph in compile.all_graphs(args.quick, args.device):
-        if args.only and graph.name not in args.only:
-            continue
-        console.print(f"{graph.name} ...", style="dim")
-        costs.append(compile.cost(graph, fuser, repeats=2 if args.quick else compile.REPEATS))
-        if out is not None:
-            records.write_csv(out, compile.rows(costs, args.device))
-    compile.show(costs, console)
-    for check in compile.checks(costs):
-        console.print(str(check), markup=False, highlight=False)
+    def family(self, name: str, out: Path | None) -> None:
+        """Measures one family, printing as it goes."""
+        if name == "compile":
+            self._compile(out)
+        elif name == "crossover":
+            self._crossover(out)
+        else:
+            self._workloads(name, out)
 
+    def _workloads(self, name: str, out: Path | None) -> None:
+        family = family_of(name, self.args.device.type)
+        effort = runner.QUICK if self.args.quick else runner.Effort()
+        results: list[Result] = []
+        lines = list[records.Row]()
+        for workload, mode, dtype in wanted(
+            family.workloads(self.args.quick), self.args, self.console
+        ):
+            result = runner.measure(workload, mode, dtype, self.device, self.chosen, effort)
+            results.append(result)
+            lines += records.rows(result, self.device)
+            if out is not None:
+                records.write_csv(out, lines)
+        if family.each:
+            table.show_each(results, name, self.console, self.device.rates)
+        else:
+            table.show(results, name, self.console)
+        self._check(family.checks(results) if not self.args.quick else [])
 
-def run_crossover(args: argparse.Namespace, console: Console, out: Path | None) -> None:
-    """Measures forced rewrites at sizes around the crossover."""
-    decisions: list[crossover.Decision] = []
-    effort = runner.QUICK if args.quick else crossover.EFFORT
-    for workload, mode, dtype in wanted(crossover.workloads(args.quick), args, console):
-        decisions.append(crossover.judge(workload, mode, dtype, args.device, effort))
-        if out is not None:
-            records.write_csv(out, crossover.lines_of(decisions, args.device))
-    crossover.show(decisions, console)
-    for check in crossover.checks(decisions) if not args.quick else []:
-        console.print(str(check), markup=False, highlight=False)
+    def _compile(self, out: Path | None) -> None:
+        fuser = stand_in if self.args.stand_in else providers.fuser_callable()
+        repeats = 2 if self.args.quick else compile.REPEATS
+        costs: list[compile.Cost] = []
+        for graph in compile.all_graphs(self.args.quick, self.device.place):
+            if self.args.only and graph.name not in self.args.only:
+                continue
+            self.console.print(f"{graph.name} ...", style="dim")
+            costs.append(compile.cost(graph, fuser, repeats=repeats))
+            if out is not None:
+                records.write_csv(out, compile.rows(costs, self.device))
+        compile.show(costs, self.console)
+        self._check(compile.checks(costs))
+
+    def _crossover(self, out: Path | None) -> None:
+        decisions: list[crossover.Decision] = []
+        effort = runner.QUICK if self.args.quick else crossover.EFFORT
+        for workload, mode, dtype in wanted(
+            crossover.workloads(self.args.quick), self.args, self.console
+        ):
+            decisions.append(crossover.judge(workload, mode, dtype, self.device, effort))
+            if out is not None:
+                records.write_csv(out, crossover.lines_of(decisions, self.device))
+        crossover.show(decisions, self.console)
+        self._check(crossover.checks(decisions) if not self.args.quick else [])
+
+    def _check(self, checks: Iterable[targets.Check]) -> None:
+        for check in checks:
+            self.console.print(str(check), markup=False, highlight=False)
 
 
 def stand_in(gm: torch.fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
@@ -132,26 +184,40 @@ def stand_in(gm: torch.fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
     return gm.forward
 
 
+def default_dtypes(args: argparse.Namespace) -> list[str]:
+    """bf16 on a GPU; fp32 as well on a CPU, alone where it is to be quick."""
+    if args.device.type == "cuda":
+        return ["bfloat16"]
+    return ["float32"] if args.quick else ["float32", "bfloat16"]
+
+
+def out_of(args: argparse.Namespace, family: str) -> Path | None:
+    """Where a family's figures are written; a part of them only where that is asked for."""
+    if args.csv is not None and len(args.families) > 1:
+        return args.csv.with_name(f"{args.csv.stem}-{family}{args.csv.suffix}")
+    if args.csv is None and not (args.quick or args.only):
+        return records.RESULTS / f"{family}-{args.device.type}.csv"
+    return args.csv
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the families that were asked for."""
-    args = parser().parse_args(argv)
-    args.dtype = args.dtype or (["float32"] if args.quick else ["float32", "bfloat16"])
+    options = parser()
+    args = options.parse_args(argv)
+    try:
+        device = devices.open_device(args.device, graphs=args.cuda_graphs)
+    except devices.NoSuchDevice as error:
+        options.exit(2, f"{options.prog}: {error}\n")
+    args.dtype = args.dtype or default_dtypes(args)
+    names = args.providers or providers.default_names(args.device.type)
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    chosen = providers.choose(args.providers, options_of(args.option), args.stand_in)
-    runner.prime(chosen, args.device)
+    chosen = providers.choose(names, options_of(args.option), args.stand_in)
+    runner.prime(chosen, device)
+    run = Run(args, device, chosen, console)
     for family in dict.fromkeys(args.families):
         load = os.getloadavg()[0]
-        out = args.csv
-        if out is not None and len(args.families) > 1:
-            out = out.with_name(f"{out.stem}-{family}{out.suffix}")
-        elif out is None and not (args.quick or args.only):
-            out = records.RESULTS / f"{family}-{args.device.type}.csv"
-        if family == "compile":
-            run_compile(args, console, out)
-        elif family == "crossover":
-            run_crossover(args, console, out)
-        else:
-            run_family(family, args, chosen, console, out)
+        out = out_of(args, family)
+        run.family(family, out)
         if out is not None:
             records.write_machine(out, ["python -m benchmarks", *(argv or sys.argv[1:])], load)
 

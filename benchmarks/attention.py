@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from benchmarks.runner import Case, Workload
+from benchmarks.cases import Case, Port, Workload
+from benchmarks.providers import SDPA
 
 Tensor = torch.Tensor
 
@@ -61,14 +62,14 @@ def alibi(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
 def t5_bias(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
     """A learned bias for each head and bucket of relative positions (Raffel et al. 2020)."""
     at = torch.arange(q.shape[-2], device=q.device)
-    bucket = _t5_bucket(at[None, :] - at[:, None])
+    bucket = t5_bucket(at[None, :] - at[:, None])
     bias = F.embedding(bucket, table).permute(2, 0, 1).unsqueeze(0)
     scores = torch.matmul(q, k.transpose(3, 2))
     scores += bias
     return torch.matmul(F.softmax(scores.float(), dim=-1).type_as(scores), v)
 
 
-def _t5_bucket(relative: Tensor) -> Tensor:
+def t5_bucket(relative: Tensor) -> Tensor:
     """transformers' T5 `_relative_position_bucket`, bidirectional."""
     half, exact = BUCKETS // 2, BUCKETS // 4
     side = (relative > 0).to(torch.long) * half
@@ -191,7 +192,7 @@ def build(
         out = (shape.b, shape.s, shape.h, shape.d) if spelling.bshd else q.shape
         cotangent = torch.randn(out).to(device, dtype)
     yardstick = _sdpa_bshd if spelling.bshd else _sdpa
-    return Case(spelling.fn, args, cotangent, yardstick=yardstick)
+    return Case(spelling.fn, args, cotangent, ports={SDPA: Port(yardstick, same=False)})
 
 
 def workloads(quick: bool) -> list[Workload]:

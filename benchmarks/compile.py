@@ -24,9 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx, nn
 
+from benchmarks.devices import Device
+from benchmarks.figures import spread
 from benchmarks.providers import INDUCTOR, Function
 from benchmarks.records import Row, make_row
-from benchmarks.runner import compile_cold, spread
+from benchmarks.runner import first_calls
 from benchmarks.targets import Check
 from fuser.torch_private import distinct
 
@@ -198,7 +200,7 @@ def cost(graph: Graph, fuser: Backend, repeats: int = REPEATS) -> Cost:
         if graph.cold:
             torch._dynamo.reset()
             cold = torch.compile(distinct(graph.fn, INDUCTOR), backend=INDUCTOR)
-            found.cold_s = compile_cold(lambda: cold(*graph.args), backward=False)
+            (found.cold_s,) = first_calls([lambda: cold(*graph.args)], backward=False)
     return found
 
 
@@ -254,7 +256,7 @@ def checks(costs: Sequence[Cost]) -> list[Check]:
     return found
 
 
-def rows(costs: Sequence[Cost], device: torch.device) -> list[Row]:
+def rows(costs: Sequence[Cost], device: Device) -> list[Row]:
     """CSV rows: fuser_ms, ms_per_1000_nodes, and where measured inductor's compile_s and share."""
     found: list[Row] = []
     for c in costs:

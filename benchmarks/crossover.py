@@ -15,9 +15,12 @@ from rich.table import Table
 from torch._dynamo.utils import counters
 
 from benchmarks.attention import SPELLINGS, Shape, build
+from benchmarks.cases import Case, Workload
+from benchmarks.devices import Device
+from benchmarks.figures import Result
 from benchmarks.providers import FUSER, INDUCTOR, choose
 from benchmarks.records import Row, make_row, rows
-from benchmarks.runner import Case, Effort, Result, Workload, measure
+from benchmarks.runner import Effort, measure
 from benchmarks.targets import Check
 from fuser.torch_private import distinct
 
@@ -81,15 +84,15 @@ def decide(workload: Workload, mode: str, dtype: torch.dtype, device: torch.devi
 
 
 def judge(
-    workload: Workload, mode: str, dtype: torch.dtype, device: torch.device, effort: Effort
+    workload: Workload, mode: str, dtype: torch.dtype, device: Device, effort: Effort
 ) -> Decision:
     """Measures one workload with every rewrite forced."""
-    auto = decide(workload, mode, dtype, device)
+    auto = decide(workload, mode, dtype, device.place)
     contestants = choose([INDUCTOR, FUSER], {"fuser.policy": "always"})
     return Decision(measure(workload, mode, dtype, device, contestants, effort), auto)
 
 
-def lines_of(decisions: Sequence[Decision], device: torch.device) -> list[Row]:
+def lines_of(decisions: Sequence[Decision], device: Device) -> list[Row]:
     """Rows of the CSV; `auto` is 1 where it rewrites."""
     found: list[Row] = []
     for d in decisions:

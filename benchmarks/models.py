@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks.runner import Case, Workload, as_double
+from benchmarks.cases import Case, Workload, as_double
 
 VOCABULARY = 1024
 """Small: the embedding is a look-up, its size only costs memory."""

@@ -1,9 +1,19 @@
 """Who is compared: each provider turns a plain function into the callable that is timed.
 
-eager      the function itself
-inductor   torch.compile(fn, backend="inductor")
-fuser      torch.compile(fn, backend="fuser", options={"fuser....": ...})
-sdpa       a plain scaled_dot_product_attention call of the same shape: the yardstick
+eager          the function itself
+inductor       torch.compile(fn, backend="inductor")
+inductor-max   the same with max_autotune
+fuser          torch.compile(fn, backend="fuser", options={"fuser....": ...})
+fuser-max      the same with max_autotune: what its candidates take is measured
+fuser-triton   the same with a generated kernel wherever that is sound
+sdpa           the workload's port to scaled_dot_product_attention; on the CPU a yardstick: a plain
+               call of the same shape, the least that any of them can cost
+cudnn          the same port by cuDNN
+flex           the workload's port to FlexAttention, compiled
+flex-max       the same with max_autotune
+
+None of them uses CUDA graphs of its own, Inductor with max_autotune neither: where graphs are asked
+for, the device captures the steps of all of them alike.
 """
 
 from __future__ import annotations
@@ -20,6 +30,11 @@ from fuser.torch_private import distinct
 Function = Callable[..., Any]
 
 EAGER, INDUCTOR, FUSER, SDPA = "eager", "inductor", "fuser", "sdpa"
+INDUCTOR_MAX, FUSER_MAX, FUSER_TRITON = "inductor-max", "fuser-max", "fuser-triton"
+CUDNN, FLEX, FLEX_MAX = "cudnn", "flex", "flex-max"
+OURS = (FUSER, FUSER_MAX, FUSER_TRITON)
+TUNED = {"max_autotune": True, "coordinate_descent_tuning": True, "triton.cudagraphs": False}
+"""mode="max-autotune-no-cudagraphs", spelled out."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +45,48 @@ class Provider:
         name: the label in tables and in the CSV.
         backend: what `torch.compile` is given; None leaves the function as it is.
         options: `torch.compile`'s `options=`.
-        yardstick: times the workload's yardstick call and not the workload itself.
+        port: which of the case's ports runs, and not the workload itself.
     """
 
     name: str
     backend: str | Function | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    yardstick: bool = False
+    port: str = ""
 
-    def prepare(self, fn: Function) -> Function:
-        """The callable to time; compiled (lazily, at its first call) where there is a backend."""
+    def prepare(self, fn: Function, label: str = "") -> Function:
+        """The callable to time; compiled (lazily, at its first call) where there is a backend.
+
+        Args:
+            fn: a plain function.
+            label: of the copy that is compiled, by default the provider's name.
+        """
         if self.backend is None:
             return fn
         backend = fuser_backend() if self.backend == FUSER else self.backend
-        own = distinct(fn, self.name)
+        own = distinct(fn, label or self.name)
         return torch.compile(own, backend=backend, options=dict(self.options) or None)
 
 
-PROVIDERS: dict[str, Provider] = {
-    EAGER: Provider(EAGER),
-    INDUCTOR: Provider(INDUCTOR, backend="inductor"),
-    FUSER: Provider(FUSER, backend=FUSER),
-    SDPA: Provider(SDPA, yardstick=True),
-}
+_ALL = (
+    Provider(EAGER),
+    Provider(INDUCTOR, backend="inductor"),
+    Provider(INDUCTOR_MAX, backend="inductor", options=TUNED),
+    Provider(FUSER, backend=FUSER),
+    Provider(FUSER_MAX, backend=FUSER, options=TUNED),
+    Provider(
+        FUSER_TRITON, backend=FUSER, options={"fuser.lowering": "triton", "fuser.policy": "always"}
+    ),
+    Provider(SDPA, port=SDPA),
+    Provider(CUDNN, port=CUDNN),
+    Provider(FLEX, backend="inductor", port=FLEX),
+    Provider(FLEX_MAX, backend="inductor", options=TUNED, port=FLEX),
+)
+PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in _ALL}
+
+
+def default_names(device_type: str) -> list[str]:
+    """Who runs where nobody says who: on a GPU all of them."""
+    return list(PROVIDERS) if device_type == "cuda" else [EAGER, INDUCTOR, FUSER, SDPA]
 
 
 def choose(
@@ -62,8 +96,8 @@ def choose(
 
     Args:
         names: keys of `PROVIDERS`.
-        fuser_options: `options=` of the fuser provider.
-        stand_in: a backend to run under fuser's name, to develop benchmarks without fuser.
+        fuser_options: `options=` of the fuser providers, on top of their own.
+        stand_in: a backend to run under their names, to develop benchmarks without fuser.
 
     Raises:
         KeyError: a name that is no provider.
@@ -71,10 +105,10 @@ def choose(
     chosen: list[Provider] = []
     for name in names:
         provider = PROVIDERS[name]
-        if name == FUSER and stand_in is not None:
-            provider = replace(provider, backend=stand_in)
-        elif name == FUSER:
-            provider = replace(provider, options=dict(fuser_options))
+        if name in OURS and stand_in is not None:
+            provider = replace(provider, backend=stand_in, options={})
+        elif name in OURS:
+            provider = replace(provider, options={**provider.options, **fuser_options})
         chosen.append(provider)
     return chosen
 

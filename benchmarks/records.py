@@ -2,7 +2,8 @@
 
 One row a figure: `y_value_50/20/80` are the median and the 20th and 80th percentile (all equal
 where there is one figure). Metrics: time_ms, speedup_over_inductor, speedup_over_eager,
-time_over_sdpa, error, compile_s, peak_mb, largest_mb, rewrites, failure.
+speedup_over_best_peer (ours, where the work is known), time_over_sdpa, share_of_limit, error,
+compile_s, warm_s, peak_mb, largest_mb, rewrites, failure.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.providers import EAGER, INDUCTOR, SDPA
-from benchmarks.runner import THREADS, Result, spread
+from benchmarks.devices import Device, cpu_name
+from benchmarks.figures import Result, Spread, spread
+from benchmarks.providers import EAGER, INDUCTOR, OURS, SDPA
+from benchmarks.runner import THREADS
 from fuser.torch_private import multiplies_in_hardware
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,50 +57,72 @@ def make_row(
     mode: str,
     metric: str,
     x: tuple[str, int],
-    y: float | tuple[float, float, float],
+    y: float | Spread,
     config: Mapping[str, object],
-    device: torch.device,
+    device: Device,
 ) -> Row:
     """A row; `y` is one figure or (p20, median, p80)."""
     low, middle, high = y if isinstance(y, tuple) else (y, y, y)
     extra = json.dumps(dict(config), sort_keys=True)
-    place = (*x, middle, low, high, extra, device_name(device), versions())
+    place = (*x, middle, low, high, extra, device.name, versions())
     return Row(kernel_name, provider, mode, metric, *place)
 
 
-def rows(result: Result, device: torch.device) -> list[Row]:
+def rows(result: Result, device: Device) -> list[Row]:
     """Everything that was measured of one workload."""
     work, dtype = result.workload, str(result.dtype).removeprefix("torch.")
     found: list[Row] = []
     for name, measure in result.measures.items():
-        figures: dict[str, float | tuple[float, float, float]] = {}
         config: dict[str, object] = {"dtype": dtype, **work.config}
         if measure.failure is not None:
-            figures["failure"] = 1.0
             config["failure"] = measure.failure
-        if measure.times_ms:
-            figures["time_ms"] = spread(measure.times_ms)
-        comparisons = (
-            ("speedup_over_inductor", INDUCTOR, name),
-            ("speedup_over_eager", EAGER, name),
-            ("time_over_sdpa", name, SDPA),
-        )
-        for metric, slow, fast in comparisons:
-            ratio = result.ratio(slow, fast)
-            if ratio is not None and slow != fast and name != SDPA:
-                figures[metric] = ratio
-        for metric in ("error", "compile_s", "peak_mb", "largest_mb"):
-            value = getattr(measure, metric)
-            if value is not None:
-                figures[metric] = float(value)
         if measure.rewrites:
-            figures["rewrites"] = float(sum(measure.rewrites.values()))
             config["rewrites"] = measure.rewrites
+        limit = result.limit_ms(device.rates)
+        if limit is not None:
+            config |= {"limit_ms": round(limit, 6), "cuda_graphs": device.graphs}
         kernel = f"{work.family}.{work.name}"
         found += [
             make_row(kernel, name, result.mode, metric, work.x, y, config, device)
-            for metric, y in figures.items()
+            for metric, y in _figures(result, name, device).items()
         ]
+    return found
+
+
+def _figures(result: Result, name: str, device: Device) -> dict[str, float | Spread]:
+    """Figures of one provider by metric."""
+    measure = result.measures[name]
+    found: dict[str, float | Spread] = {}
+    if measure.failure is not None:
+        found["failure"] = 1.0
+    if measure.times_ms:
+        found["time_ms"] = spread(measure.times_ms)
+    found |= {m: y for m, y in _comparisons(result, name).items() if y is not None}
+    share = result.share_of_limit(name, device.rates)
+    if share is not None:
+        found["share_of_limit"] = share
+    for metric in ("error", "compile_s", "warm_s", "peak_mb", "largest_mb"):
+        value = getattr(measure, metric)
+        if value is not None:
+            found[metric] = float(value)
+    if measure.rewrites:
+        found["rewrites"] = float(sum(measure.rewrites.values()))
+    return found
+
+
+def _comparisons(result: Result, name: str) -> dict[str, Spread | None]:
+    """Ratios to the others; a provider is not compared with itself, nor a yardstick with any."""
+    if result.measures[name].yardstick:
+        return {}
+    found: dict[str, Spread | None] = {}
+    if name != INDUCTOR:
+        found["speedup_over_inductor"] = result.ratio(INDUCTOR, name)
+    if name != EAGER:
+        found["speedup_over_eager"] = result.ratio(EAGER, name)
+    if name in OURS and result.workload.work is not None and (best := result.best_peer()):
+        found["speedup_over_best_peer"] = result.ratio(best, name)
+    if name != SDPA:
+        found["time_over_sdpa"] = result.ratio(name, SDPA)
     return found
 
 
@@ -142,21 +167,6 @@ def describe_machine() -> dict[str, object]:
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = torch.version.cuda
     return found
-
-
-def device_name(device: torch.device) -> str:
-    """What `gpu_name` holds: the GPU, or the processor and its core count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_name()} ({os.cpu_count()} cores)"
-
-
-def cpu_name() -> str:
-    """The processor's own name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def versions() -> str:

@@ -1,4 +1,8 @@
-"""Prints results with rich: times and ratios; errors and compile time; memory."""
+"""Prints results with rich.
+
+`show`: a line a workload; times and ratios, errors and compile time, memory.
+`show_each`: a line a provider, where there are too many of them for columns.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.providers import EAGER, FUSER, INDUCTOR, SDPA
-from benchmarks.runner import Measure, Result, error_ratio, spread
+from benchmarks.figures import Measure, Result, Spread, error_ratio, spread
+from benchmarks.limits import Rates
+from benchmarks.providers import EAGER, FUSER, INDUCTOR, OURS, SDPA
 
 NONE = "-"
 
@@ -19,11 +24,62 @@ def show(results: Sequence[Result], title: str, console: Console) -> None:
     console.print(times(results, title, names))
     console.print(quality(results, title, names))
     console.print(memory(results, title, names))
+    failures(results, console)
+
+
+def show_each(results: Sequence[Result], title: str, console: Console, rates: Rates | None) -> None:
+    """Prints one table with everything, then the failures in full."""
+    console.print(providers(results, title, rates))
+    failures(results, console)
+
+
+def failures(results: Sequence[Result], console: Console) -> None:
+    """Prints every failure in full."""
     for result in results:
         for name, measure in result.measures.items():
             if measure.failure:
                 where = f"{result.workload.name} {result.mode} {result.dtype}"
                 console.print(f"{where}: {name} failed: {measure.failure}", markup=False)
+
+
+COLUMNS = (
+    "ms, median (p20-p80)", "of limit", "over inductor", "over best peer", "error", "/ eager",
+    "peak MiB", "cold s", "warm s", "rewrites",
+)  # fmt: skip
+
+
+def providers(results: Sequence[Result], title: str, rates: Rates | None) -> Table:
+    """Every figure of every provider."""
+    table = Table(title=f"{title}: errors against fp64, memory of a step, seconds to compile")
+    for header in ("workload", "mode", "dtype", "provider"):
+        table.add_column(header, no_wrap=True)
+    for header in COLUMNS:
+        table.add_column(header, justify="right")
+    for result in results:
+        labels = _labels(result)
+        for name, measure in result.measures.items():
+            table.add_row(*labels, name, *_line(result, name, measure, rates))
+            labels = ("", "", "")
+        table.add_section()
+    return table
+
+
+def _line(result: Result, name: str, measure: Measure, rates: Rates | None) -> list[str]:
+    share = result.share_of_limit(name, rates)
+    best = result.best_peer()
+    against = result.ratio(best, name) if best and name in OURS else None
+    return [
+        _time(measure, digits=3),
+        NONE if share is None else f"{share[1]:.0%}",
+        _times(result.ratio(INDUCTOR, name)),
+        _times(against),
+        _number(measure.error, ".1e"),
+        _number(error_ratio(result, name), ".2f"),
+        _number(measure.peak_mb, ".1f"),
+        _number(measure.compile_s, ".1f"),
+        _number(measure.warm_s, ".1f"),
+        str(sum(measure.rewrites.values())) if name in OURS else NONE,
+    ]
 
 
 def times(results: Sequence[Result], title: str, names: Sequence[str]) -> Table:
@@ -82,7 +138,7 @@ def _labels(result: Result) -> tuple[str, str, str]:
     return result.workload.name, result.mode, str(result.dtype).removeprefix("torch.")
 
 
-def _time(measure: Measure | None) -> str:
+def _time(measure: Measure | None, digits: int = 1) -> str:
     if measure is None:
         return NONE
     if measure.failure is not None:
@@ -90,10 +146,10 @@ def _time(measure: Measure | None) -> str:
     if not measure.times_ms:
         return NONE
     low, middle, high = spread(measure.times_ms)
-    return f"{middle:.1f} ({low:.1f}-{high:.1f})"
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def _times(ratio: tuple[float, float, float] | None) -> str:
+def _times(ratio: Spread | None) -> str:
     return NONE if ratio is None else f"{ratio[1]:.2f}x"
 
 
@@ -104,4 +160,5 @@ def _number(value: float | None, form: str) -> str:
 def _memory(measure: Measure | None) -> str:
     if measure is None or measure.peak_mb is None:
         return NONE
-    return f"{measure.peak_mb:.1f} ({measure.largest_mb:.1f})"
+    largest = "" if measure.largest_mb is None else f" ({measure.largest_mb:.1f})"
+    return f"{measure.peak_mb:.1f}{largest}"

@@ -18,9 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from torch._dynamo.utils import counters
 
+from benchmarks.cases import relative_error
+from benchmarks.devices import Processor
+from benchmarks.figures import spread
 from benchmarks.models import MODELS, VOCABULARY, Model, Size, step_of
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, Provider, choose
-from benchmarks.runner import QUICK, THREADS, Effort, interleave, relative_error, spread
+from benchmarks.runner import QUICK, THREADS, Effort, interleave
 
 SIZES: dict[str, Size] = {
     "bloom": Size(batch=1, sequence=1024, layers=3, hidden=512, heads=16),
@@ -51,7 +54,7 @@ def compare(spec: Model, providers: Sequence[Provider], effort: Effort) -> Outco
         expected = (step(ids),)
         errors = {name: relative_error((call(ids),), expected) for name, call in calls.items()}
         ready = {name: lambda call=call: call(ids) for name, call in calls.items()}
-        times = interleave(ready, effort, torch.device("cpu"))
+        times = interleave(ready, effort, Processor())
     return Outcome({k: int(n) for k, n in counters["fuser"].items() if n}, errors, times)
 
 

@@ -13,12 +13,26 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import attention, compile, crossover, readme, records, runner, targets
+from benchmarks import (
+    attention,
+    cases,
+    compile,
+    crossover,
+    figures,
+    readme,
+    records,
+    runner,
+    targets,
+)
+from benchmarks.cases import Case, Workload
+from benchmarks.devices import Processor
+from benchmarks.figures import Measure, Result
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose
-from benchmarks.runner import Case, Effort, Measure, Result, Workload
+from benchmarks.runner import Effort
 from fuser.torch_private import distinct
 
 CPU = torch.device("cpu")
+HERE = Processor()
 LIGER = (
     "kernel_name provider mode metric x_name x_value y_value_50 y_value_20 y_value_80 "
     "extra_config gpu_name version"
@@ -45,12 +59,12 @@ def make_result(name: str = "alibi", mode: str = "forward", **times: list[float]
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
 def test_quantile_agrees_with_torch(q: float, n: int) -> None:
     samples = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
-    assert runner.quantile(samples.tolist(), q) == pytest.approx(samples.quantile(q).item())
+    assert figures.quantile(samples.tolist(), q) == pytest.approx(samples.quantile(q).item())
 
 
 def test_quantile_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        runner.quantile([], 0.5)
+        figures.quantile([], 0.5)
 
 
 def test_ratio_is_paired_by_round() -> None:
@@ -68,27 +82,27 @@ def test_ratio_without_times_is_none() -> None:
 
 def test_ratios_from_different_rounds_are_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        runner.paired_ratios([1.0, 2.0], [1.0])
+        figures.paired_ratios([1.0, 2.0], [1.0])
 
 
 def test_geomean() -> None:
-    assert runner.geomean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+    assert figures.geomean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
 
 
 def test_error_ratio() -> None:
     result = make_result(eager=[1.0], fuser=[1.0])
-    assert runner.error_ratio(result, FUSER) == pytest.approx(2.0)
+    assert figures.error_ratio(result, FUSER) == pytest.approx(2.0)
     result.measures[EAGER].error = 0.0
-    assert runner.error_ratio(result, FUSER) == math.inf
+    assert figures.error_ratio(result, FUSER) == math.inf
     result.measures[FUSER].error = 0.0
-    assert runner.error_ratio(result, FUSER) == 1.0
+    assert figures.error_ratio(result, FUSER) == 1.0
 
 
 def test_relative_error_sees_sizes_and_nans() -> None:
     want = torch.tensor([0.0, 2.0, math.nan])
     got = torch.tensor([0.5, 2.0, math.nan])
-    assert runner.relative_error((got,), (want,)) == pytest.approx(0.25)
-    assert runner.relative_error((got.nan_to_num(),), (want,)) == math.inf
+    assert cases.relative_error((got,), (want,)) == pytest.approx(0.25)
+    assert cases.relative_error((got.nan_to_num(),), (want,)) == math.inf
 
 
 def test_reference_runs_fp32_steps_in_fp64() -> None:
@@ -99,7 +113,7 @@ def test_reference_runs_fp32_steps_in_fp64() -> None:
         seen.extend([y.dtype, x.float().dtype, x.to(torch.float32).dtype])
         return y
 
-    (out,) = runner.reference(Case(upcasts, (torch.randn(3),)))
+    (out,) = cases.reference(Case(upcasts, (torch.randn(3),)))
     assert seen == [torch.float64] * 3
     assert out.dtype == torch.float64
 
@@ -110,14 +124,14 @@ def test_step_with_a_cotangent_returns_gradients() -> None:
     out, grad = case.step(case.fn)
     assert out.tolist() == [2.0] * 3
     assert grad.tolist() == [10.0] * 3
-    assert [t.dtype for t in runner.reference(case)] == [torch.float64] * 2
+    assert [t.dtype for t in cases.reference(case)] == [torch.float64] * 2
 
 
 def test_interleave_rotates_and_keeps_rounds_together() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     effort = Effort(min_rounds=3, max_rounds=3, min_sample_ms=0.0)
-    times = runner.interleave(calls, effort, CPU)
+    times = runner.interleave(calls, effort, HERE)
     assert {name: len(ms) for name, ms in times.items()} == {"a": 3, "b": 3, "c": 3}
     assert "".join(order[6:]) == "abcbcacab"  # after two warm-up calls of each
 
@@ -126,7 +140,7 @@ def test_allocations_show_the_largest_tensor() -> None:
     def call() -> Tensor:
         return torch.empty(2**20, dtype=torch.float32).sum() + torch.empty(2**19).sum()
 
-    peak, largest = runner.allocations(call, CPU)
+    peak, largest = HERE.allocations(call)
     assert largest == pytest.approx(4.0, abs=0.01)
     assert peak == pytest.approx(4.0, abs=0.1)
 
@@ -150,7 +164,7 @@ def test_csv_has_ligers_columns(tmp_path: Path) -> None:
     result.measures[EAGER].failure = "RuntimeError: no"
     result.measures[EAGER].times_ms = []
     path = tmp_path / "deep" / "a.csv"
-    records.write_csv(path, records.rows(result, CPU))
+    records.write_csv(path, records.rows(result, HERE))
     with path.open() as file:
         reader = csv.DictReader(file)
         lines = list(reader)
@@ -159,8 +173,8 @@ def test_csv_has_ligers_columns(tmp_path: Path) -> None:
     time = found[FUSER, "time_ms"]
     assert time["kernel_name"] == "attention.alibi"
     assert (time["x_name"], time["x_value"], time["mode"]) == ("S", "1024", "forward")
-    figures = [float(time[f"y_value_{q}"]) for q in (20, 50, 80)]
-    assert figures == pytest.approx(list(runner.spread([1.0, 2.0, 4.0])))
+    shown = [float(time[f"y_value_{q}"]) for q in (20, 50, 80)]
+    assert shown == pytest.approx(list(figures.spread([1.0, 2.0, 4.0])))
     speedup = float(found[FUSER, "speedup_over_inductor"]["y_value_50"])
     assert speedup == pytest.approx(2.0)  # the median of 3, 2 and 1.25
     assert json.loads(time["extra_config"])["rewrites"] == {"attention.softmax": 2}
@@ -231,10 +245,10 @@ def test_spellings_agree_with_plain_attention_where_they_should(name: str) -> No
     out, *grads = case.step(case.fn)
     assert out.shape == case.cotangent.shape
     assert len(grads) == sum(a.requires_grad for a in case.args)
-    assert runner.relative_error((out, *grads), runner.reference(case)) < 1e-5
-    assert case.step(case.yardstick)[0].shape == out.shape
+    assert cases.relative_error((out, *grads), cases.reference(case)) < 1e-5
+    assert case.step(case.ports[SDPA].fn)[0].shape == out.shape
     if name == "plain":
-        torch.testing.assert_close(out, case.yardstick(*case.args))
+        torch.testing.assert_close(out, case.ports[SDPA].fn(*case.args))
 
 
 def test_measure_reports_a_crash_and_goes_on() -> None:
@@ -243,7 +257,7 @@ def test_measure_reports_a_crash_and_goes_on() -> None:
 
     work = Workload("test", "crash", lambda *_: Case(double, (torch.ones(2),)))
     chosen = [PROVIDERS[EAGER], Provider(FUSER, backend=broken)]
-    result = runner.measure(work, "forward", torch.float32, CPU, chosen, runner.QUICK)
+    result = runner.measure(work, "forward", torch.float32, HERE, chosen, runner.QUICK)
     assert "no luck" in (result.measures[FUSER].failure or "")
     assert len(result.measures[EAGER].times_ms) == runner.QUICK.min_rounds
 
@@ -279,7 +293,7 @@ def test_options_are_parsed() -> None:
 
 def _committed(folder: Path, name: str, result: Result, *, multiplies: bool) -> None:
     path = folder / f"{name}.csv"
-    records.write_csv(path, records.rows(result, CPU))
+    records.write_csv(path, records.rows(result, HERE))
     records.write_machine(path, ["python -m benchmarks"], 0.0)
     note = path.with_suffix(".machine.json")
     note.write_text(json.dumps(json.loads(note.read_text()) | {"multiplies_bfloat16": multiplies}))
@@ -317,7 +331,7 @@ def test_a_crossover_tells_wrong_decisions(auto: bool, fuser: float, verdict: st
     assert found.verdict == verdict
     assert len(crossover.checks([found])) == auto
     assert all(check.met == (verdict == "") for check in crossover.checks([found]))
-    (line,) = [li for li in crossover.lines_of([found], CPU) if li.metric == "auto"]
+    (line,) = [li for li in crossover.lines_of([found], HERE) if li.metric == "auto"]
     assert line.y_value_50 == float(auto)
 
 

@@ -1,0 +1,221 @@
+"""Where a benchmark runs: how a call is timed and its memory weighed there.
+
+Everything that only CUDA can do is in the methods of `Gpu`; tests put a device of their own there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import limits
+
+Call = Callable[[], object]
+MIB = 2**20
+FLUSHED_BYTES = 256 * MIB
+"""More than any second-level cache holds (H100 and H200: 50 MiB)."""
+
+
+class NoSuchDevice(Exception):
+    """What was asked for is not there; says what is missing."""
+
+
+class Device(ABC):
+    """A place to run.
+
+    Attributes:
+        place: where tensors are.
+        graphs: steps are replayed from CUDA graphs, those of every provider alike.
+    """
+
+    def __init__(self, place: torch.device, *, graphs: bool = False) -> None:
+        self.place, self.graphs = place, graphs
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the CSV's gpu_name holds."""
+
+    @property
+    @abstractmethod
+    def rates(self) -> limits.Rates | None:
+        """What it can do at the most; None where limits say nothing."""
+
+    @abstractmethod
+    def timed_ms(self, call: Call, number: int = 1) -> float:
+        """Milliseconds of one call, as the mean of `number` calls in a row."""
+
+    @abstractmethod
+    def allocations(self, call: Call) -> tuple[float, float | None]:
+        """(peak, largest single allocation) of one call in MiB, beyond what was there before."""
+
+    def repeatable(self, call: Call) -> Call:
+        """The call in the form that is timed."""
+        return call
+
+    def release(self) -> None:  # noqa: B027
+        """Gives back what nobody uses any more; a CPU keeps nothing."""
+
+
+class Processor(Device):
+    """The CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    @property
+    def name(self) -> str:
+        return f"{cpu_name()} ({os.cpu_count()} cores)"
+
+    @property
+    def rates(self) -> limits.Rates | None:
+        return None
+
+    def timed_ms(self, call: Call, number: int = 1) -> float:
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        return (time.perf_counter() - start) * 1e3 / number
+
+    def allocations(self, call: Call) -> tuple[float, float | None]:
+        """From the profiler's record of every allocation.
+
+        Resident set size hides small buffers that malloc reuses, and would not show whether an
+        S-by-S tensor was made.
+        """
+        activities = [ProfilerActivity.CPU]
+        with profile(activities=activities, profile_memory=True, acc_events=True) as record:
+            call()
+        profiler: Any = record.profiler
+        events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
+        now = peak = largest = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            now += event.nbytes()
+            peak, largest = max(peak, now), max(largest, event.nbytes())
+        return peak / MIB, largest / MIB
+
+
+class Event(Protocol):
+    """A mark in a stream of work."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float: ...
+
+
+class Gpu(Device):
+    """A CUDA device: events around each call, and the second-level cache flushed before it."""
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.place)
+
+    @property
+    def rates(self) -> limits.Rates | None:
+        return self._rates
+
+    @cached_property
+    def _rates(self) -> limits.Rates:
+        for part, known in limits.RATES.items():
+            if part in self.name:
+                return known
+        return limits.measured(self.timed_ms, self.place)
+
+    def timed_ms(self, call: Call, number: int = 1) -> float:
+        total = 0.0
+        for _ in range(number):
+            self._flush()
+            begin, end = self._event(), self._event()
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            total += begin.elapsed_time(end)
+        return total / number
+
+    def allocations(self, call: Call) -> tuple[float, float | None]:
+        """The peak, from the allocator's own statistics, which tell no single sizes."""
+        before = self._restart_peak()
+        call()
+        return (self._peak() - before) / MIB, None
+
+    def repeatable(self, call: Call) -> Call:
+        return self._captured(call) if self.graphs else call
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+    # -- what only CUDA can do
+
+    @cached_property
+    def _buffer(self) -> torch.Tensor:
+        return torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=self.place)
+
+    def _flush(self) -> None:
+        self._buffer.zero_()
+
+    def _event(self) -> Event:
+        return torch.cuda.Event(enable_timing=True)
+
+    def _restart_peak(self) -> int:
+        """Bytes that are allocated now, which the peak is counted from."""
+        torch.cuda.synchronize(self.place)
+        torch.cuda.reset_peak_memory_stats(self.place)
+        return torch.cuda.memory_allocated(self.place)
+
+    def _peak(self) -> int:
+        torch.cuda.synchronize(self.place)
+        return torch.cuda.max_memory_allocated(self.place)
+
+    def _captured(self, call: Call) -> Call:
+        """A replay of the call's kernels, warmed up in a stream of its own, as capturing asks."""
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                call()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+
+def open_device(place: torch.device, *, graphs: bool = False) -> Device:
+    """The device of that name.
+
+    Raises:
+        NoSuchDevice: it is not there.
+    """
+    if place.type == "cpu":
+        if graphs:
+            raise NoSuchDevice("CUDA graphs need a CUDA device")
+        return Processor()
+    if place.type != "cuda":
+        raise NoSuchDevice(f"the benchmarks know 'cpu' and 'cuda', not {str(place)!r}")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = "no usable GPU or driver was found" if built else "this torch is built without CUDA"
+        raise NoSuchDevice(f"there is no CUDA device: {why} (torch {torch.__version__})")
+    if (place.index or 0) >= torch.cuda.device_count():
+        raise NoSuchDevice(f"there is no {place}: {torch.cuda.device_count()} found")
+    return Gpu(place, graphs=graphs)
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

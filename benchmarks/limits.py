@@ -1,0 +1,101 @@
+"""The least that a device could take: its rates, and the work that an attention is.
+
+FLOPs = 4 B H Sq Skv D density, and the backward 2.5 times as many
+bytes = q, k, v and the result once; the backward reads them and the result's gradient, and
+        writes three gradients: twice as many
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes and bf16 floating-point operations in a second, as measured, not as advertised."""
+
+    bytes: float
+    flops: float
+
+
+RATES = {"H200": Rates(4.3e12, 790e12)}
+"""By a part of the device's name. Others are measured when a benchmark starts."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a workload cannot do without."""
+
+    flops: float
+    bytes: float
+
+    def limit_ms(self, rates: Rates) -> float:
+        """Milliseconds of the arithmetic, or of the traffic, whichever is more."""
+        return 1e3 * max(self.flops / rates.flops, self.bytes / rates.bytes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Batch, query heads, key heads, queries, keys, features; `window` where keys are limited."""
+
+    b: int
+    h: int
+    h_kv: int
+    sq: int
+    skv: int
+    d: int
+    window: int = 0
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.h // self.h_kv
+
+    @property
+    def query(self) -> tuple[int, int, int, int]:
+        return self.b, self.h, self.sq, self.d
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        return self.b, self.h_kv, self.skv, self.d
+
+
+def everything(sizes: Sizes) -> int:
+    """Pairs of positions where no mask leaves any out."""
+    return sizes.sq * sizes.skv
+
+
+def causal(sizes: Sizes) -> int:
+    """Pairs under a causal mask of a square matrix, no further back than the window."""
+    s, back = sizes.sq, min(sizes.window or sizes.sq, sizes.sq)
+    return back * (back + 1) // 2 + (s - back) * back
+
+
+def attention(sizes: Sizes, pairs: int, dtype: torch.dtype, mode: str) -> Work:
+    """The work of one attention; `mode` "full" is forward and backward."""
+    backward = mode == "full"
+    flops = 4.0 * sizes.b * sizes.h * pairs * sizes.d * (3.5 if backward else 1.0)
+    numbers = 2 * math.prod(sizes.query) + 2 * math.prod(sizes.key)
+    return Work(flops, float(numbers * dtype.itemsize * (3 if backward else 1)))
+
+
+def measured(
+    timed_ms: Callable[[Call], float], place: torch.device, *, side: int = 8192, rounds: int = 9
+) -> Rates:
+    """Rates of a copy and of a bf16 product of two square matrices, the best of some rounds."""
+    x = torch.randn(side, side, device=place).to(torch.bfloat16)
+    source = torch.empty(8 * side * side, dtype=torch.bfloat16, device=place)
+    target = torch.empty_like(source)
+
+    def best(call: Call) -> float:
+        call()
+        return min(timed_ms(call) for _ in range(rounds)) / 1e3
+
+    copied = 2 * source.numel() * source.itemsize
+    return Rates(copied / best(lambda: target.copy_(source)), 2 * side**3 / best(lambda: x @ x))
