@@ -48,9 +48,9 @@ def test_rows_that_are_uniform_stay_so(make: Callable[[float], Fn], grad: bool) 
 @pytest.mark.parametrize("make", [_masked, _added])
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_rows_that_are_nan_stay_so(make: Callable[[float], Fn], grad: bool) -> None:
-    """Where -inf is added, so are the gradients: a mask would make them zero."""
+    """So are gradients, of v for all keys: in training -inf stays where it is."""
     found = check(make(-torch.inf), [*qkv(grad=grad), _left_padded()], grad=grad)
-    assert (found.mask == "") is (grad and make is _added)
+    assert (found.mask == "") is grad
 
 
 @pytest.mark.parametrize("fill", [LOWEST, -torch.inf])
@@ -126,6 +126,14 @@ def test_a_mask_before_a_softcap_is_none() -> None:
     found = check(fn, qkv())
     assert found.mask == ""
     assert found.shapes == []
+
+
+def test_a_mask_that_is_taken_away() -> None:
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        return (scores_of(q, k) - (j > i).float() * 1e32).softmax(-1) @ v
+
+    assert check(fn, qkv()).mask == "(iq >= ik)"
 
 
 def test_a_moderate_number_is_no_mask() -> None:

@@ -38,7 +38,8 @@ def movable(
         places: of the positions.
         graph: of the score program.
         has_sink: the softmax has another logit beside the keys, of moderate size.
-        trained: a gradient is taken, which is NaN where -inf was added to all keys of a query.
+        trained: a gradient is taken, which is NaN for all of v where a query has no key at all; a
+            kernel that skips what a mask leaves out would not see that.
     """
     masks = [m for m in parts.masks if m.condition == TRUE or is_low(m.fill)]
     complete = len(masks) == len(parts.masks)
@@ -50,7 +51,7 @@ def movable(
         moderate = parts.others * _MARGIN <= weakest
         if moderate and (has_sink or keeps_a_key(kept, places)):
             return masks
-    infinite = {m.at: m for m in masks if m.infinite and not (trained and m.added)}
+    infinite = {m.at: m for m in masks if m.infinite and not trained}
     return [m for m in infinite.values() if _survives(graph, m, infinite.__contains__)]
 
 

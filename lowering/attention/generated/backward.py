@@ -37,6 +37,7 @@ class Needs:
     v: bool
     captured: tuple[int, ...]
     """Numbers of captured tensors that the programs read; a sink alone is no such."""
+    sink: bool = False
 
     def over_tiles(self, layout: Layout) -> tuple[int, ...]:
         return tuple(c for c in self.captured if {"q", "k"} <= set(layout.captured[c].axes))

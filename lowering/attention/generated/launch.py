@@ -13,6 +13,7 @@ from torch import Tensor
 from fuser.specs import AttentionSpec
 
 from ...triton.kernel import Kernel
+from . import tune
 from .build import Needs, build
 from .catalogue import record
 from .config import INTERPRETER, Config, Target, choose
@@ -171,7 +172,8 @@ def forward(of: Problem) -> tuple[Tensor, Tensor, Tensor]:
     results = {"out": (out, "bhmd"), "row_max": (row_max, "bhm"), "row_sum": (row_sum, "bhm")}
     packed = sizes["GROUP"] > 1 and rows <= PACKED_ROWS
     together = rows * sizes["GROUP"] if packed else rows
-    config = choose("forward", of.layout, target, rows=together)
+    config = tune.lookup(of.layout, "forward", target, sizes, of.v.device)
+    config = config or choose("forward", of.layout, target, rows=together)
     programs = _tiles(together, config.block_m) * batch * sizes["HKV" if packed else "H"]
     splits = splits_of(of.layout, programs, _tiles(sizes["SK"], config.block_n), target)
     if splits > 1:
@@ -225,6 +227,7 @@ def backward(
         any(wanted[count : 2 * count]),
         wanted[2 * count],
         tuple(c for c in captured if f"c{c}" in read),
+        of.layout.spec.sink in {f"c{c}" for c in captured},
     )
     return _Backward(of, grad, out, row_max, row_sum, needs).run(wanted, captured)
 
@@ -244,15 +247,16 @@ class _Backward:
         needs: Needs,
     ) -> None:
         self.of, self.grad, self.needs = of, grad, needs
+        self.sums_over_keys = bool(needs.over_rows(of.layout)) or needs.sink
         self.row_max, self.row_sum = row_max, row_sum
         self.target = target_of(of.v.device)
         self.delta = self._delta(out)
 
     def run(self, wanted: Sequence[bool], captured: Sequence[int]) -> list[Tensor]:
         of, layout, needs = self.of, self.of.layout, self.needs
-        dq = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in of.q if needs.q]
-        dk = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in of.k if needs.k]
-        dv = torch.empty(of.v.shape, dtype=of.v.dtype, device=of.v.device)
+        dq = [x.new_empty(x.shape) for x in of.q if needs.q]
+        dk = [x.new_empty(x.shape) for x in of.k if needs.k]
+        dv = of.v.new_empty(of.v.shape)
         grads: dict[int, Tensor] = {}
         if needs.q or needs.over_rows(layout):
             grads.update(self._rows(dq))
@@ -260,11 +264,10 @@ class _Backward:
             grads.update(self._keys(dk, dv))
         for c in needs.over_tiles(layout):
             grads[c] = self._tiles(c)
-        if layout.spec.sink not in ("", "0"):
+        if needs.sink:
             c = int(layout.spec.sink[1:])
-            if c in captured:
-                own = self._sink(of.captured[c])
-                grads[c] = own + grads[c] if c in grads else own
+            own = self._sink(of.captured[c])
+            grads[c] = own + grads[c] if c in grads else own
         for c in captured:
             if c not in grads:
                 grads[c] = torch.zeros_like(of.captured[c])
@@ -286,11 +289,19 @@ class _Backward:
         }  # fmt: skip
 
     def _config(self, stage: str) -> Config:
-        return choose(stage, self.of.layout, self.target, rows=self.of.rows[2])
+        of = self.of
+        found = tune.lookup(of.layout, stage, self.target, of.sizes, of.v.device)
+        return found or choose(stage, of.layout, self.target, rows=of.rows[2])
 
     def _delta(self, out: Tensor) -> Tensor:
-        """`Σ_keys p dp` of every query: do·out where `probs` is linear."""
-        if not self.of.layout.two_passes:
+        """`Σ_keys p dp` of every query: do·out where `probs` is linear.
+
+        Not where out is rounded and a gradient adds up what should cancel, over all keys of a query
+        (a bias that they share, a sink): then it is added up from the same products.
+        """
+        layout = self.of.layout
+        rounded = layout.spec.dtype.itemsize < 4
+        if not layout.two_passes and not (rounded and self.sums_over_keys):
             return (self.grad.float() * out.float()).sum(-1)
         self.delta = torch.empty_like(self.row_max)
         batch, heads, rows = self.of.rows
@@ -335,7 +346,7 @@ class _Backward:
     def _tiles(self, c: int) -> Tensor:
         of = self.of
         x = of.captured[c]
-        found = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        found = x.new_empty(x.shape)
         axes = of.layout.captured[c].axes
         batch, heads, rows = of.rows
         own = (batch if "b" in axes else 1) * (heads if "h" in axes else 1)

@@ -14,7 +14,7 @@ from fuser.specs import AttentionSpec
 from ...triton.kernel import pointer
 from ...triton.trace import Input
 from ..dtypes import narrower, rounds_coarsely, widened
-from .numerics import is_bounded, is_linear, tables_of
+from .numerics import is_bounded, is_linear, overflows, tables_of
 
 AXES = "bhqk"
 """Batch, query head, query, key: the dimensions of a captured tensor, by letter."""
@@ -73,13 +73,15 @@ class Layout:
 
     @property
     def faithful(self) -> bool:
-        """Whether intermediate values are rounded as in the region, since its result is finer."""
+        """Whether intermediate values are rounded as in the region: its result is finer than they
+        are, or a number of its program is infinite there."""
         spec = self.spec
         return (
             narrower(spec.score_dtype, spec.dtype)
             or narrower(spec.softmax_dtype, spec.dtype)
             or rounds_coarsely(spec.score, spec.dtype)
             or rounds_coarsely(spec.probs, spec.dtype)
+            or overflows(spec.score, spec.score_dtype)
         )
 
     @property

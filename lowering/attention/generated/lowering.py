@@ -20,6 +20,7 @@ from ...base import Context, Emission, Lowering, Refusal, register_lowering
 from ...triton.trace import NotPrintable
 from .. import gpu
 from ..cost import size
+from ..positions import absorb, is_alive
 from ..reference import emit_operator
 from .build import check
 from .layout import AXES, Captured, Layout, Operand
@@ -40,17 +41,18 @@ class GeneratedAttention(Lowering):
         refusal = _unavailable(context)
         if refusal:
             return Refusal(refusal)
-        layout = _layout(call, context)
+        absorbed = absorb(call, context.folder)
+        layout = _layout(absorbed, context)
         if layout is None:
             return Refusal("the number of features is symbolic")
         try:
             check(layout, training=context.training)
-        except NotPrintable as error:
+        except (NotPrintable, RuntimeError) as error:  # autograd's own, where it has no formula
             return Refusal(str(error))
 
         def emit(builder: Builder) -> Node:
             function = torch.ops.fuser.generated_attention.default
-            out = emit_operator(builder, call, function, "")
+            out = emit_operator(builder, absorbed if is_alive(absorbed) else call, function, "")
             return builder.call(operator.getitem, out, 0)
 
         why = "the program is printed into a kernel"

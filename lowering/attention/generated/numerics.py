@@ -92,6 +92,16 @@ _LINEAR: dict[str, Callable[[Node, set[Node]], bool]] = {
 }  # fmt: skip
 
 
+def overflows(program: Program, dtype: torch.dtype) -> bool:
+    """Whether a finite number in a program is infinite in a dtype, as the region would round it."""
+    largest = torch.finfo(dtype).max
+    return any(
+        isinstance(a, (int, float)) and math.isfinite(a) and abs(a) > largest
+        for node in program.graph.nodes
+        for a in node.args
+    )
+
+
 def is_bounded(program: Program) -> bool:
     """Whether finite scores certainly stay finite and of moderate size, or become -inf."""
     for node in program.graph.nodes:

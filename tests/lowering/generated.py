@@ -1,0 +1,123 @@
+"""Specs and operands for the generated kernels, and the comparison with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import symbolic_trace
+
+from fuser.graph.program import IDENTITY_TEXT, Program, to_json
+from fuser.lowering.attention.reference import attend
+from fuser.specs import AttentionSpec
+from tests.compiled import Run, assert_near, wide
+
+IDENTITY = Program(IDENTITY_TEXT)
+FACTOR = 2.0
+"""At most so many times the reference's error against fp64."""
+
+
+def program(function: Callable[..., Any]) -> Program:
+    """A program with the function's parameters as inputs."""
+    return Program(to_json(symbolic_trace(function).graph))
+
+
+def spec(
+    score: Callable[..., Any] = lambda s0: s0 * 0.3,
+    *,
+    probs: Callable[..., Any] | None = None,
+    mask: Callable[..., Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **fields: Any,
+) -> AttentionSpec:
+    """A spec whose scores, product and result have one dtype, and whose softmax is fp32."""
+    scores = program(score)
+    captured = {n for n in scores.inputs if n[0] == "c"}
+    for extra in (probs, mask):
+        captured |= {n for n in program(extra).inputs if n[0] == "c"} if extra else set()
+    captured |= {fields.get("sink", "")} - {"", "0"}
+    return AttentionSpec(
+        contractions=sum(n[0] == "s" for n in scores.inputs),
+        captured=len(captured),
+        score=scores,
+        probs=program(probs) if probs else IDENTITY,
+        mask=program(mask) if mask else None,
+        dtype=dtype,
+        score_dtype=dtype,
+        softmax_dtype=torch.float32,
+        **fields,
+    )
+
+
+@dataclass
+class Operands:
+    """q, k, v and captured; floating ones want a gradient, unless they are `tables`."""
+
+    q: list[Tensor]
+    k: list[Tensor]
+    v: Tensor
+    captured: list[Tensor] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Tensor]:
+        return [*self.q, *self.k, self.v, *self.captured]
+
+
+def operands(
+    *shapes: Sequence[int],
+    batch: int = 2,
+    heads: int = 4,
+    kv: int = 2,
+    rows: int = 20,
+    keys: int = 28,
+    features: int = 16,
+    values: int | None = None,
+    products: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Operands:
+    """Gaussian operands; `shapes` are those of captured tensors."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+    return Operands(
+        [normal(batch, heads, rows, features) for _ in range(products)],
+        [normal(batch, kv, keys, features) for _ in range(products)],
+        normal(batch, kv, keys, features if values is None else values),
+        [normal(*shape) for shape in shapes],
+    )
+
+
+def generated(of: AttentionSpec, x: Operands, seed: Tensor | None = None) -> Tensor:
+    """By the operator, in Triton's interpreter."""
+    text = of.to_text()
+    return torch.ops.fuser.generated_attention(x.q, x.k, x.v, x.captured, seed, text, "")[0]
+
+
+def reference(of: AttentionSpec, x: Operands) -> Tensor:
+    return attend(of, x.q, x.k, x.v, x.captured)
+
+
+def outcome(
+    function: Callable[[AttentionSpec, Operands], Tensor], of: AttentionSpec, x: Operands
+) -> Run:
+    """The result and all gradients, for a cotangent that differs everywhere."""
+    leaves = [t for t in x.all if t.requires_grad]
+    out = function(of, x)
+    generator = torch.Generator().manual_seed(9)
+    seed = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    grads = torch.autograd.grad(out, leaves, seed.to(out.dtype), allow_unused=True)
+    zeros = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)]
+    return Run([out.detach()], list(zeros))
+
+
+def check(of: AttentionSpec, x: Operands) -> Run:
+    """As near to fp64 as the reference, with NaN in the same places; gradients included."""
+    ours = outcome(generated, of, x)
+    exact = Operands(*(wide(part) for part in (x.q, x.k, x.v, x.captured)))
+    assert_near(ours, outcome(reference, of, x), outcome(reference, of, exact), factor=FACTOR)
+    return ours

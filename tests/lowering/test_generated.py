@@ -1,0 +1,291 @@
+"""Generated attention kernels in Triton's interpreter: numbers, gradients, masks, dropout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fuser.graph.program import gather
+from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
+
+torch.fx.wrap("gather")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def softcap(s0: Tensor) -> Tensor:
+    return torch.tanh(s0 / 5.0) * 5.0
+
+
+def plus(s0: Tensor, c0: Tensor) -> Tensor:
+    return s0 * 0.3 + c0
+
+
+def hidden(s0: Tensor, c0: Tensor) -> Tensor:
+    return torch.where(c0, s0 * 0.3, -math.inf)
+
+
+def lowest(s0: Tensor, c0: Tensor) -> Tensor:
+    return torch.where(c0, s0 * 0.3, torch.finfo(torch.float16).min)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("features", "values"),
+    [(16, 16), (24, 40), (64, 64), (72, 80), (96, 96), (128, 128), (192, 128), (256, 256)],
+)
+def test_head_dimensions(features: int, values: int, dtype: torch.dtype) -> None:
+    x = operands(batch=1, heads=2, kv=1, features=features, values=values, dtype=dtype)
+    scale = features**-0.5
+    check(spec(lambda s0: s0 * scale, dtype=dtype), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "keys"), [(1, 1), (1, 500), (3, 17), (17, 3), (127, 129), (129, 127), (3, 500)]
+)
+def test_odd_sizes(rows: int, keys: int, dtype: torch.dtype) -> None:
+    """One query of many keys is split over programs, whose parts a second kernel adds up."""
+    x = operands((2, rows, keys), batch=1, heads=2, kv=1, rows=rows, keys=keys, dtype=dtype)
+    check(spec(plus, dtype=dtype), x)
+
+
+def test_many_queries_and_keys() -> None:
+    x = operands(batch=1, heads=1, kv=1, rows=500, keys=500)
+    check(spec(mask=lambda iq, ik: (ik <= iq) & (iq - ik < 100)), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 4, 20, 28), (1, 4, 20, 28), (2, 1, 20, 28), (20, 28), (2, 1, 1, 28), (1, 4, 1, 28),
+        (28,), (4, 1, 1), (2, 1, 20, 1), (1, 4, 20, 1), (2, 1, 1, 1), (1,), (),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_captured_tensors_of_any_shape_train(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(spec(plus, dtype=dtype), operands(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("score", "kept"), [(hidden, 0.6), (hidden, 0.03), (lowest, 0.03)])
+def test_masks_from_data(score: object, kept: float, dtype: torch.dtype) -> None:
+    """Queries without any key give NaN where eager does, and a mean where it does that."""
+    x = operands(dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    x.captured.append(torch.rand((2, 1, 20, 28), generator=generator) < kept)
+    out = check(spec(score, dtype=dtype), x).outputs[0]  # type: ignore[arg-type]
+    assert bool(out.isnan().any()) == (score is hidden and kept < 0.1)
+
+
+def test_dead_rows_are_zero() -> None:
+    x = operands()
+    x.captured.append(torch.rand((2, 1, 20, 28), generator=torch.Generator().manual_seed(1)) < 0.03)
+    out = check(spec(hidden, dead_rows_are_zero=True), x).outputs[0]
+    assert (out == 0).all(-1).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 4, 20, 1), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("rows", [20, 1])
+def test_sinks(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    shape = tuple(rows if size == 20 else size for size in shape)
+    x = operands(shape, rows=rows, keys=100, dtype=dtype)
+    check(spec(sink="c0", dtype=dtype), x)
+
+
+def test_a_sink_that_is_a_bias_too() -> None:
+    check(spec(plus, sink="c0"), operands((1, 4, 1, 1)))
+
+
+def test_softmax_plus_one() -> None:
+    check(spec(sink="0"), operands())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_several_products(dtype: torch.dtype) -> None:
+    x = operands((4, 1, 1), products=2, dtype=dtype)
+    check(spec(lambda s0, s1, c0: (s0 + s1 * c0) * 0.2, dtype=dtype), x)
+
+
+def test_products_of_different_depth() -> None:
+    x = operands(products=2)
+    x.q[1], x.k[1] = (t.detach()[..., :8].requires_grad_() for t in (x.q[1], x.k[1]))
+    check(spec(lambda s0, s1: s0 * 0.2 + s1), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "probs",
+    [
+        lambda p, c0: p * c0,
+        lambda p, c0: p + c0,
+        lambda p, c0: p * p / (c0 * c0 + 1.0),
+        lambda p, c0: torch.where(p > 0.05, p, c0),
+    ],
+    ids=["scaled", "shifted", "squared", "chosen"],
+)
+def test_programs_after_the_softmax(probs: object, dtype: torch.dtype) -> None:
+    check(spec(probs=probs, dtype=dtype), operands((4, 1, 28), dtype=dtype))  # type: ignore[arg-type]
+
+
+def test_a_softcap_with_a_trained_scale_and_bias() -> None:
+    def score(s0: Tensor, c0: Tensor, c1: Tensor) -> Tensor:
+        return torch.tanh(s0 * torch.exp(c0)) * 3.0 - torch.nn.functional.softplus(c1)
+
+    check(spec(score), operands((4, 1, 1), (1, 1, 28)))
+
+
+MASKS = {
+    "causal": lambda iq, ik: ik <= iq,
+    "bottom right": lambda iq, ik, nq, nk: ik <= iq + (nk - nq),
+    "window": lambda iq, ik: (ik <= iq) & (iq - ik < 7),
+    "two sides": lambda iq, ik: abs(iq - ik) < 19,
+    "chunks": lambda iq, ik: iq // 17 == ik // 17,
+    "prefix": lambda iq, ik: (ik <= iq) | (ik < 20),
+    "dilated": lambda iq, ik: (ik <= iq) & ((iq - ik) % 3 == 0),
+    "by head": lambda ih, iq, ik: (ik <= iq) & (iq - ik <= ih * 5),
+    "documents": lambda ib, iq, ik, c0: (ik <= iq) & (gather(c0, ib, iq) == gather(c0, ib, ik)),
+}
+
+
+@pytest.mark.parametrize("rows", [50, 3, 64])
+@pytest.mark.parametrize("name", MASKS)
+def test_structured_masks(name: str, rows: int) -> None:
+    x = operands(rows=rows, keys=64)
+    if name == "documents":
+        lengths = torch.randint(0, 4, (2, 64), generator=torch.Generator().manual_seed(2))
+        x.captured.append(lengths.sort(-1).values)
+    of = replace(_masked(name), dead_rows_are_zero=name == "two sides")
+    check(of, x)
+
+
+def _masked(name: str):
+    return spec(mask=MASKS[name])
+
+
+def test_a_linear_bias_from_positions() -> None:
+    def score(s0: Tensor, c0: Tensor, iq: Tensor, ik: Tensor) -> Tensor:
+        return s0 * 0.3 + c0 * (ik - iq)
+
+    check(spec(score, mask=MASKS["causal"]), operands((4, 1, 1), rows=40, keys=40))
+
+
+def test_strided_operands() -> None:
+    """Heads last in memory, reversed sizes, a broadcast batch."""
+    x = operands((4, 20, 28))
+    generator = torch.Generator().manual_seed(4)
+    memory = torch.randn(20, 2, 16, 4, generator=generator)
+    x.q[0] = memory.permute(1, 3, 0, 2).detach().requires_grad_()
+    values = torch.randn(1, 2, 28, 32, generator=generator).expand(2, 2, 28, 32)[..., ::2]
+    x.v = values.detach().requires_grad_()
+    bias = torch.randn(28, 20, 4, generator=generator).permute(2, 1, 0)
+    x.captured[0] = bias.detach().requires_grad_()
+    check(spec(plus), x)
+
+
+def test_coarse_rounding_is_kept_where_the_result_is_finer() -> None:
+    def score(s0: Tensor) -> Tensor:
+        return (s0 * 0.3).to(dtype=torch.bfloat16)
+
+    of, x = spec(score), operands()
+    ours, theirs = outcome(generated, of, x), outcome(reference, of, x)
+    torch.testing.assert_close(ours.outputs[0], theirs.outputs[0], rtol=2e-2, atol=2e-3)
+    wide = outcome(generated, spec(), x).outputs[0]
+    near = (ours.outputs[0] - theirs.outputs[0]).abs().mean()
+    assert near < 0.3 * (wide - theirs.outputs[0]).abs().mean()
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that an operator below this mode returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(found):
+            if isinstance(t, Tensor):
+                self.bytes = max(self.bytes, t.nbytes)
+        return found
+
+
+def test_nothing_of_queries_times_keys_is_made() -> None:
+    from fuser.lowering.attention.generated import launch
+
+    x = operands((4, 1, 1), batch=1, rows=130, keys=130, features=8)
+    text = spec(plus, mask=MASKS["causal"]).to_text()
+    with torch.no_grad(), Largest() as largest:
+        of = launch.problem(text, x.q, x.k, x.v, x.captured, None, "")
+        out, row_max, row_sum = launch.forward(of)
+        launch.backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
+    assert largest.bytes == out.nbytes < 130 * 130 * 4
+
+
+def test_gradients_are_the_same_in_every_run() -> None:
+    of, x = spec(plus, mask=MASKS["causal"]), operands((4, 20, 28))
+    first, second = outcome(generated, of, x), outcome(generated, of, x)
+    assert all(torch.equal(a, b) for a, b in zip(first.grads, second.grads, strict=True))  # type: ignore[arg-type]
+
+
+class TestDropout:
+    """Philox at positions: forward and backward agree, and a seed reproduces."""
+
+    rate = 0.3
+
+    def probabilities(self, seed: int, rows: int = 24, keys: int = 40) -> Tensor:
+        """The dropped probabilities themselves, since v is the identity."""
+        x = operands(heads=2, kv=1, rows=rows, keys=keys, features=8)
+        x.v = torch.eye(keys).expand(2, 1, keys, keys)
+        return generated(spec(dropout=self.rate), x, torch.tensor([seed])).detach()
+
+    def test_rate_and_scale(self) -> None:
+        x = operands(heads=2, kv=1, rows=24, keys=40, features=8)
+        x.v = torch.eye(40).expand(2, 1, 40, 40)
+        p = reference(spec(), x)
+        dropped = self.probabilities(5)
+        kept = dropped != 0
+        assert abs(kept.double().mean() - (1 - self.rate)) < 0.03
+        torch.testing.assert_close(dropped[kept], (p / (1 - self.rate))[kept])
+        # neither a row nor a column, head or batch repeats another
+        flat = kept.flatten(0, 2)
+        assert len(flat.unique(dim=0)) == len(flat)
+
+    def test_seeds(self) -> None:
+        first = self.probabilities(5)
+        assert torch.equal(first, self.probabilities(5))
+        assert not torch.equal(first, self.probabilities(6))
+        assert not torch.equal(first, self.probabilities(5 + 2**32))
+
+    def test_backward_drops_the_same(self) -> None:
+        """Gradients are those of a multiplication with the mask that the forward drew."""
+        kept = self.probabilities(5) != 0
+        x = operands(heads=2, kv=1, rows=24, keys=40, features=8)
+        seed = torch.tensor([5])
+        ours = outcome(lambda of, x: generated(of, x, seed), spec(dropout=self.rate), x)
+        masked = Operands(x.q, x.k, x.v, [kept.float() / (1 - self.rate)])
+        theirs = outcome(reference, spec(probs=lambda p, c0: p * c0), masked)
+        for a, b in zip(
+            (*ours.outputs, *ours.grads), (*theirs.outputs, *theirs.grads), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [20, 1])
+def test_opcheck(rows: int) -> None:
+    x = operands((4, 1, 1), rows=rows, keys=100)
+    for of, seed in ((spec(plus), None), (spec(plus, dropout=0.2), torch.tensor([3]))):
+        args = (x.q, x.k, x.v, x.captured, seed, of.to_text(), "")
+        torch.library.opcheck(torch.ops.fuser.generated_attention.default, args)
+        detached = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, args)
+        torch.library.opcheck(torch.ops.fuser.interpreted_attention.default, detached)
+        out = torch.ops.fuser.generated_attention(*detached)
+        given = (torch.ones_like(out[0]), *out, *detached, [True] * 4)
+        torch.library.opcheck(torch.ops.fuser.generated_attention_backward.default, given)
+        torch.library.opcheck(torch.ops.fuser.interpreted_attention_backward.default, given)
