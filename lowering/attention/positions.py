@@ -68,7 +68,7 @@ class _Absorber:
         for mask in masks:
             if mask.term is not None and mask.rest is not None:
                 self._copies[mask.term] = mask.rest
-        dropped = {mask.at for mask in masks if mask.term is None}
+        dropped = {mask.at for mask in masks if mask.rest is None}
         score = self._program(self.spec.score, self.spec.score_dtype, dropped)
         probs = self._program(self.spec.probs, self.spec.softmax_dtype, set())
         results = [score, probs]
@@ -109,8 +109,8 @@ class _Absorber:
         known = Known(evaluator, self.follower.places)
         magnitudes = Magnitudes(self.follower, self.folder)
         parts = Finder(self.follower, magnitudes, self._copy, known.mask).parts(form)
-        places, sink = self.follower.places, self._has_sink()
-        return movable(parts, places, graph, has_sink=sink, trained=self._is_trained())
+        sink, trained = self._has_sink(), self._is_trained()
+        return movable(parts, self.follower, graph, has_sink=sink, trained=trained)
 
     def _is_trained(self) -> bool:
         examples = [value(operand.node) for operand in self.old.operands.values()]

@@ -54,6 +54,38 @@ def test_rows_that_are_nan_stay_so(make: Callable[[float], Fn], grad: bool) -> N
 
 
 @pytest.mark.parametrize("fill", [LOWEST, -torch.inf])
+def test_a_query_is_in_its_own_document(fill: float) -> None:
+    """The same numbers are compared, so that a query keeps the key at its own position."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        keep = (documents[:, :, None] == documents[:, None, :])[:, None] & (j <= i)
+        return scores_of(q, k).masked_fill(~keep, fill).softmax(-1) @ v
+
+    documents = torch.arange(S).expand(B, S) // 5
+    found = check(fn, [*qkv(grad=True), documents], grad=True)
+    assert found.mask == "((c0 == c1) & (iq >= ik))"
+
+
+@pytest.mark.parametrize("how", ["other tensor", "other function", "floats", "earlier keys"])
+def test_a_query_may_be_in_no_document(how: str) -> None:
+    def fn(q: Tensor, k: Tensor, v: Tensor, documents: Tensor, others: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        rows, keys = documents[:, :, None], documents[:, None, :]
+        if how == "other tensor":
+            keys = others[:, None, :]
+        elif how == "other function":
+            keys = keys + 1
+        elif how == "floats":
+            rows, keys = (torch.where(x > 1, torch.nan, 0.0) for x in (rows, keys))
+        hidden = ~(rows == keys)[:, None] | (j >= i if how == "earlier keys" else j > i)
+        return scores_of(q, k).masked_fill(hidden, LOWEST).softmax(-1) @ v
+
+    documents = torch.arange(S).expand(B, S).contiguous() // 5
+    assert check(fn, [*qkv(), documents, documents.flip(1)]).mask == ""
+
+
+@pytest.mark.parametrize("fill", [LOWEST, -torch.inf])
 def test_first_query_without_a_key(fill: float) -> None:
     def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         i, j = positions_of(q)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
 from sympy.logic.boolalg import Boolean
 from torch.fx import Node
 
+from fuser.graph.axes import Unproven
 from fuser.graph.positional import FALSE, TRUE, Levels, both, negated
 from fuser.graph.program import rounded
+from fuser.torch_private import eager_world
 
 from ..affine import HUGE, Affine, Free, Keep, Term
 from .follow import Follower
 from .moderate import Magnitudes
 
+_Steps: TypeAlias = "tuple[tuple[str, Any], ...]"
 _LOWEST_HALF = torch.finfo(torch.float16).min
 
 
@@ -97,10 +100,16 @@ class Finder:
                 step = self._copy(item.condition)
                 condition = self.follower.reader.condition(step)
                 return Mask(item.at, negated(condition) if item.negated else condition, item.fill)
-            found = self.split(self._copy(item.value))
-            if found is None or (found.rest is not None and not _only_added(item)):
+            step = self._copy(item.value)
+            known = self.follower.reader.value(step) if isinstance(step, Node) else None
+            if isinstance(known, Levels):
+                found = _levels(known, item.steps)
+                return None if found is None else replace(found, at=item.at, added=True)
+            found = self.split(step)
+            if found is None or not _only_added(item):
                 return None
-            return _scaled(replace(found, at=item.at, added=True), item)
+            fill = _stepped(found.fill, item.steps)
+            return replace(found, at=item.at, fill=fill, added=True, term=item.value)
         except Exception:  # what cannot be followed is no mask
             return None
 
@@ -129,7 +138,7 @@ class Finder:
         if step.target is rounded or step.target == "to":
             found = self.split(arguments[0])
             if found is not None and found.rest is not None:
-                fill = torch.tensor(found.fill).to(dtype).item()
+                fill = _stepped(found.fill, (("to", dtype),))
                 yield scratch.cast(found.rest, dtype), found.condition, fill
         elif name == "add" and not step.kwargs:
             for masked, rest in (arguments, arguments[::-1]):
@@ -160,7 +169,7 @@ class Finder:
             if not isinstance(found, Levels) or len(found.cases) != 1:
                 return None
             fill = found.cases[0][1].item()
-        return torch.tensor(float(fill)).to(dtype).item()
+        return _stepped(float(fill), (("to", dtype),))
 
     def _size(self, item: Term | Keep, rest: Node | None) -> float:
         if isinstance(item, Keep):
@@ -182,25 +191,30 @@ def _only_added(item: Term) -> bool:
     return isinstance(value, Node) and [u.name for u in value.users] == [item.at]
 
 
-def _scaled(mask: Mask, item: Term) -> Mask | None:
-    """With what is done to the sum later."""
-    fill: Any = torch.tensor(mask.fill)
-    for how, operand in item.steps:
-        if how == "to":
-            fill = fill.to(operand)
-        elif isinstance(operand, (int, float)) and operand > 0:
-            fill = fill * operand if how == "mul" else fill / operand
-        else:
-            return None
-    term = item.value if mask.rest is not None and isinstance(item.value, Node) else None
-    return replace(mask, fill=float(fill), term=term)
+def _stepped(number: float, steps: _Steps) -> float:
+    """A number after what is done to the sum that it is a part of.
+
+    Raises:
+        Unproven: it is multiplied with what is no number.
+    """
+    with eager_world():
+        found = torch.tensor(number, dtype=torch.float32)
+        for how, operand in steps:
+            if how == "to":
+                found = found.to(operand)
+            elif isinstance(operand, (int, float)):
+                found = found * operand if how == "mul" else found / operand
+            else:
+                raise Unproven("a mask that is scaled by what is no number")
+        return float(found)
 
 
-def _levels(found: Levels) -> Mask | None:
+def _levels(found: Levels, steps: _Steps = ()) -> Mask | None:
+    """A bias of zeros and huge negative numbers."""
     kept: list[Boolean] = []
     lowest = -math.inf
     for condition, level in found.cases:
-        number = float(level.item())
+        number = _stepped(float(level), steps)
         if number == 0:
             kept.append(condition)
         elif number <= -HUGE:
