@@ -31,7 +31,9 @@ def _check(case: Spelling, dtype: torch.dtype, grad: bool) -> None:
     ours = compiled(program, inputs, grad=grad, **TRITON)
     theirs = compiled(program, inputs, grad=grad, **{"fuser.lowering": "reference"})
     assert ours.rewrites() == case.attentions, ours.reasons()
-    assert all(r.lowering.startswith("triton") for r in ours.record.rewritten)
+    made = [r.lowering for r in ours.record.rewritten]  # a composite that is opened has none
+    assert sum(name.startswith("triton") for name in made) >= 1
+    assert not any(name.startswith(("aten", "reference")) for name in made)
     assert_near(ours, theirs, exact, factor=FACTOR)
 
 

@@ -12,6 +12,11 @@ operator    `fuser::generated_attention`
 lowering    the lowering that puts it there
 """
 
-from . import lowering, operator
+import importlib.util
 
-__all__ = ["lowering", "operator"]
+from . import lowering
+
+if importlib.util.find_spec("triton") is not None:
+    from . import operator  # noqa: F401  registers it; torch logs a warning where triton is missing
+
+__all__ = ["lowering"]
