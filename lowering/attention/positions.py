@@ -21,7 +21,7 @@ from . import affine
 from .absorption.follow import Follower
 from .absorption.known import Known
 from .absorption.masks import Finder, Mask
-from .absorption.moderate import Magnitudes, is_parameter
+from .absorption.moderate import Magnitudes
 from .absorption.rows import movable, simplified
 from .affine import Free, NotAffine
 from .evaluate import Evaluator
@@ -109,20 +109,14 @@ class _Absorber:
         known = Known(evaluator, self.follower.places)
         magnitudes = Magnitudes(self.follower, self.folder)
         parts = Finder(self.follower, magnitudes, self._copy, known.mask).parts(form)
-        sink, trained = self._has_sink(), self._is_trained()
-        return movable(parts, self.follower, graph, has_sink=sink, trained=trained)
+        one_more = self.spec.sink == "0"  # a logit of zero stands beside the keys of every query
+        trained = self._is_trained()
+        return movable(parts, self.follower, graph, has_sink=one_more, trained=trained)
 
     def _is_trained(self) -> bool:
         examples = [value(operand.node) for operand in self.old.operands.values()]
         wanted = [x for x in examples if isinstance(x, Tensor) and x.requires_grad]
         return torch.is_grad_enabled() and bool(wanted)
-
-    def _has_sink(self) -> bool:
-        """Whether a logit of moderate size stands beside the keys of every query."""
-        sink = self.spec.sink
-        if sink[:1] == "c":
-            return is_parameter(self.folder.view, self.old.operands[sink].node)
-        return sink == "0"
 
     def _copy(self, node: Free) -> Any:
         """The step for a free node of a program."""

@@ -87,7 +87,7 @@ MASKS: dict[str, str] = {
             "where_made_bias", "one_mask_two_layers", "softcap_and_mask", "groups_and_causal",
             "sdpa_causal_by_arange", "sdpa_causal_by_tril", "sdpa_causal_by_triu", "decoder",
             "sdpa_causal_lowest", "encoder_layer_causal", "alibi_keys", "alibi_in_baddbmm",
-            "alibi_then_scale", "bucketed_bias_twice",
+            "alibi_then_scale",
         ),
         CAUSAL,
     ),

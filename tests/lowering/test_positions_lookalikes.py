@@ -21,6 +21,8 @@ from tests.lowering.absorbing import (
     scores_of,
 )
 
+LOWEST = torch.finfo(torch.float32).min
+
 # -- values that change
 
 
@@ -306,3 +308,40 @@ def test_a_bias_made_from_the_attention_before() -> None:
     ours, found = absorbed(fn, qkv())
     assert_near(ours, run(fn, qkv()), run(fn, wide(qkv())))
     assert found[1].shapes == [(B, H, S, 1), (B, H, 1, S)]
+
+
+class Hiding(nn.Module):
+    """Parameters that are no weights: a table that hides pairs, a sink that is switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = torch.zeros(2 * S, H)
+        table[S - 1 :] = LOWEST  # of the own position and all before: nothing that causal keeps
+        self.table = nn.Parameter(table, requires_grad=False)
+        self.sinks = nn.Parameter(torch.full((H,), -torch.inf), requires_grad=False)
+
+
+class HidingTable(Hiding):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        bias = self.table[i - j + S - 1].permute(2, 0, 1)
+        return (scores_of(q, k) + bias).masked_fill(j > i, LOWEST).softmax(-1) @ v
+
+
+class SilentSink(Hiding):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        scores = scores_of(q, k).masked_fill(~(kept[:, None, None] & (j <= i)), LOWEST)
+        column = self.sinks.view(1, H, 1, 1).expand(B, H, S, 1)
+        return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+
+
+def test_a_table_of_parameters_may_hide_every_key() -> None:
+    """Then the number of the causal mask is as large as all others, and later keys count."""
+    assert check(HidingTable(), qkv()).mask == ""
+
+
+def test_a_sink_of_parameters_may_be_no_key() -> None:
+    kept = torch.ones(B, S, dtype=torch.bool)
+    kept[:, :3] = False
+    assert check(SilentSink(), [*qkv(), kept]).mask == ""

@@ -1,8 +1,7 @@
 """How large a part of a score can be: what is no mask must not be as low as one.
 
-Scores are taken to be of moderate size, as everywhere in this package, and so are the weights of
-which they are made: what is looked up in a table of parameters counts as one of them. Any other
-captured tensor may hold a mask of its own.
+Scores are taken to be of moderate size, as everywhere in this package. A captured tensor whose
+values are not known may hold a mask of its own, parameters included.
 """
 
 from __future__ import annotations
@@ -17,14 +16,10 @@ from torch.fx import Node
 from fuser.graph.fold import Folder
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.program import POSITIONS, gather, rounded
-from fuser.graph.view import GraphView
 
 from .follow import Follower
 
-WEIGHT = 1024.0
-"""More than any weight that is looked up."""
 _LARGEST_POSITION = 2.0**31
-_LOOKED_UP = 16
 
 
 class Magnitudes:
@@ -49,7 +44,7 @@ class Magnitudes:
             return self._position(str(step.target))
         arguments: tuple[Any, ...] = step.args
         if step.target is gather:
-            return self._table(scratch.tables[arguments[0]])
+            return self._captured(scratch.tables[arguments[0]])
         if step.target in (torch.full_like, torch.scalar_tensor):
             return self.of(arguments[-1])
         if step.target is rounded or step.target == "to":
@@ -77,47 +72,7 @@ class Magnitudes:
         found = self.folder.tensor(node)
         if isinstance(found, Tensor):
             return float(found.abs().max()) if found.numel() else 0.0
-        return WEIGHT if is_looked_up(self.folder.view, node) else math.inf
-
-    def _table(self, node: Node) -> float:
-        if is_parameter(self.folder.view, node):
-            return WEIGHT
-        return self._captured(node)
-
-
-def is_looked_up(view: GraphView, node: Node) -> bool:
-    """Whether every element is one of a table of parameters, as it is or cast."""
-    for _ in range(_LOOKED_UP):
-        op = view.op(node)
-        name = str(getattr(node.target, "__name__", node.target))
-        if name == "embedding" and len(node.args) > 1:
-            return is_parameter(view, node.args[1])
-        if name == "getitem" and _has_index(op.args.get("index")):
-            return is_parameter(view, op.args["input"])
-        if name == "index_select":
-            return is_parameter(view, node.all_input_nodes[0])
-        if not _rearranges(view, node):
-            return False
-        node = op.args["input"]
-    return False
-
-
-def is_parameter(view: GraphView, node: Any) -> bool:
-    """Whether a node is a parameter, or a cast of one."""
-    while is_tensor(node) and node.op != "placeholder" and _rearranges(view, node):
-        node = view.op(node).args["input"]
-    return is_tensor(node) and isinstance(value(node), torch.nn.Parameter)
-
-
-def _rearranges(view: GraphView, node: Node) -> bool:
-    op = view.op(node)
-    names = ("to", "type_as", "float", "half", "bfloat16", "contiguous", "clone")
-    return (op.kind.name == "VIEW" or op.name in names) and is_tensor(op.args.get("input"))
-
-
-def _has_index(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(is_tensor(part) for part in parts)
+        return math.inf
 
 
 _RULES: dict[str, Any] = {
