@@ -11,9 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -23,6 +21,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .disk import folder, write_whole
 from .errors import FuserWarning, first_sentence
 from .torch_private import apart
 
@@ -210,7 +209,7 @@ def remember(key: Mapping[str, Any], found: Any, *, on_disk: bool = True) -> Non
     _known[text] = found
     if on_disk:
         with contextlib.suppress(OSError):  # a folder that cannot be written to costs time alone
-            _write(_path(text), json.dumps({"key": key, "found": found}, indent=1))
+            write_whole(_path(text), json.dumps({"key": key, "found": found}, indent=1))
 
 
 def _text(key: Mapping[str, Any]) -> str:
@@ -218,8 +217,6 @@ def _text(key: Mapping[str, Any]) -> str:
 
 
 def _path(text: str) -> Path:
-    from .lowering.triton.source import folder  # which imports lowerings that measure
-
     return folder() / "measured" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
@@ -230,12 +227,3 @@ def _read(path: Path, text: str) -> Any:
         return content["found"] if _text(content["key"]) == text else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(path: Path, content: str) -> None:
-    """In one step, as another process may read or write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        file.write(content)
-    os.replace(temporary, path)

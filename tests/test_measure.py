@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fuser import measure
+from fuser.disk import write_whole
 
 KEY = {"question": "which", "sizes": [4, 8], "device": "a GPU"}
 
@@ -68,7 +69,7 @@ class TestMemory:
         def write(number: int) -> None:
             for _ in range(50):
                 found = {"number": number, "long": "x" * 20000}
-                measure._write(path, json.dumps({"key": KEY, "found": found}))
+                write_whole(path, json.dumps({"key": KEY, "found": found}))
                 read = measure._read(path, text)
                 if read is None or len(read["long"]) != 20000:
                     wrong.append(read)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
+
+from fuser.disk import folder, write_whole
 
 _STEP = "    "
 
@@ -40,20 +39,13 @@ class Source:
         return "\n".join(self.lines) + "\n"
 
 
-def folder() -> Path:
-    """Where generated modules are kept: beside Inductor's, for the user to read."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir()) / "fuser"
-
-
 @lru_cache(maxsize=4096)
 def load(text: str) -> ModuleType:
     """The module with this text, from a file that is named by its content."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:20]
     path = folder() / f"kernel_{digest}.py"
     if not path.exists() or path.read_text() != text:
-        _write(path, text)
+        write_whole(path, text)
     name = f"fuser_generated.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -62,12 +54,3 @@ def load(text: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step, as another process may read or write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".py")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
