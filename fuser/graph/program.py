@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch.fx import Graph, Interpreter, Node
 
 from .ops import FUNCTIONS, Kind, Op, is_tensor
+from .overwriting import Overwriting
 
 
 def gather(table: torch.Tensor, *indices: torch.Tensor) -> torch.Tensor:
@@ -185,7 +186,7 @@ class Program:
 
     def consume(self, owned: Collection[str], **inputs: Any) -> Any:
         """Run the program without gradients; the inputs named in `owned` may be overwritten."""
-        return _InPlace(_module(self.text), owned).run(*_in_order(self.text, inputs))
+        return Overwriting(_module(self.text), owned).run(*_in_order(self.text, inputs))
 
     def without(self, names: Collection[str]) -> Program:
         """The program with the named steps left out: their first operand that is no mask or bias.
@@ -321,52 +322,6 @@ def _in_order(text: str, inputs: Mapping[str, Any]) -> list[Any]:
 
 def _run(text: str, inputs: Mapping[str, Any]) -> Any:
     return Interpreter(_module(text)).run(*_in_order(text, inputs))
-
-
-_IN_PLACE = {
-    "add": "add_", "sub": "sub_", "mul": "mul_", "truediv": "div_", "neg": "neg_",
-    "tanh": "tanh_", "exp": "exp_", "sigmoid": "sigmoid_", "masked_fill": "masked_fill_",
-}  # fmt: skip
-"""Operators whose result has the dtype of a floating first operand, and their in-place methods."""
-
-
-class _InPlace(Interpreter):
-    """Writes a result over its first operand, where nothing reads that again."""
-
-    def __init__(self, module: torch.fx.GraphModule, owned: Collection[str]) -> None:
-        super().__init__(module)
-        self._owned = set(owned)
-
-    def run_node(self, n: Node) -> Any:
-        name = _IN_PLACE.get(str(getattr(n.target, "__name__", n.target)))
-        if name is None or not n.args or not self._may_overwrite(n.args[0], n):
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        first, shapes = args[0], [a.shape for a in args if isinstance(a, torch.Tensor)]
-        if torch.broadcast_shapes(*shapes) != first.shape or _promoted(args) is not first.dtype:
-            return super().run_node(n)
-        return getattr(first, name)(*args[1:], **kwargs)
-
-    def _may_overwrite(self, source: Any, reader: Node) -> bool:
-        if not isinstance(source, Node) or set(source.users) != {reader}:
-            return False
-        if reader.all_input_nodes.count(source) != 1 or list(reader.args).count(source) != 1:
-            return False
-        if source.op == "placeholder":
-            return str(source.target) in self._owned
-        # `to` may return what it was given
-        return source.op == "call_function"
-
-
-def _promoted(args: Sequence[Any]) -> torch.dtype | None:
-    """Dtype of the result; None where the first operand is not floating."""
-    floating = [a for a in args if isinstance(a, torch.Tensor) and a.dtype is not torch.bool]
-    if not all(a.is_floating_point() for a in floating):
-        return None
-    found = args[0].dtype
-    for other in args[1:]:
-        found = torch.promote_types(found, torch.result_type(args[0], other))
-    return found
 
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "lt": "<", "le": "<=",
