@@ -11,6 +11,8 @@ from typing import Any
 
 import sympy
 
+from ..triton.trace import NotPrintable
+
 _PLAIN: dict[str, str] = {}
 
 
@@ -22,7 +24,7 @@ def print_expr(expr: Any, names: Mapping[str, str] = _PLAIN) -> str:
         names: what symbols are called in the text, where that is not their own name.
 
     Raises:
-        NotImplementedError: another function.
+        NotPrintable: another function.
     """
     return _Printer(names).text(sympy.sympify(expr))
 
@@ -48,7 +50,7 @@ class _Printer:
             return self._quotient(e)
         if isinstance(e, sympy.Mod):
             return self._remainder(e.args[0], e.args[1])
-        raise NotImplementedError(f"no text for {e!r}")
+        raise NotPrintable(f"no text for {e!r}")
 
     def _sum(self, e: Any) -> str:
         """Positive summands first."""
@@ -69,7 +71,7 @@ class _Printer:
         top, bottom = sympy.fraction(sympy.together(e.args[0]))
         top = sympy.expand(top)
         if not bottom.is_Integer:
-            raise NotImplementedError(f"no text for {e!r}")
+            raise NotPrintable(f"no text for {e!r}")
         if isinstance(e, sympy.ceiling):
             top = sympy.expand(top + bottom - 1)
         if bottom == 1:
@@ -82,7 +84,7 @@ class _Printer:
 
     def _remainder(self, top: Any, bottom: Any) -> str:
         if not (bottom.is_Integer and bottom > 0):
-            raise NotImplementedError(f"a remainder by {bottom}")
+            raise NotPrintable(f"a remainder by {bottom}")
         text = self.text(top)
         if top.is_nonnegative:
             return f"({text} % {bottom})"

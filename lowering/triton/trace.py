@@ -25,7 +25,7 @@ from fuser.torch_private import FakeTensorMode, eager_world
 aten = torch.ops.aten
 
 
-class NotPrintable(NotImplementedError):
+class NotPrintable(ValueError):
     """Why a program has no Triton text."""
 
 
