@@ -222,7 +222,7 @@ def test_nothing_of_queries_times_keys_is_made() -> None:
     x = operands((4, 1, 1), batch=1, rows=130, keys=130, features=8)
     text = spec(plus, mask=MASKS["causal"]).to_text()
     with torch.no_grad(), Largest() as largest:
-        of = launch.problem(text, x.q, x.k, x.v, x.captured, None, "")
+        of = launch.problem(x.q, x.k, x.v, x.captured, None, text, "")
         out, row_max, row_sum = launch.forward(of)
         launch.backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
     assert largest.bytes == out.nbytes < 130 * 130 * 4

@@ -112,12 +112,12 @@ class Problem:
 
 
 def problem(
-    spec: str,
     q: Sequence[Tensor],
     k: Sequence[Tensor],
     v: Tensor,
     captured: Sequence[Tensor],
     seed: Tensor | None,
+    spec: str,
     origin: str,
 ) -> Problem:
     """Reads the spec and lays out its operands."""

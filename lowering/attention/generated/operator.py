@@ -14,76 +14,51 @@ from torch import Tensor
 
 from . import launch
 
+_OPERANDS = (
+    "Tensor[] q, Tensor[] k, Tensor v, Tensor[] captured, Tensor? seed, str spec, str origin"
+)
+_RESULTS = "Tensor, Tensor, Tensor"
+_SAVED = "Tensor grad, Tensor out, Tensor row_max, Tensor row_sum"
 
-@torch.library.custom_op("fuser::interpreted_attention", mutates_args=(), device_types="cpu")
-def interpreted_attention(
-    q: Sequence[Tensor],
-    k: Sequence[Tensor],
-    v: Tensor,
-    captured: Sequence[Tensor],
-    seed: Tensor | None,
-    spec: str,
-    origin: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+
+@torch.library.custom_op(
+    "fuser::interpreted_attention",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_OPERANDS}) -> ({_RESULTS})",
+)
+def interpreted_attention(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`generated_attention` in Triton's interpreter."""
-    return launch.forward(launch.problem(spec, q, k, v, captured, seed, origin))
+    return launch.forward(launch.problem(*operands))
 
 
 @interpreted_attention.register_fake
 def _(
-    q: Sequence[Tensor],
-    k: Sequence[Tensor],
-    v: Tensor,
-    captured: Sequence[Tensor],
-    seed: Tensor | None,
-    spec: str,
-    origin: str,
+    q: Sequence[Tensor], k: Sequence[Tensor], v: Tensor, captured: Any, seed: Any, spec: str, _: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = q[0].shape[:3]
-    dtype = launch.result_dtype(spec)
     row_max, row_sum = (v.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return v.new_empty(*rows, v.shape[-1], dtype=dtype), row_max, row_sum
+    out = v.new_empty(*rows, v.shape[-1], dtype=launch.result_dtype(spec))
+    return out, row_max, row_sum
 
 
 @torch.library.custom_op(
-    "fuser::interpreted_attention_backward", mutates_args=(), device_types="cpu"
+    "fuser::interpreted_attention_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_SAVED}, {_OPERANDS}, bool[] needs) -> Tensor[]",
 )
-def interpreted_attention_backward(
-    grad: Tensor,
-    out: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-    q: Sequence[Tensor],
-    k: Sequence[Tensor],
-    v: Tensor,
-    captured: Sequence[Tensor],
-    seed: Tensor | None,
-    spec: str,
-    origin: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def interpreted_attention_backward(*arguments: Any) -> list[Tensor]:
     """`generated_attention_backward` in Triton's interpreter."""
-    of = launch.problem(spec, q, k, v, captured, seed, origin)
-    return launch.backward(of, grad, out, row_max, row_sum, needs)
+    *saved, needs = arguments
+    return launch.backward(launch.problem(*saved[4:]), *saved[:4], needs)
 
 
 @interpreted_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    out: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-    q: Sequence[Tensor],
-    k: Sequence[Tensor],
-    v: Tensor,
-    captured: Sequence[Tensor],
-    seed: Tensor | None,
-    spec: str,
-    origin: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def _(*arguments: Any) -> list[Tensor]:
+    q, k, v, captured = arguments[4:8]
     inputs = [*q, *k, v, *captured]
-    return [x.new_empty(x.shape) for x, n in zip(inputs, needs, strict=True) if n]
+    return [x.new_empty(x.shape) for x, n in zip(inputs, arguments[-1], strict=True) if n]
 
 
 @torch.library.triton_op("fuser::generated_attention", mutates_args=())
@@ -113,9 +88,10 @@ def generated_attention(
     """
     if v.device.type == "cpu":
         return interpreted_attention(q, k, v, captured, seed, spec, origin)
-    return launch.forward(launch.problem(spec, q, k, v, captured, seed, origin))
+    return launch.forward(launch.problem(q, k, v, captured, seed, spec, origin))
 
 
+# triton_op reads the signature, whatever schema it is given
 @torch.library.triton_op("fuser::generated_attention_backward", mutates_args=())
 def generated_attention_backward(
     grad: Tensor,
@@ -132,12 +108,10 @@ def generated_attention_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of `generated_attention` for q, k, v and captured, where `needs` says so."""
+    saved, operands = (grad, out, row_max, row_sum), (q, k, v, captured, seed, spec, origin)
     if v.device.type == "cpu":
-        return interpreted_attention_backward(
-            grad, out, row_max, row_sum, q, k, v, captured, seed, spec, origin, needs
-        )
-    of = launch.problem(spec, q, k, v, captured, seed, origin)
-    return launch.backward(of, grad, out, row_max, row_sum, needs)
+        return interpreted_attention_backward(*saved, *operands, needs)
+    return launch.backward(launch.problem(*operands), *saved, needs)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
