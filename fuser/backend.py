@@ -124,11 +124,9 @@ def _inner(
         return torch_private.inductor(mode, rest)
     if options.inner == "fuser":
         raise FuserError("option 'fuser.inner' is 'fuser': the inner backend must be another one.")
-    from torch._dynamo.backends.registry import list_backends, lookup_backend
-
-    if options.inner not in list_backends(exclude_tags=()):
-        raise UnknownBackendError(options.inner, list_backends(exclude_tags=()))
-    compile_inner = lookup_backend(options.inner)
+    if options.inner not in torch_private.list_backends(exclude_tags=()):
+        raise UnknownBackendError(options.inner, torch_private.list_backends(exclude_tags=()))
+    compile_inner = torch_private.lookup_backend(options.inner)
     extra: dict[str, Any] = dict(kwargs)
     if rest:
         extra["options"] = dict(rest)

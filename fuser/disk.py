@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from .torch_private import cache_dir
+
 
 def folder() -> Path:
     """Where it is kept, for the user to read."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     return Path(cache_dir()) / "fuser"
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from .errors import PatternError
 from .graph.effects import draws
@@ -27,7 +26,7 @@ from .template.solve import Solution, Solver
 from .template.trace import Template, outputs_of, record
 from .template.values import Permuted, Product
 from .template.verify import fake_mode, realise
-from .torch_private import faked, has_gradient, is_data_dependent
+from .torch_private import faked, has_gradient, is_data_dependent, pytree
 
 Function = Callable[..., Any]
 

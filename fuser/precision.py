@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+
+from .torch_private import pytree
 
 Function = Callable[..., Any]
 _COMPLEX_CASTS = [getattr(torch.Tensor, name) for name in ("cfloat", "chalf")]

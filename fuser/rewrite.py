@@ -17,7 +17,14 @@ from torch.fx.node import map_arg
 from .builder import Builder
 from .errors import ReplacementMismatchError
 from .graph.ops import value
-from .torch_private import FakeTensorMode, faked, known_true
+from .torch_private import (
+    FakeTensorMode,
+    HigherOrderOperator,
+    OpOverload,
+    faked,
+    known_true,
+    memory,
+)
 
 _MAX_FOLLOWED = 24
 
@@ -113,9 +120,9 @@ def _reads_strides(node: Node) -> bool:
     name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     if name in ("stride", "is_contiguous", "as_strided", "storage_offset") or name.endswith("_"):
         return True
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return node.target.namespace != "aten"
-    return isinstance(node.target, torch._ops.HigherOrderOperator)
+    return isinstance(node.target, HigherOrderOperator)
 
 
 def _require_same(pattern: str, index: int, old: Any, new: Any) -> None:
@@ -161,7 +168,7 @@ def _separate(
 
 def _memory(node: Node) -> Any:
     example = value(node)
-    return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else node
+    return memory(example) if isinstance(example, torch.Tensor) else node
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:

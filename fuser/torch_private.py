@@ -18,16 +18,23 @@ from typing import Any
 
 import sympy
 import torch
+import torch._dynamo as dynamo
+from torch._C._dynamo import eval_frame
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import convert_frame, pgo
 from torch._dynamo import exc as dynamo_exc
-from torch._dynamo.utils import counters
+from torch._dynamo.backends.registry import list_backends, lookup_backend
+from torch._dynamo.guards import DeletedGuardManagerWrapper
+from torch._dynamo.utils import counters, graph_break_reasons
 from torch._functorch import config as functorch_config
 from torch._guards import tracing
 from torch._inductor import config as inductor_config
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._jit_internal import boolean_dispatched
 from torch._library.custom_ops import _maybe_get_opdef
 from torch._library.triton import set_wrap_triton_enabled
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -36,44 +43,36 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     free_symbols,
     free_unbacked_symbols,
     statically_known_true,
 )
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "FakeTensor",
-    "FakeTensorMode",
-    "apart",
-    "attention_patterns_off",
-    "autotunes",
-    "counters",
-    "differentiable",
-    "dispatched",
-    "distinct",
-    "eager_world",
-    "faked",
-    "flex_supported",
-    "has_gradient",
-    "hint",
-    "hints",
-    "in_forward_mode",
-    "inductor",
-    "is_control_flow",
-    "is_data_dependent",
-    "kernels_launched",
-    "known_true",
-    "multiplies_in_hardware",
-    "outermost",
-    "random_as_in_eager",
-    "random_options",
-    "symbols",
-    "to_expr",
-    "unbacked",
-]
+    "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode",
+    "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket",
+    "apart", "attention_patterns_off", "autotunes", "cache_dir", "convert_frame",
+    "core_aten_decompositions", "counters", "differentiable", "dispatched", "distinct",
+    "dynamo", "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",
+    "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode", "inductor",
+    "is_control_flow", "is_data_dependent", "kernels_launched", "known_true", "list_backends",
+    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "pgo", "pytree",
+    "random_as_in_eager", "random_options", "symbols", "to_expr", "unbacked",
+]  # fmt: skip
+
+
+BUILTIN_FUNCTIONS: Any = torch._C._nn  # type: ignore[attr-defined]
+"""Functions of `torch.nn.functional` that are written in C++, under their own names."""
+
+
+def memory(x: torch.Tensor) -> int:
+    """A key that is equal for tensors in the same memory; fake ones have a key, but no address."""
+    return x.untyped_storage()._cdata
 
 
 def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:

@@ -23,7 +23,7 @@ from .precision import (
     random_difference,
     run,
 )
-from .torch_private import distinct
+from .torch_private import distinct, dynamo
 
 Function = Callable[..., Any]
 _STATIC = {"automatic_dynamic_shapes": False, "specialize_int": True, "specialize_float": True}
@@ -83,7 +83,7 @@ def compile_case(
     )
 
     def compiled(*given: Any) -> Any:
-        with listening(seen.append), warnings.catch_warnings(), torch._dynamo.config.patch(_STATIC):
+        with listening(seen.append), warnings.catch_warnings(), dynamo.config.patch(_STATIC):
             warnings.simplefilter("ignore", FuserWarning)
             return optimized(*(x for i, x in enumerate(given) if i not in scalars))
 

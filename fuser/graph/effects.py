@@ -14,10 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from ..torch_private import HigherOrderOperator, OpOverload, OpOverloadPacket, memory
 from .ops import Kind, Op, is_tensor, read, value
 
 _RANDOM = {
@@ -134,7 +134,7 @@ def _writes_to_inputs(body: GraphModule) -> bool:
 def _memory(node: Node) -> Any:
     """A key that is equal for tensors in the same memory; None for what has none."""
     example = value(node)
-    return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else None
+    return memory(example) if isinstance(example, torch.Tensor) else None
 
 
 def _nodes(argument: Any) -> Iterator[Node]:

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from ..torch_private import eager_world
+from ..torch_private import eager_world, memory
 from .ops import is_tensor, value
 from .view import GraphView
 
@@ -83,7 +83,7 @@ class Folder:
         storages = self.view.storages
         if isinstance(found, torch.Tensor) and any(
             isinstance(known := self._values[source], torch.Tensor)
-            and known.untyped_storage()._cdata == found.untyped_storage()._cdata
+            and memory(known) == memory(found)
             and storages.get(source) != storages.get(node)
             for source in node.all_input_nodes
         ):

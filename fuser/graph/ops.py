@@ -15,8 +15,9 @@ from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torch._ops import OpOverload
 from torch.fx import Node
+
+from ..torch_private import BUILTIN_FUNCTIONS, OpOverload
 
 
 class Kind(Enum):
@@ -239,7 +240,7 @@ SIGNATURES = _signatures()
 def _functions() -> dict[Callable[..., Any], tuple[str, bool]]:
     """Callable -> (canonical name, works in place)."""
     table: dict[Callable[..., Any], tuple[str, bool]] = {}
-    for source in (torch, F, torch._C._nn, torch.special):  # type: ignore[attr-defined]
+    for source in (torch, F, BUILTIN_FUNCTIONS, torch.special):
         for name in [*SIGNATURES, *_ALIASES]:
             for suffix in ("", "_"):
                 function = getattr(source, name + suffix, None)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Interpreter, Node
 
+from ..torch_private import BUILTIN_FUNCTIONS
 from .ops import FUNCTIONS, Kind, Op, is_tensor
 from .overwriting import Overwriting
 
@@ -54,7 +55,7 @@ _SOURCES = {
 def functional(op: Op) -> Any:
     """The out-of-place torch callable for a canonical pointwise operator."""
     name = {"bool": "to", "int": "to", "long": "to"}.get(op.name, op.name)
-    for source in (torch, F, torch._C._nn):  # type: ignore[attr-defined]
+    for source in (torch, F, BUILTIN_FUNCTIONS):
         found = getattr(source, name, None)
         if callable(found) and not isinstance(found, type):
             return found

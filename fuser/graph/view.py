@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..torch_private import symbols, unbacked
+from ..torch_private import memory, symbols, unbacked
 from .effects import draws, written
 from .ops import Kind, Op, is_tensor, read, value
 
@@ -151,7 +151,7 @@ class GraphView:
                 keys[node] = keys[source]
                 continue
             try:
-                keys[node] = example.untyped_storage()._cdata
+                keys[node] = memory(example)
             except (NotImplementedError, RuntimeError):
                 keys[node] = node
         return keys

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch._dynamo import list_backends
 
 from ..errors import FuserError
 from ..options import Options
+from ..torch_private import list_backends
 
 OLDEST = (2, 11)
 """The oldest torch that is supported."""

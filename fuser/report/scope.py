@@ -29,11 +29,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._dynamo import eval_frame
-from torch._dynamo import convert_frame, pgo
-from torch._dynamo.guards import DeletedGuardManagerWrapper
-from torch._dynamo.utils import counters, graph_break_reasons
 
+from ..torch_private import (
+    DeletedGuardManagerWrapper,
+    convert_frame,
+    counters,
+    dynamo,
+    eval_frame,
+    graph_break_reasons,
+    pgo,
+)
 from .breaks import GraphBreaks
 
 
@@ -54,7 +59,7 @@ def isolated(compiler: Callable[..., Any]) -> Generator[GraphBreaks]:
         "automatic_dynamic_local_pgo": False,
         "automatic_dynamic_remote_pgo": False,
     }
-    with torch._dynamo.config.patch(limits), _counters(), _sizes(), _codes(compiler):
+    with dynamo.config.patch(limits), _counters(), _sizes(), _codes(compiler):
         before = {message: int(n) for message, n in counters["unimplemented"].items()}
         known = len(graph_break_reasons)
         try:
@@ -72,7 +77,7 @@ def optimize(fn: Callable[..., Any], compiler: Callable[..., Any]) -> Callable[.
     """`torch.compile(fn, backend=compiler)` with a cache region of its own where torch has them."""
     known = inspect.signature(torch.compile).parameters
     region = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    return torch._dynamo.optimize(compiler, **region)(fn)
+    return dynamo.optimize(compiler, **region)(fn)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from ..events import Where
+from ..torch_private import OpOverload
 
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<code>[^\n]+))?'
@@ -60,7 +61,7 @@ def describe(node: Node) -> str:
     name = str(node.target)
     if node.op == "call_function":
         name = getattr(node.target, "__name__", name)
-        if isinstance(node.target, torch._ops.OpOverload):
+        if isinstance(node.target, OpOverload):
             name = str(node.target)
     return f"{node.name}{kind} = {'.' if node.op == 'call_method' else ''}{name}({args})"
 

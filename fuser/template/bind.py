@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..torch_private import dispatched
+from ..torch_private import OpOverload, dispatched
 
 RENAMED = {"exponent": "other", "self": "input", "axis": "dim", "keepdims": "keepdim"}
 
@@ -27,7 +27,7 @@ def bind(node: Node) -> dict[str, Any]:
             return _positional(node)
         bound.apply_defaults()
         return bound.arguments
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         schemas = [function._schema]
     else:
         name = getattr(function, "__name__", "")

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from ..graph.effects import is_foreign
 from ..graph.ops import Kind, value
 from ..graph.view import GraphView
+from ..torch_private import OpOverload, OpOverloadPacket, pytree
 from . import form
 
 _STEPS = set(

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
-from torch.utils import _pytree as pytree
 
 from ..errors import PatternError, PatternOutputsError, UnrunnablePatternError
 from ..graph.effects import draws
 from ..graph.ops import is_tensor, read, value
 from ..graph.view import GraphView
-from ..torch_private import FakeTensorMode, faked, unset_fake_temporarily
+from ..torch_private import FakeTensorMode, faked, pytree, unset_fake_temporarily
 from .arguments import arguments_of
 from .rounding import exacting
 from .run import run

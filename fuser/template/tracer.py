@@ -14,9 +14,9 @@ import torch
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from ..errors import PatternError, UntraceablePatternError
+from ..torch_private import pytree
 
 _ONCE = "it is called once, when the pattern is registered, and not when a model runs"
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from ..graph.ops import value
-from ..torch_private import FakeTensor, FakeTensorMode, faked, known_true
+from ..torch_private import FakeTensor, FakeTensorMode, faked, known_true, pytree
 from . import form
 from .equal import equal
 from .goals import Fail, Goal

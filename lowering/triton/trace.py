@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions, get_decompositions
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fuser.graph.program import Program
-from fuser.torch_private import FakeTensorMode, eager_world
+from fuser.torch_private import (
+    FakeTensorMode,
+    OpOverload,
+    core_aten_decompositions,
+    eager_world,
+    get_decompositions,
+    make_fx,
+)
 
 aten = torch.ops.aten
 
@@ -207,7 +211,7 @@ class _Simplified:
                 node, first, aten._to_copy.default, (node.args[1],), {"dtype": _dtype(first)}
             )
         elif first is not None and name.endswith("_") and not name.endswith("__"):
-            pure = getattr(getattr(aten, name[:-1]), node.target._overloadname)
+            pure = getattr(getattr(aten, name[:-1]), str(node.target).rpartition(".")[2])
             self._write(node, first, pure, node.args, node.kwargs)
         else:
             self._call(node, node, node.target, node.args, node.kwargs)

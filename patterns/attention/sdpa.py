@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fuser.graph.axes import Dims, Unproven, broadcast, fresh, leaves, resolve
 from fuser.graph.ops import Kind, Op, is_tensor, value
@@ -23,6 +22,7 @@ from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
 from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import AttentionSpec
+from fuser.torch_private import GuardOnDataDependentSymNode
 
 from .layout import Layout, group
 from .operand import axes_of, operand_from

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fuser.graph.axes import Axis, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
 from fuser.graph.modes import modes_at
@@ -24,6 +23,7 @@ from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
 from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import AttentionSpec
+from fuser.torch_private import GuardOnDataDependentSymNode
 
 from .layout import Layout, group
 from .operand import axes_of, operand_from
