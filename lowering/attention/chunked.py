@@ -208,8 +208,10 @@ class ChunkedAttention(Lowering):
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         spec: AttentionSpec = call.spec
+        if context.device.type == "cuda":
+            return Refusal("on a GPU the generated kernel keeps no scores either, in one launch")
         if context.device.type != "cpu":
-            return Refusal("the chunked kernel is for the CPU")
+            return Refusal("used on CPUs alone")
         if spec.dropout:
             return Refusal("the chunked kernel does not drop probabilities")
         if narrower(spec.score_dtype, spec.dtype) or rounds_coarsely(spec.score, spec.dtype):
