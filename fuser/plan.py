@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -20,6 +21,7 @@ from .lowering import Context, Emission, Refusal
 from .options import Options
 from .pattern import Decline, Match
 from .registry import Registered, patterns
+from .report.source import origin
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Failed:
 def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]:
     """Decide for every anchor of every allowed pattern, the highest priority first."""
     claimed: dict[Node, str] = {}
-    folder = Folder(view)
+    folder, origins = Folder(view), dict[Any, str]()
     for registered in patterns():
         if not options.allows(registered.pattern.id):
             continue
@@ -59,7 +61,7 @@ def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]
             if isinstance(anchor, Failed):
                 yield anchor
                 break
-            decided = _decide(view, registered, anchor, claimed, folder, options)
+            decided = _decide(view, registered, anchor, claimed, folder, origins, options)
             if decided is None:
                 continue
             if isinstance(decided, Planned):
@@ -87,6 +89,7 @@ def _decide(
     anchor: Node,
     claimed: Mapping[Node, str],
     folder: Folder,
+    origins: dict[Any, str],
     options: Options,
 ) -> Planned | Left | Failed | None:
     pattern_id = registered.pattern.id
@@ -105,24 +108,28 @@ def _decide(
             unsound = soundness.check(view, found)
             if unsound is not None:
                 return Left(pattern_id, unsound)
-            return _lower(view, found, folder, options)
+            return _lower(view, found, folder, origins, options)
     except Unproven as error:
         return Left(pattern_id, Decline(str(error), anchor))
     except Exception as error:
         return Failed(pattern_id, anchor, error)
 
 
-def _lower(view: GraphView, match: Match, folder: Folder, options: Options) -> Planned | Left:
+def _lower(
+    view: GraphView, match: Match, folder: Folder, origins: dict[Any, str], options: Options
+) -> Planned | Left:
     if not match.calls:
         return Planned(match, ())
-    context = _context(view, match, folder, options)
+    context = _context(view, match, folder, origins, options)
     chosen = choose(view, match, folder, context, options)
     if isinstance(chosen, Refusal):
         return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
     return Planned(match, chosen)
 
 
-def _context(view: GraphView, match: Match, folder: Folder, options: Options) -> Context:
+def _context(
+    view: GraphView, match: Match, folder: Folder, origins: dict[Any, str], options: Options
+) -> Context:
     tensors = [
         example
         for call in match.calls
@@ -133,4 +140,6 @@ def _context(view: GraphView, match: Match, folder: Folder, options: Options) ->
     native = any(view.op(n).kind is Kind.ATTENTION for n in match.nodes)
     device = value(match.anchor).device
     autotune = options.inner == "inductor" and measure.is_wanted(device)
-    return Context(device, training, native, options.inner, folder, autotune)
+    specs = tuple(call.spec for call in match.calls)
+    first = origins.setdefault((match.pattern, specs), origin(match.pattern, match.anchor))
+    return Context(device, training, native, options.inner, folder, autotune, first)

@@ -26,6 +26,8 @@ class Context:
         inner: name of the inner backend.
         folder: values that are known while compiling.
         autotune: candidates are measured instead of trusting what they say of their `work`.
+        origin: pattern and source line, for the header of generated text; the same for regions of
+            a graph that have the same spec, as another header would be another kernel.
     """
 
     device: torch.device
@@ -34,6 +36,7 @@ class Context:
     inner: str
     folder: Folder
     autotune: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,18 @@ def where(node: Node) -> Where:
     )
 
 
+def origin(pattern: str, node: Node) -> str:
+    """A pattern and the user's line, `attention.softmax at modeling_llama.py:123`.
+
+    Nothing in it differs from machine to machine, or between layers that share their code: no
+    folder, no module path, and no place at all in code that was never in a file.
+    """
+    place = where(node)
+    if not place.file or place.file[0] == "<":
+        return pattern
+    return f"{pattern} at {os.path.basename(place.file)}:{place.line}"
+
+
 def module_path(node: Node) -> str:
     """The module that made a node, as a user would write it: `model.layers.3.self_attn`."""
     stack = node.meta.get("nn_module_stack")

@@ -52,7 +52,8 @@ class GeneratedAttention(Lowering):
 
         def emit(builder: Builder) -> Node:
             function = torch.ops.fuser.generated_attention.default
-            out = emit_operator(builder, absorbed if is_alive(absorbed) else call, function, "")
+            used = absorbed if is_alive(absorbed) else call
+            out = emit_operator(builder, used, function, context.origin)
             return builder.call(operator.getitem, out, 0)
 
         why = "the program is printed into a kernel"
