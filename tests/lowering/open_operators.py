@@ -1,0 +1,216 @@
+"""Opens the operators of generated kernels as AOTAutograd does on a GPU, with none present.
+
+Run as a process of its own, since what is interpreted never opens. Prints JSON: by case, the
+kernels that are launched, in order. Tensors are fake: those of a single operator are on `cuda`;
+where autograd takes a part they are on `meta`, as a torch without CUDA has no engine for `cuda`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.source import ConstantSource
+from torch._functorch.aot_autograd import aot_function
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from fuser.lowering.attention.generated.build import build
+from fuser.lowering.attention.generated.catalogue import builtin
+from fuser.lowering.attention.generated.config import TARGETS, choose
+from fuser.specs import AttentionSpec
+from tests.lowering.generated import spec
+
+HALF, FP32 = torch.bfloat16, torch.float32
+Launch = dict[str, Any]
+
+
+def pretend() -> None:
+    """There is one H100, as far as anyone asks without launching."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    target = TARGETS["sm_90"]
+    found = SimpleNamespace(
+        major=9, minor=0, multi_processor_count=target.processors, warp_size=target.lanes,
+        shared_memory_per_block_optin=target.shared,
+    )  # fmt: skip
+    driver = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0
+    )
+    torch.cuda.get_device_properties = lambda device=None: found  # type: ignore[assignment]
+    triton.runtime.driver.set_active(driver)  # type: ignore[arg-type]
+
+
+class Case:
+    """Fake operands of one attention; every length is one symbol where they are `dynamic`."""
+
+    def __init__(
+        self,
+        of: AttentionSpec,
+        *captured: Sequence[int],
+        batch: int = 8,
+        heads: int = 16,
+        kv: int = 16,
+        rows: int = 256,
+        keys: int = 256,
+        device: str = "cuda",
+        dynamic: bool = False,
+    ) -> None:
+        self.shape_env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shape_env)
+        self.device = torch.device(device, 0 if device == "cuda" else None)
+        self.text = of.to_text()
+        if dynamic:
+            rows = keys = self._symbol(rows)
+        self.rows = (batch, heads, rows)
+        self.q = self.tensor(*self.rows, 64)
+        self.k, self.v = (self.tensor(batch, kv, keys, 64) for _ in range(2))
+        self.captured = [self.tensor(*shape) for shape in captured]
+        self.seed = self.tensor(1, dtype=torch.int64) if of.dropout else None
+
+    def _symbol(self, hint: int) -> Any:
+        source = ConstantSource("length")
+        symbol = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
+        return self.shape_env.create_symintnode(symbol, hint=hint, source=source)
+
+    def tensor(self, *shape: Any, dtype: torch.dtype = HALF) -> Tensor:
+        with self.mode:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.q, self.k, self.v, *self.captured, *([] if self.seed is None else [self.seed])]
+
+    def call(self, name: str, inputs: Sequence[Tensor], *first: Any, **more: Any) -> Any:
+        """One of the operators; what its schema has beside these arguments is off."""
+        function = getattr(torch.ops.fuser, name).default
+        count = len(self.captured)
+        given = {
+            "q": [inputs[0]], "k": [inputs[1]], "v": inputs[2],
+            "captured": [*inputs[3 : 3 + count]],
+            "seed": inputs[3 + count] if len(inputs) > 3 + count else None,
+            "spec": self.text, "origin": "a test", **more,
+        }  # fmt: skip
+        rest = [given.get(a.name, False) for a in function._schema.arguments[len(first) :]]
+        return function(*first, *rest)
+
+    def forward(self) -> list[Launch]:
+        """Launches of the operator alone."""
+        return self._opened(lambda *x: self.call("generated_attention", x), self.inputs)
+
+    def backward(self) -> list[Launch]:
+        """Launches of the operator that computes gradients, alone."""
+        grad, out = self.tensor(*self.rows, 64), self.tensor(*self.rows, 64)
+        saved = [grad, out, *(self.tensor(*self.rows, dtype=FP32) for _ in range(2))]
+        needs = [True] * (3 + len(self.captured))
+
+        def function(*x: Tensor) -> Any:
+            return self.call("generated_attention_backward", x[4:], *x[:4], needs=needs)
+
+        return self._opened(function, [*saved, *self.inputs])
+
+    def training(self) -> dict[str, list[Launch]]:
+        """Launches of forward and backward, as autograd puts them together."""
+        found: dict[str, list[Launch]] = {}
+
+        def keep(which: str) -> Callable[..., Any]:
+            def compiler(graph: GraphModule, _: Any) -> Any:
+                found[which] = launches(graph)
+                return graph
+
+            return compiler
+
+        def function(*x: Tensor) -> Tensor:
+            return self.call("generated_attention", x)[0]
+
+        inputs = [x.requires_grad_(x.is_floating_point()) for x in self.inputs]
+        with self.mode:
+            out = aot_function(function, keep("forward"), keep("backward"))(*inputs)
+            out.backward(torch.empty_like(out))
+        return found
+
+    def _opened(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Launch]:
+        graphs: list[GraphModule] = []
+
+        def keep(graph: GraphModule, _: Any) -> Any:
+            graphs.append(graph)
+            return graph
+
+        with torch.no_grad(), self.mode:
+            aot_function(function, keep)(*inputs)
+        (graph,) = graphs
+        return launches(graph)
+
+
+def launches(graph: GraphModule) -> list[Launch]:
+    """The kernels of a graph; an operator of ours that is still closed stands by its own name."""
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    names = ("triton", "fuser")
+    return [_launch(node) for node in calls if any(name in str(node.target) for name in names)]
+
+
+def _launch(node: Node) -> Launch:
+    if node.target is not torch.ops.higher_order.triton_kernel_wrapper_functional:
+        return {"kernel": str(node.target)}
+    kernel: Any = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])  # type: ignore[arg-type]
+    arguments: Any = node.kwargs["kwargs"]
+    symbolic = [n for n, x in arguments.items() if isinstance(x, Node) and not _is_tensor(x)]
+    return {
+        "kernel": kernel.fn.__name__,
+        "writes": sorted(node.kwargs["tensors_to_clone"]),  # type: ignore[arg-type]
+        "symbolic": sorted(symbolic),
+    }
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def cache_keys() -> list[str]:
+    """What Triton keeps a kernel under on disk, for the same kernel of two regions."""
+    entry = next(builtin())
+    config = choose(entry.stage, entry.layout, TARGETS["sm_90"], rows=entry.rows)
+    return [
+        build(entry.layout, entry.stage, entry.arguments, config, origin).function().cache_key
+        for origin in ("attention.softmax at model.py:3", "attention.sdpa at other_model.py:123")
+    ]
+
+
+def plus(s0: Tensor, c0: Tensor) -> Tensor:
+    return s0 * 0.125 + c0
+
+
+def main() -> None:
+    pretend()
+    causal = spec(mask=lambda iq, ik: ik <= iq, dtype=HALF)
+    biased, dropped = spec(plus, dtype=HALF), spec(dropout=0.1, dtype=HALF)
+    bias = (1, 16, 256, 256)
+    found = {
+        "forward": Case(causal).forward(),
+        "forward, grouped": Case(causal, kv=4).forward(),
+        "decoding": Case(causal, batch=1, kv=4, rows=1, keys=8192).forward(),
+        "backward": Case(causal).backward(),
+        "backward, bias": Case(biased, bias).backward(),
+        "training": Case(causal, device="meta").training(),
+        "training, bias": Case(biased, bias, device="meta").training(),
+        "training, dropout": Case(dropped, device="meta").training(),
+        "dynamic forward": Case(causal, dynamic=True).forward(),
+        "dynamic backward": Case(causal, dynamic=True).backward(),
+        "dynamic training": Case(causal, device="meta", dynamic=True).training(),
+        "cache keys": cache_keys(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your compiler for AOTAutograd")
+        main()
