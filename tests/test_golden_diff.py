@@ -1,21 +1,15 @@
-"""What a rewrite removes and adds, line by line, against a file.
-
-Accept a change with `FUSER_ACCEPT=1 pytest tests/test_golden_diff.py`.
-"""
+"""What a rewrite removes and adds, line by line, against a file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tests import accepted
 from tests.compiled import compiled
 from tests.inner import CATCH, caught
-
-GOLDEN = Path(__file__).parent / "golden" / "diff.txt"
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -54,6 +48,4 @@ def diff(fn: Callable[..., object]) -> str:
 
 def test_graphs_are_the_golden_file() -> None:
     text = "\n\n".join(diff(fn) for fn in (plain, causal, grouped, escaping)) + "\n"
-    if os.environ.get("FUSER_ACCEPT") == "1":
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+    accepted.check("diff.txt", text)

@@ -1,7 +1,4 @@
-"""Tracing of pointwise programs, and the text that is printed of them.
-
-Accept a change of the printed text with `FUSER_ACCEPT=1 pytest` on this file.
-"""
+"""Tracing of pointwise programs, and the text that is printed of them."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ from fuser.lowering.triton import trace as tracing
 from fuser.lowering.triton.emitter import Emitter, NotPrintable, Value
 from fuser.lowering.triton.trace import Input, trace, trace_gradient
 from fuser.torch_private import FakeTensorMode
+from tests import accepted
 from tests.lowering.emitted import Job, described, run
 from tests.lowering.pointwise_cases import Function, numbers, program, result_dtype
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "triton" / "pointwise.txt"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -214,10 +211,7 @@ def readable(dtype: torch.dtype) -> str:
 
 def test_text_is_the_golden_file() -> None:
     text = "\n".join(readable(dtype) for dtype in (torch.float32, torch.bfloat16))
-    if os.environ.get("FUSER_ACCEPT") == "1":
-        GOLDEN.parent.mkdir(parents=True, exist_ok=True)
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+    accepted.check("triton/pointwise.txt", text)
 
 
 # -- other processes

@@ -1,7 +1,4 @@
-"""The text and the JSON of a report, on a record made by hand.
-
-The golden file is accepted with `FUSER_ACCEPT=1 pytest tests/report/test_text.py`.
-"""
+"""The text and the JSON of a report, on a record made by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import os
 import re
 from dataclasses import FrozenInstanceError, replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,8 +14,8 @@ from fuser.events import Failure, NearMiss, Record, Rewritten, Where
 from fuser.report.fold import merged
 from fuser.report.report import Report
 from fuser.report.text import WIDTH
+from tests import accepted
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "report.txt"
 FILE = "/env/lib/python3.11/site-packages/transformers/models/tiny/modeling_tiny.py"
 
 
@@ -77,10 +73,7 @@ def record() -> Record:
 
 
 def test_text_is_the_golden_file() -> None:
-    text = str(Report.of(record()))
-    if os.environ.get("FUSER_ACCEPT") == "1":
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+    accepted.check("report.txt", str(Report.of(record())))
 
 
 def test_a_composite_that_was_spelled_out_is_no_region() -> None:

@@ -202,10 +202,11 @@ def header(layout: Layout, origin: str, functions: Iterable[str]) -> str:
     write()
     write("import triton")
     write("import triton.language as tl")
-    write()
+    used = sorted(functions)
+    if spec.dropout or used:
+        write()
     if spec.dropout:
         write("from fuser.lowering.attention.generated.device import dropped")
-    used = sorted(functions)
     if used:
         write(f"from fuser.lowering.triton.functions import {', '.join(used)}")
     return write.text.replace("torch.", "")
