@@ -8,6 +8,7 @@ gradient that stops there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -34,6 +35,7 @@ from .steps import Steps
 
 MAX_FOLLOWED = 128
 MAX_COMPARISONS = 8
+MAX_OFFSET = 2**31 - 1
 
 
 class Follower:
@@ -120,6 +122,12 @@ class Follower:
             raise Unproven("a slice that is read at an index from data")
         return self.steps.integer(sympy.expand(known + start))
 
+    def _furthest(self, table: torch.Tensor) -> int:
+        """The offset of its last element."""
+        along = zip(table.shape, table.stride(), strict=True)
+        offsets = ((to_expr(n) - 1) * to_expr(stride) for n, stride in along)
+        return self.places.number(sympy.sympify(sum(offsets)))
+
     def _elements(self, source: Node) -> int:
         if source in self.scratch.tables:
             table = value(self.scratch.tables[source])
@@ -181,6 +189,8 @@ class Follower:
         """The tensor as a table: at positions, or at what a vector over queries or keys says."""
         if torch.is_grad_enabled() and value(node).requires_grad:
             raise Unproven("a table that is trained")
+        if self._furthest(value(node)) > MAX_OFFSET:
+            raise Unproven("a table with offsets of more than 32 bits")
         at = [self.step_of(place) for place in index]
         steps = [step for step in at if isinstance(step, Node)]
         reads = frozenset[Node]().union(*(self.scratch.reads[step] for step in steps))
@@ -253,19 +263,42 @@ class Follower:
         source, pulled = pull_view(op, node, own)
         return source, tuple(_single(dim, at) for dim in resolve(pulled))
 
-    def index_step(self, node: Node, index: Index, size: Any, reader: Node) -> Node:
-        """An index tensor at an index, counted from the start of a dimension of this size."""
-        if value(node).dtype not in (torch.int32, torch.int64):
+    def index_step(
+        self, node: Node, index: Index, size: Any, reader: Node, *, wraps: bool = True
+    ) -> Node:
+        """An index tensor at an index, counted from the start of a dimension of this size.
+
+        It is within the dimension whatever the tensor holds: a kernel raises no error where eager
+        does, but reads nothing beyond the table.
+
+        Args:
+            node: the index tensor.
+            index: where it is read.
+            size: of the dimension.
+            reader: who reads it.
+            wraps: negative ones count from the end.
+        """
+        if value(node).dtype not in (torch.int32, torch.int64) or size == 0:
             raise Unproven("an index that is no position")
-        found = self.visit(node, index, reader)
-        known = self.reader.value(found)
-        if isinstance(known, Whole) and at_least_zero(known.expr, self.places.sizes):
-            return found
-        count = self.steps.integer(to_expr(size))
-        negative = self.scratch.call(torch.lt, found, 0)
-        return self.scratch.call(
-            torch.where, negative, self.scratch.call(torch.add, found, count), found
-        )
+        found, count = self.visit(node, index, reader), to_expr(size)
+        call, number = self.scratch.call, self.steps.integer
+        negative = not self._proves(found, lambda i: i)
+        beyond = not self._proves(found, lambda i: count - 1 - i)
+        before = negative and not (wraps and self._proves(found, lambda i: i + count))
+        if negative and wraps:
+            behind = call(torch.add, found, number(count))
+            found = call(torch.where, call(torch.lt, found, 0), behind, found)
+        if before:
+            found = call(torch.where, call(torch.lt, found, 0), 0, found)
+        if beyond:
+            last = call(torch.ge, found, number(count))
+            found = call(torch.where, last, number(count - 1), found)
+        return found
+
+    def _proves(self, step: Node, excess: Callable[[sympy.Expr], Any]) -> bool:
+        """Whether a step is a known integer of which some expression is nowhere negative."""
+        known = self.reader.value(step)
+        return isinstance(known, Whole) and at_least_zero(excess(known.expr), self.places.sizes)
 
 
 def _renamed(dims: Any, names: dict[Axis, Axis]) -> Dims:

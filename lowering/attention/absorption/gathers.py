@@ -97,14 +97,16 @@ def _single(follower: Follower, part: Any, size: Any) -> Place:
 
 
 def _embedding(follower: Follower, node: Node, index: Index) -> Node:
-    arguments = dict(zip(("input", "weight"), node.args, strict=False)) | node.kwargs
+    names = ("input", "weight", "padding_idx", "max_norm")
+    arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
     table = arguments.get("weight")
     where = arguments.get("input")
     if not is_tensor(table) or not is_tensor(where):
         raise Unproven("an embedding of an unusual form")
-    if value(where).dtype not in (torch.int32, torch.int64):
-        raise Unproven("an index that is no position")
-    row = follower.visit(where, index[:-1], node)
+    if arguments.get("max_norm") is not None:
+        raise Unproven("an embedding that writes to its table")
+    rows = value(table).shape[0]
+    row = follower.index_step(where, index[:-1], rows, node, wraps=False)
     return follower.visit(table, (row, index[-1]), node)
 
 
@@ -114,7 +116,7 @@ def _index_select(follower: Follower, node: Node, index: Index) -> Node:
     source, where = arguments["input"], arguments["index"]
     dim = arguments["dim"] % value(source).ndim
     own = (index[dim],) if value(where).ndim else ()
-    row = follower.index_step(where, own, value(source).shape[dim], node)
+    row = follower.index_step(where, own, value(source).shape[dim], node, wraps=False)
     return follower.visit(source, (*index[:dim], row, *index[dim + 1 :]), node)
 
 
