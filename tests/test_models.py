@@ -1,8 +1,13 @@
-"""Real models, in small: every attention is rewritten, and numbers stay near to fp64."""
+"""Real models, in small: every attention is rewritten, and numbers stay near to fp64.
+
+Triton's interpreter is slow: of the models by generated kernels, one of a kind, most of them in
+training. `FUSER_EVERY=1` takes all, in both modes and in bf16.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import pytest
@@ -13,6 +18,7 @@ from fuser.graph.view import GraphView
 from fuser.transform import bodies
 from tests.compiled import Run, assert_near, compiled, run, wide
 from tests.inner import CATCH, CATCH_EAGER, caught
+from tests.lowering.generated import FACTOR
 from tests.models import CASES, ModelCase, experts
 
 FORMS = [(name, form) for name, case in CASES.items() for form in case.implementations]
@@ -20,6 +26,23 @@ TRAINED = [(name, form) for name, form in FORMS if not CASES[name].random_in_tra
 # Routing is a step function: in bf16 the rounding of one attention sends a token to another expert,
 # in eager too (Mixtral: 0.04 from fp64 with `eager` attention, 0.57 with `sdpa`).
 SMOOTH = [(name, form) for name, form in FORMS if CASES[name] not in experts.CASES]
+TRITON = {"fuser.lowering": "triton"}
+REFERENCE = {"fuser.lowering": "reference"}
+EVERY = os.environ.get("FUSER_EVERY") == "1"
+OF_A_KIND = {
+    False: ("llama-left-padded", "mpt", "llama4", "whisper", "timm-swin", "unet", "dit"),
+    True: ("gemma2", "falcon-alibi", "gpt-oss", "deepseek-v3", "deberta-v2", "t5-padded", "sam"),
+}
+"""By whether they are trained."""
+GENERATED = [
+    (name, form, dtype, grad)
+    for forms, dtype, grad in (
+        (FORMS, torch.float32, False), (TRAINED, torch.float32, True),
+        (SMOOTH, torch.bfloat16, False),
+    )
+    for name, form in forms
+    if EVERY or (form == "eager" and dtype is torch.float32 and name in OF_A_KIND[grad])
+]  # fmt: skip
 pytestmark = [
     # what Dynamo says of the libraries' own code: BLOOM's autograd.Function, cached helpers, and
     # Switch, whose gradients are looked at where the graph breaks
@@ -49,13 +72,16 @@ def _exact(case: ModelCase, model: nn.Module) -> nn.Module:
     return Outputs(case, model)
 
 
-def _check(name: str, form: str, dtype: torch.dtype, grad: bool) -> Run:
-    case = CASES[name]
-    model = case.build(form).to(dtype).train(grad)
-    inputs = {
+def _inputs(case: ModelCase, dtype: torch.dtype) -> dict[str, Any]:
+    return {
         key: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
         for key, x in case.inputs().items()
     }
+
+
+def _check(name: str, form: str, dtype: torch.dtype, grad: bool) -> Run:
+    case = CASES[name]
+    model, inputs = case.build(form).to(dtype).train(grad), _inputs(case, dtype)
     eager = run(Outputs(case, model), (), inputs, grad=grad)
     exact = run(_exact(case, model), (), wide(inputs), grad=grad)
     graphs = caught()
@@ -98,3 +124,22 @@ def test_training(name: str, form: str) -> None:
 @pytest.mark.parametrize(("name", "form"), SMOOTH[::2])
 def test_inference_in_half_precision(name: str, form: str) -> None:
     _check(name, form, torch.bfloat16, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "dtype", "grad"),
+    GENERATED,
+    ids=["-".join((n, f, "training" if g else "inference", str(d))) for n, f, d, g in GENERATED],
+)
+def test_generated_kernels(name: str, form: str, dtype: torch.dtype, grad: bool) -> None:
+    """All attentions by them, in Triton's interpreter, beside the reference."""
+    case = CASES[name]
+    model, inputs = case.build(form).to(dtype).train(grad), _inputs(case, dtype)
+    exact = run(_exact(case, model), (), wide(inputs), grad=grad)
+    ours = compiled(Outputs(case, model), (), inputs, grad=grad, **TRITON)
+    theirs = compiled(Outputs(case, model), (), inputs, grad=grad, **REFERENCE)
+    assert_near(ours, theirs, exact, factor=FACTOR)
+    assert ours.rewrites() == theirs.rewrites()
+    assert ours.rewrites() == case.attentions or form == "sdpa"
+    assert {r.lowering for r in ours.record.rewritten} <= {"triton, interpreted"}
+    assert ours.record.failures == []
