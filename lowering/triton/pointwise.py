@@ -81,6 +81,8 @@ def _gathered(site: Site) -> Value:
     table, *indices = site.gathered
     terms = [f"{i.text} * {table.text}_{dim}" for dim, i in enumerate(indices)]
     widen = ".to(tl.float32)" if held(site.dtype) != site.dtype else ""
+    if site.dtype is torch.bool:  # the pointer may be one to bytes
+        widen = " != 0"
     return site.exact(f"tl.load({' + '.join([table.text, *terms])}){widen}")
 
 

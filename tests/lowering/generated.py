@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,10 +93,14 @@ def operands(
     )
 
 
-def generated(of: AttentionSpec, x: Operands, seed: Tensor | None = None) -> Tensor:
+def generated(
+    of: AttentionSpec, x: Operands, seed: Tensor | None = None, *, atomics: bool = False
+) -> Tensor:
     """By the operator, in Triton's interpreter."""
     text = of.to_text()
-    return torch.ops.fuser.generated_attention(x.q, x.k, x.v, x.captured, seed, text, "")[0]
+    return torch.ops.fuser.generated_attention(x.q, x.k, x.v, x.captured, seed, text, "", atomics)[
+        0
+    ]
 
 
 def reference(of: AttentionSpec, x: Operands) -> Tensor:
@@ -115,9 +120,9 @@ def outcome(
     return Run([out.detach()], list(zeros))
 
 
-def check(of: AttentionSpec, x: Operands) -> Run:
+def check(of: AttentionSpec, x: Operands, *, atomics: bool = False) -> Run:
     """As near to fp64 as the reference, with NaN in the same places; gradients included."""
-    ours = outcome(generated, of, x)
+    ours = outcome(partial(generated, atomics=atomics), of, x)
     exact = Operands(*(wide(part) for part in (x.q, x.k, x.v, x.captured)))
     assert_near(ours, outcome(reference, of, x), outcome(reference, of, exact), factor=FACTOR)
     return ours

@@ -8,6 +8,7 @@ where autograd takes a part they are on `meta`, as a torch without CUDA has no e
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -56,6 +57,7 @@ class Case:
         self,
         of: AttentionSpec,
         *captured: Sequence[int],
+        captured_dtype: torch.dtype = HALF,
         batch: int = 8,
         heads: int = 16,
         kv: int = 16,
@@ -63,7 +65,9 @@ class Case:
         keys: int = 256,
         device: str = "cuda",
         dynamic: bool = False,
+        atomics: bool = False,
     ) -> None:
+        self.atomics = atomics
         self.shape_env = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.shape_env)
         self.device = torch.device(device, 0 if device == "cuda" else None)
@@ -73,7 +77,7 @@ class Case:
         self.rows = (batch, heads, rows)
         self.q = self.tensor(*self.rows, 64)
         self.k, self.v = (self.tensor(batch, kv, keys, 64) for _ in range(2))
-        self.captured = [self.tensor(*shape) for shape in captured]
+        self.captured = [self.tensor(*shape, dtype=captured_dtype) for shape in captured]
         self.seed = self.tensor(1, dtype=torch.int64) if of.dropout else None
 
     def _symbol(self, hint: int) -> Any:
@@ -97,7 +101,7 @@ class Case:
             "q": [inputs[0]], "k": [inputs[1]], "v": inputs[2],
             "captured": [*inputs[3 : 3 + count]],
             "seed": inputs[3 + count] if len(inputs) > 3 + count else None,
-            "spec": self.text, "origin": "a test", **more,
+            "spec": self.text, "origin": "a test", "atomics": self.atomics, **more,
         }  # fmt: skip
         rest = [given.get(a.name, False) for a in function._schema.arguments[len(first) :]]
         return function(*first, *rest)
@@ -110,7 +114,7 @@ class Case:
         """Launches of the operator that computes gradients, alone."""
         grad, out = self.tensor(*self.rows, 64), self.tensor(*self.rows, 64)
         saved = [grad, out, *(self.tensor(*self.rows, dtype=FP32) for _ in range(2))]
-        needs = [True] * (3 + len(self.captured))
+        needs = [x.is_floating_point() for x in (self.q, self.k, self.v, *self.captured)]
 
         def function(*x: Tensor) -> Any:
             return self.call("generated_attention_backward", x[4:], *x[:4], needs=needs)
@@ -188,11 +192,16 @@ def plus(s0: Tensor, c0: Tensor) -> Tensor:
     return s0 * 0.125 + c0
 
 
+def hidden(s0: Tensor, c0: Tensor) -> Tensor:
+    return torch.where(c0, s0 * 0.125, -math.inf)
+
+
 def main() -> None:
     pretend()
     causal = spec(mask=lambda iq, ik: ik <= iq, dtype=HALF)
     biased, dropped = spec(plus, dtype=HALF), spec(dropout=0.1, dtype=HALF)
-    bias = (1, 16, 256, 256)
+    masked = spec(hidden, dtype=HALF)
+    bias, mask = (1, 16, 256, 256), (8, 1, 2048, 2048)
     found = {
         "forward": Case(causal).forward(),
         "forward, grouped": Case(causal, kv=4).forward(),
@@ -202,6 +211,11 @@ def main() -> None:
         "training": Case(causal, device="meta").training(),
         "training, bias": Case(biased, bias, device="meta").training(),
         "training, dropout": Case(dropped, device="meta").training(),
+        "table": Case(masked, mask, rows=2048, keys=2048, captured_dtype=torch.bool).forward(),
+        "backward, table": Case(
+            masked, mask, rows=2048, keys=2048, captured_dtype=torch.bool
+        ).backward(),
+        "backward, atomics": Case(causal, atomics=True).backward(),
         "dynamic forward": Case(causal, dynamic=True).forward(),
         "dynamic backward": Case(causal, dynamic=True).backward(),
         "dynamic training": Case(causal, device="meta", dynamic=True).training(),

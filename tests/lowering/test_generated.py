@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
+from fuser.lowering.attention.generated.catalogue import recording
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
 
 torch.fx.wrap("gather")
@@ -217,14 +220,16 @@ class Largest(TorchDispatchMode):
 
 
 def test_nothing_of_queries_times_keys_is_made() -> None:
-    from fuser.lowering.attention.generated import launch
+    from fuser.lowering.attention.generated.problem import problem
+    from fuser.lowering.attention.generated.run_backward import backward
+    from fuser.lowering.attention.generated.run_forward import forward
 
     x = operands((4, 1, 1), batch=1, rows=130, keys=130, features=8)
     text = spec(plus, mask=MASKS["causal"]).to_text()
     with torch.no_grad(), Largest() as largest:
-        of = launch.problem(x.q, x.k, x.v, x.captured, None, text, "")
-        out, row_max, row_sum = launch.forward(of)
-        launch.backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
+        of = problem(x.q, x.k, x.v, x.captured, None, text, "")
+        out, row_max, row_sum = forward(of)
+        backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
     assert largest.bytes == out.nbytes < 130 * 130 * 4
 
 
@@ -232,6 +237,33 @@ def test_gradients_are_the_same_in_every_run() -> None:
     of, x = spec(plus, mask=MASKS["causal"]), operands((4, 20, 28))
     first, second = outcome(generated, of, x), outcome(generated, of, x)
     assert all(torch.equal(a, b) for a, b in zip(first.grads, second.grads, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("score", "shapes", "fields"),
+    [
+        (lambda s0: s0 * 0.3, (), {"mask": MASKS["causal"]}),
+        (lambda s0, c0: s0 * c0, ((4, 1, 1),), {}),
+        (lambda s0, c0: torch.exp(s0 * 0.1) + c0, ((2, 4, 20, 1),), {"sink": "0"}),
+        (lambda s0, s1, c0: (s0 + s1) * c0, ((),), {}),
+    ],
+    ids=["causal", "scale", "unbounded", "products"],
+)
+def test_atomics(
+    score: object, shapes: tuple[tuple[int, ...], ...], fields: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """What queries own is added up by the programs that own keys; other gradients are the same."""
+    of = spec(score, dtype=dtype, **fields)  # type: ignore[arg-type]
+    x = operands(*shapes, products=of.contractions, dtype=dtype)
+    check(of, x, atomics=True)
+
+
+def test_atomics_take_one_kernel() -> None:
+    of, x = spec(plus, mask=MASKS["causal"]), operands((2, 4, 20, 1))
+    with recording() as entries:
+        outcome(partial(generated, atomics=True), of, x)
+    assert [e.stage for e in entries.values()] == ["forward", "keys"]
 
 
 class TestDropout:
@@ -281,7 +313,7 @@ class TestDropout:
 def test_opcheck(rows: int) -> None:
     x = operands((4, 1, 1), rows=rows, keys=100)
     for of, seed in ((spec(plus), None), (spec(plus, dropout=0.2), torch.tensor([3]))):
-        args = (x.q, x.k, x.v, x.captured, seed, of.to_text(), "")
+        args = (x.q, x.k, x.v, x.captured, seed, of.to_text(), "", False)
         torch.library.opcheck(torch.ops.fuser.generated_attention.default, args)
         detached = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, args)
         torch.library.opcheck(torch.ops.fuser.interpreted_attention.default, detached)

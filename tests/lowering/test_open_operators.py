@@ -17,6 +17,7 @@ FORWARD = [("forward_kernel", ["out", *STATISTICS])]
 SPLIT = [("split_kernel", ["part", "part_max", "part_sum"]), ("combine_kernel", FORWARD[0][1])]
 BACKWARD = [("rows_kernel", ["dq0"]), ("keys_kernel", ["dk0", "dv"])]
 BIAS = [*BACKWARD, ("tiles_kernel", ["dc0"])]
+TABLE = ("table_kernel", ["dead", "kinds"])
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,9 @@ def written(launches: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("decoding", SPLIT),
         ("backward", BACKWARD),
         ("backward, bias", BIAS),
+        ("table", [TABLE, *FORWARD]),
+        ("backward, table", [TABLE, BACKWARD[0], TABLE, BACKWARD[1]]),
+        ("backward, atomics", [("keys_kernel", ["dk0", "dq0", "dv"])]),
         ("dynamic forward", FORWARD),
         ("dynamic backward", BACKWARD),
     ],

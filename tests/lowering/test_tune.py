@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fuser import measure
 from fuser.errors import FuserWarning
 from fuser.graph.program import IDENTITY_TEXT, Program
-from fuser.lowering.attention.generated import config, launch, tune
+from fuser.lowering.attention.generated import config, problem, tune
 from fuser.lowering.attention.generated.catalogue import CAUSAL, SOFTCAP
 from fuser.lowering.attention.generated.config import INTERPRETER, SHAPES, TARGETS, Config
 from fuser.lowering.attention.generated.layout import Captured, Layout, Operand
@@ -71,7 +71,7 @@ def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(measure, "is_measurable", lambda device: True)
     monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(measure, "_known", {})
-    monkeypatch.setattr(launch, "choose", wired)
+    monkeypatch.setattr(problem, "choose", wired)
     with measure.autotuning(True):
         yield
 
@@ -111,14 +111,14 @@ def test_stages_with_captured_gradients(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_every_stage_is_cut_as_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     cut: list[tuple[str, Config]] = []
-    original = launch.Problem.launch
+    original = problem.Problem.launch
 
     def noted(self: Any, stage: str, arguments: Any, grid: Any, config: Config, *rest: Any,
               **numbers: int) -> None:  # fmt: skip
         cut.append((stage, config))
         original(self, stage, arguments, grid, config, *rest, **numbers)
 
-    monkeypatch.setattr(launch.Problem, "launch", noted)
+    monkeypatch.setattr(problem.Problem, "launch", noted)
     clock(monkeypatch, float)
     lookup("keys")
     tried = tune.neighbours(LAYOUT, "keys", HOPPER, rows=33)

@@ -4,10 +4,10 @@ layout      what the text of a kernel depends on
 tile        what every kernel writes for one tile of scores
 forward     online softmax; `combine` adds up its parts where the keys are split
 backward    gradients, everything of a tile recomputed
-bounds      which tiles are visited, and which of them need no mask
+bounds      which tiles are visited, and which of them need no mask; `block_table`, by data
 config      how a kernel is cut
 build       from a layout to kernels
-launch      from operands to results
+problem     an attention with its operands, and launches; `run_forward` and `run_backward`
 operator    `fuser::generated_attention`
 lowering    the lowering that puts it there
 """

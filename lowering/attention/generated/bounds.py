@@ -5,6 +5,8 @@ those inside of which everything is. Here that becomes loops over whole tiles:
 
     low ...... full_low ============ full_high ...... high
       masked            not masked             masked, and the end
+
+Where data decides, `block_table` has listed the tiles before.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Loop:
         edges: positions of a tile may lie outside of the tensors.
         masked: the mask of the spec may leave some of a tile out.
         about: what these tiles are.
+        listed: the range is one of places in a list of tiles, which `block_table` makes.
     """
 
     first: str
@@ -42,6 +45,20 @@ class Loop:
     edges: bool
     masked: bool
     about: str
+    listed: bool = False
+
+
+def listed(layout: Layout, what: str) -> tuple[Loop, ...]:
+    """Loops over the tiles that a table lists."""
+    found = layout.visible
+    assert found is not None
+    masked = layout.spec.mask is not None
+    if not (masked and found.in_mask):
+        return (Loop("0", "visited", True, masked, f"tiles of {what} that are seen", True),)
+    return (
+        Loop("0", "partial", True, True, f"tiles of {what} that are seen in part", True),
+        Loop("partial", "visited", False, False, f"tiles of {what} that are seen whole", True),
+    )
 
 
 def keys_of_rows(

@@ -10,6 +10,7 @@ from fuser.torch_private import differentiable, eager_world
 
 from ...triton.kernel import Kernel
 from .backward import Needs, delta_text, keys_text, rows_text, tiles_text
+from .block_table import table_text
 from .combine import combine_text
 from .config import Config
 from .forward import forward_text
@@ -18,7 +19,7 @@ from .layout import Layout
 
 STAGES: dict[str, Callable[..., KernelText]] = {
     "forward": forward_text, "combine": combine_text, "delta": delta_text, "rows": rows_text,
-    "keys": keys_text, "tiles": tiles_text,
+    "keys": keys_text, "tiles": tiles_text, "table": table_text,
 }  # fmt: skip
 """What a kernel of an attention is for."""
 

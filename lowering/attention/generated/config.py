@@ -101,6 +101,7 @@ def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
         return INTERPRETED
     if stage == "combine":
         return COMBINING
+    stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
     shapes = DECODING if stage == "forward" and rows <= 16 else SHAPES[stage]
     for config in shapes:
         if _fits(stage, layout, config, target):

@@ -14,24 +14,29 @@ import torch
 
 from ...triton.kernel import pointer
 from .bounds import Loop, keys_of_rows
-from .kernel_text import KernelText, row_statistics
+from .kernel_text import KernelText, lists_of_tiles, row_statistics
 from .layout import Layout
 from .tile import chunks
 
 
-def forward_text(layout: Layout, packed: bool = False, split: bool = False) -> KernelText:
+def forward_text(
+    layout: Layout, packed: bool = False, split: bool = False, listed: bool = False
+) -> KernelText:
     """The kernel `(q, k, v, captured) -> out, m, l`, or the same in parts.
 
     Args:
         layout: what it is specialised on.
         packed: a tile's rows are the queries of all heads that share a key head.
         split: the keys are cut into `SPLITS` parts; results are partial, in fp32.
+        listed: the tiles that a program visits come from a table.
     """
     if split:
         fp32 = pointer(torch.float32)
         results = (("part", fp32, "sbhmd"), ("part_max", fp32, "sbhm"), ("part_sum", fp32, "sbhm"))
     else:
         results = (("out", pointer(layout.spec.dtype), "bhmd"), *row_statistics())
+    if listed:
+        results = (*results, *lists_of_tiles(layout))
     text = KernelText(
         "split_kernel" if split else "forward_kernel",
         layout,
@@ -41,13 +46,14 @@ def forward_text(layout: Layout, packed: bool = False, split: bool = False) -> K
         ("SPLITS",) if split else (),
         packed,
     )  # fmt: skip
-    _Forward(text, split).write()
+    _Forward(text, split, listed).write()
     return text
 
 
 class _Forward:
-    def __init__(self, text: KernelText, split: bool) -> None:
-        self.text, self.layout, self.tile, self.split = text, text.layout, text.tile, split
+    def __init__(self, text: KernelText, split: bool, listed: bool) -> None:
+        self.text, self.layout, self.tile = text, text.layout, text.tile
+        self.split, self.listed = split, listed
         self.line = text.body
         self.count = len(chunks(self.layout.v.features))
 
@@ -66,7 +72,10 @@ class _Forward:
             line("per_part = tl.cdiv(tl.cdiv(SK, SPLITS), BLOCK_N) * BLOCK_N")
             line("part_low = tl.minimum(part_id * per_part, SK)")
             line("part_high = tl.minimum((part_id + 1) * per_part, SK)")
-        visited = keys_of_rows(line, layout, packed=tile.packed, split=self.split)
+        if self.listed:
+            visited = self.text.listed_tiles("keys")
+        else:
+            visited = keys_of_rows(line, layout, packed=tile.packed, split=self.split)
         if layout.two_passes:
             self.text.loops_over_keys(visited, self._sum)
             self.text.inverse_sums()

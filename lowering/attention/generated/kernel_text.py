@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from ...triton.kernel import pointer
 from ...triton.source import Source
-from .bounds import Loop
+from .bounds import Loop, listed
 from .layout import Layout, tensors
 from .tile import TileWriter, chunks
 
@@ -132,24 +133,31 @@ class KernelText:
         self.store_rows("row_max", "m")
         self.store_rows("row_sum", "l")
 
+    def listed_tiles(self, what: str) -> tuple[Loop, ...]:
+        """Loops over the keys, or queries, that tile `block` of this program visits by a table."""
+        for name, source in (("listed", "order"), ("many", "counts")):
+            along = [f"{a} * {source}_{a}" for a in self.layout.visible_axes]
+            self.body(f"{name} = {' + '.join([source, *along, f'block * {source}_t'])}")
+        self.body("partial = tl.load(many)")
+        self.body("visited = tl.load(many + 1)")
+        return listed(self.layout, what)
+
     def loops_over_keys(self, loops: Iterable[Loop], body: Callable[[Loop], None]) -> None:
         """Tiles of keys: whole ones without a mask, those on an edge with it."""
         for loop in loops:
             self.body(f"# {loop.about}")
-            with self.body.block(f"for start_n in range({loop.first}, {loop.end}, BLOCK_N):"):
-                with self.tile.tile():
-                    self.body("ik = start_n + keys")
-                    self.body("first_key = tl.cast(start_n, tl.int64)")
-                    body(loop)
+            with self._loop("start_n", "BLOCK_N", loop):
+                self.body("ik = start_n + keys")
+                self.body("first_key = tl.cast(start_n, tl.int64)")
+                body(loop)
 
     def loops_over_rows(self, loops: Iterable[Loop], body: Callable[[Loop], None]) -> None:
         """Tiles of queries of one head `h`."""
         for loop in loops:
             self.body(f"# {loop.about}")
-            with self.body.block(f"for start_m in range({loop.first}, {loop.end}, BLOCK_M):"):
-                with self.tile.tile():
-                    self._rows_at()
-                    body(loop)
+            with self._loop("start_m", "BLOCK_M", loop):
+                self._rows_at()
+                body(loop)
 
     def loops_over_heads(self, loops: Iterable[Loop], body: Callable[[Loop], None]) -> None:
         """Tiles of queries of all heads that share a key head, in one loop: two nested ones would
@@ -160,12 +168,36 @@ class KernelText:
             return
         for loop in loops:
             self.body(f"# {loop.about} of every head")
-            self.body(f"count = tl.cdiv({loop.end} - {loop.first}, BLOCK_M)")
-            with self.body.block("for step in range(GROUP * count):"), self.tile.tile():
-                self.body("h = hk * GROUP + step // count")
-                self.body(f"start_m = {loop.first} + step % count * BLOCK_M")
-                self._rows_at()
-                body(loop)
+            size = f"{loop.end} - {loop.first}"
+            self.body(f"count = {size if loop.listed else f'tl.cdiv({size}, BLOCK_M)'}")
+            with self.body.block(f"for step in {self._range('0', 'GROUP * count')}:"):
+                with self.tile.tile():
+                    self.body("h = hk * GROUP + step // count")
+                    if loop.listed:
+                        at = f"listed + {loop.first} + step % count"
+                        self.body(f"start_m = tl.load({at}) * BLOCK_M")
+                    else:
+                        self.body(f"start_m = {loop.first} + step % count * BLOCK_M")
+                    self._rows_at()
+                    body(loop)
+
+    @contextmanager
+    def _loop(self, start: str, block: str, loop: Loop) -> Generator[None]:
+        """Over the first positions of tiles, which are counted or read from a list."""
+        if loop.listed:
+            with self.body.block(f"for at in {self._range(loop.first, loop.end)}:"):
+                self.body(f"{start} = tl.load(listed + at) * {block}")
+                with self.tile.tile():
+                    yield
+        else:
+            with self.body.block(f"for {start} in {self._range(loop.first, loop.end, block)}:"):
+                with self.tile.tile():
+                    yield
+
+    def _range(self, *bounds: str) -> str:
+        if self.layout.warp_specialize:
+            return f"tl.range({', '.join(bounds)}, warp_specialize=True)"
+        return f"range({', '.join(bounds)})"
 
     def _rows_at(self) -> None:
         self.body("iq = start_m + rows")
@@ -210,6 +242,12 @@ def header(layout: Layout, origin: str, functions: Iterable[str]) -> str:
     if used:
         write(f"from fuser.lowering.triton.functions import {', '.join(used)}")
     return write.text.replace("torch.", "")
+
+
+def lists_of_tiles(layout: Layout) -> tuple[tuple[str, str, str], ...]:
+    """For every tile, the tiles that it visits, and how many of them: see `block_table`."""
+    letters, whole = layout.visible_axes + "t", pointer(torch.int32)
+    return (("order", whole, letters), ("counts", whole, letters))
 
 
 def row_statistics() -> tuple[tuple[str, str, str], ...]:

@@ -14,6 +14,7 @@ from fuser.specs import AttentionSpec
 from ...triton.kernel import pointer
 from ...triton.trace import Input
 from ..dtypes import narrower, rounds_coarsely, widened
+from ..visible import Visible, visible
 from .numerics import is_bounded, is_linear, overflows, tables_of
 
 AXES = "bhqk"
@@ -66,6 +67,10 @@ class Layout:
     interpreted: bool = False
     precision: str = "ieee"
     """Of products in fp32: `ieee` or `tf32`."""
+    tma: bool = False
+    """q, k, v and the gradient of the result are loaded through tensor descriptors."""
+    warp_specialize: bool = False
+    """Warps of a program share the work of a loop by what they do, not by what they do it to."""
 
     @property
     def products(self) -> range:
@@ -111,6 +116,35 @@ class Layout:
         """
         floats = any(c.dtype.is_floating_point and c.rank < 0 for c in self.captured)
         return not floats and not self.faithful and is_bounded(self.score)
+
+    @property
+    def visible(self) -> Visible | None:
+        """What data decides of which scores count, where whole tiles may not.
+
+        A bias of floating-point numbers for every query and key is not read for it: it would be
+        read twice, and rarely hides anything.
+        """
+        if self.two_passes:  # what `probs` makes of a zero may be no zero
+            return None
+        biases = {
+            f"c{i}"
+            for i, c in enumerate(self.captured)
+            if c.dtype.is_floating_point and {"q", "k"} <= set(c.axes)
+        }
+        found = visible(self.score, self.spec.mask, frozenset(biases))
+        if found is None:
+            return None
+        read = [self.captured[i] for i in found.captured]
+        return found if any(c.rank >= 0 or set(c.axes) & {"q", "k"} for c in read) else None
+
+    @property
+    def visible_axes(self) -> str:
+        """Those of batch and head, as letters, along which `visible` differs."""
+        found = self.visible
+        names = [] if found is None else found.condition.inputs
+        read = {POSITIONS.get(name, "") for name in names}
+        read |= {a for n in names if n[0] == "c" for a in self.captured[int(n[1:])].axes}
+        return "".join(a for a in "bh" if a in read)
 
     def input(self, name: str) -> Input:
         """How an input of a program looks to the tracer."""

@@ -53,7 +53,7 @@ class GeneratedAttention(Lowering):
         def emit(builder: Builder) -> Node:
             function = torch.ops.fuser.generated_attention.default
             used = absorbed if is_alive(absorbed) else call
-            out = emit_operator(builder, used, function, context.origin)
+            out = emit_operator(builder, used, function, context.origin, False)
             return builder.call(operator.getitem, out, 0)
 
         why = "the program is printed into a kernel"
@@ -69,7 +69,7 @@ def _unavailable(context: Context) -> str:
         return "triton is not installed"
     device = context.device.type
     if device == "cpu":
-        from .launch import interpreting
+        from .problem import interpreting
 
         return "" if interpreting() else "on a CPU it needs TRITON_INTERPRET=1 in the environment"
     return "" if device == "cuda" else f"it knows GPUs of CUDA and ROCm, not {device!r}"

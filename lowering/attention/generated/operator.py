@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import launch
+from .problem import problem, spec_of
+from .run_backward import backward
+from .run_forward import forward
 
 _OPERANDS = (
-    "Tensor[] q, Tensor[] k, Tensor v, Tensor[] captured, Tensor? seed, str spec, str origin"
+    "Tensor[] q, Tensor[] k, Tensor v, Tensor[] captured, Tensor? seed, str spec, str origin, "
+    "bool atomics"
 )
 _RESULTS = "Tensor, Tensor, Tensor"
 _SAVED = "Tensor grad, Tensor out, Tensor row_max, Tensor row_sum"
@@ -29,16 +32,22 @@ _SAVED = "Tensor grad, Tensor out, Tensor row_max, Tensor row_sum"
 )
 def interpreted_attention(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`generated_attention` in Triton's interpreter."""
-    return launch.forward(launch.problem(*operands))
+    return forward(problem(*operands))
 
 
 @interpreted_attention.register_fake
 def _(
-    q: Sequence[Tensor], k: Sequence[Tensor], v: Tensor, captured: Any, seed: Any, spec: str, _: str
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    v: Tensor,
+    captured: Any,
+    seed: Any,
+    spec: str,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = q[0].shape[:3]
     row_max, row_sum = (v.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    out = v.new_empty(*rows, v.shape[-1], dtype=launch.result_dtype(spec))
+    out = v.new_empty(*rows, v.shape[-1], dtype=spec_of(spec).dtype)
     return out, row_max, row_sum
 
 
@@ -51,7 +60,7 @@ def _(
 def interpreted_attention_backward(*arguments: Any) -> list[Tensor]:
     """`generated_attention_backward` in Triton's interpreter."""
     *saved, needs = arguments
-    return launch.backward(launch.problem(*saved[4:]), *saved[:4], needs)
+    return backward(problem(*saved[4:]), *saved[:4], needs)
 
 
 @interpreted_attention_backward.register_fake
@@ -70,6 +79,7 @@ def generated_attention(
     seed: Tensor | None,
     spec: str,
     origin: str,
+    atomics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention as a spec says.
 
@@ -81,14 +91,15 @@ def generated_attention(
         seed: of the dropout, one int64 element.
         spec: text of an `AttentionSpec`.
         origin: pattern and source lines, for the header of generated text.
+        atomics: gradients of queries may be added up in any order, which is another in each run.
 
     Returns:
         `(B, H, Sq, Dv)` in the spec's dtype; and, `(B, H, Sq)` in fp32, the largest score of each
         query and the sum of its exponentials beside it, which the backward starts from.
     """
     if v.device.type == "cpu":
-        return interpreted_attention(q, k, v, captured, seed, spec, origin)
-    return launch.forward(launch.problem(q, k, v, captured, seed, spec, origin))
+        return interpreted_attention(q, k, v, captured, seed, spec, origin, atomics)
+    return forward(problem(q, k, v, captured, seed, spec, origin, atomics))
 
 
 # triton_op reads the signature, whatever schema it is given
@@ -105,17 +116,19 @@ def generated_attention_backward(
     seed: Tensor | None,
     spec: str,
     origin: str,
+    atomics: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of `generated_attention` for q, k, v and captured, where `needs` says so."""
-    saved, operands = (grad, out, row_max, row_sum), (q, k, v, captured, seed, spec, origin)
+    saved = (grad, out, row_max, row_sum)
+    operands = (q, k, v, captured, seed, spec, origin, atomics)
     if v.device.type == "cpu":
         return interpreted_attention_backward(*saved, *operands, needs)
-    return launch.backward(launch.problem(*operands), *saved, needs)
+    return backward(problem(*operands), *saved, needs)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, captured, seed, ctx.spec, ctx.origin = inputs
+    q, k, v, captured, seed, *ctx.rest = inputs
     ctx.counts = (len(q), len(captured))
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output, *q, *k, v, *captured, *([seed] if seed is not None else []))
@@ -130,13 +143,13 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     needs = [x.is_floating_point() and x.requires_grad for x in operands]
     found = generated_attention_backward(
         grad, out, row_max, row_sum, q, k, v, captured, seed[0] if seed else None,
-        ctx.spec, ctx.origin, needs,
+        *ctx.rest, needs,
     )  # fmt: skip
     grads = iter(found)
     full = [next(grads) if n else None for n in needs]
     return (
         full[:products], full[products : 2 * products], full[2 * products],
-        full[2 * products + 1 :], None, None, None,
+        full[2 * products + 1 :], None, None, None, None,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ way around. `TileWriter` knows which, so that the text that it writes broadcasts
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -150,9 +150,16 @@ class TileWriter:
         return self.layout.interpreted and dtype is torch.bfloat16
 
     def store(
-        self, name: str, operand: Operand, at: Place, valid: str, values: Sequence[str]
+        self,
+        name: str,
+        operand: Operand,
+        at: Place,
+        valid: str,
+        values: Sequence[str],
+        *,
+        added: bool = False,
     ) -> None:
-        """Rows of a result, chunk by chunk."""
+        """Rows of a result, chunk by chunk; or `added` to what is there, in any order."""
         for value, (start, size) in zip(values, chunks(operand.features), strict=True):
             along = _along(start, size)
             pointers = f"{at.base(name)} + {at.vector}[:, None] + ({along} * {name}_d)[None, :]"
@@ -161,13 +168,24 @@ class TileWriter:
                 mask += f" & ({along} < {operand.features})[None, :]"
             if self._reads_wide(operand.dtype):
                 value = self._nearest(value)
-            self.write(f"tl.store({pointers}, {value}, mask={mask})")
+            if added:
+                self.write(f'tl.atomic_add({pointers}, {value}, mask={mask}, sem="relaxed")')
+            else:
+                self.write(f"tl.store({pointers}, {value}, mask={mask})")
 
-    def captured(self, available: str, valid_rows: str | None, valid_keys: str | None) -> None:
-        """Loads the captured tensors that vary along `available` axes at most."""
+    def captured(
+        self,
+        available: str,
+        valid_rows: str | None,
+        valid_keys: str | None,
+        only: Collection[int] | None = None,
+    ) -> None:
+        """Loads the captured tensors, or `only` some, that vary along `available` axes at most."""
         for i, captured in enumerate(self.layout.captured):
             name = f"c{i}"
             if name in self._captured or captured.rank >= 0 or set(captured.axes) - set(available):
+                continue
+            if only is not None and i not in only:
                 continue
             over_rows = "q" in captured.axes or (self.packed and "h" in captured.axes)
             over_keys = "k" in captured.axes
@@ -183,10 +201,11 @@ class TileWriter:
                 masks.append(self.rows(valid_rows) if both else valid_rows)
             if over_keys and valid_keys:
                 masks.append(self.keys(valid_keys) if both else valid_keys)
-            other = "False" if captured.dtype is torch.bool else "0"
-            mask = f", mask={' & '.join(masks)}, other={other}" if masks else ""
+            mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
             held = self.layout.held(captured.dtype)
             widen = ".to(tl.float32)" if captured.dtype in (torch.float16, torch.bfloat16) else ""
+            if captured.dtype is torch.bool:  # the pointer may be one to bytes
+                widen = " != 0"
             self.write(f"{name}_value = tl.load({' + '.join(terms)}{mask}){widen}")
             text = f"{name}_value"
             if over_rows != over_keys:

@@ -101,7 +101,7 @@ def _key(
 
 def together(sizes: Mapping[str, int]) -> int:
     """Queries that are rows of one problem: those of all heads that share a key head, if few."""
-    from .launch import PACKED_ROWS
+    from .run_forward import PACKED_ROWS
 
     few = sizes["GROUP"] > 1 and sizes["SQ"] <= PACKED_ROWS
     return sizes["SQ"] * sizes["GROUP"] if few else sizes["SQ"]
@@ -179,13 +179,14 @@ def _runner(
     layout: Layout, stage: str, sizes: Mapping[str, int], device: torch.device
 ) -> Callable[[], object]:
     """Runs one stage, or with others that do not depend on its config, on random operands."""
-    from . import launch
+    from .run_backward import backward
+    from .run_forward import forward
 
     of = _problem(layout, sizes, device)
     if stage == "forward":
-        return partial(launch.forward, of)
+        return partial(forward, of)
     with _trying({}), kernels_launched():
-        out, row_max, row_sum = launch.forward(of)
+        out, row_max, row_sum = forward(of)
     grad = torch.randn_like(out)
     count, captured = len(of.q), len(of.captured)
     floating = [c.dtype.is_floating_point for c in layout.captured]
@@ -199,11 +200,11 @@ def _runner(
         "tiles": [False] * (2 * count + 1) + tiles,
         "delta": [False] * (2 * count + 1) + rows,
     }[stage]
-    return lambda: launch.backward(of, grad, out, row_max, row_sum, wanted)
+    return lambda: backward(of, grad, out, row_max, row_sum, wanted)
 
 
 def _problem(layout: Layout, sizes: Mapping[str, int], device: torch.device) -> Any:
-    from .launch import Problem
+    from .problem import Problem, target_of
 
     batch, heads, key_heads = sizes["B"], sizes["H"], sizes["HKV"]
     rows, keys = sizes["SQ"], sizes["SK"]
@@ -224,4 +225,4 @@ def _problem(layout: Layout, sizes: Mapping[str, int], device: torch.device) -> 
         for c in layout.captured
     ]
     seed = torch.zeros(1, dtype=torch.int64, device=device) if layout.spec.dropout else None
-    return Problem(layout, q, k, v, captured, seed, "")
+    return Problem(layout, q, k, v, captured, seed, "", target_of(device))

@@ -1,0 +1,171 @@
+"""The backward: gradients of q, k, v and captured tensors, by the kernels that own their tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backward import Needs
+from .layout import AXES
+from .problem import Arguments, Problem, tiles
+
+
+def backward(
+    of: Problem, grad: Tensor, out: Tensor, row_max: Tensor, row_sum: Tensor, wanted: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of q, k, v and captured, in this order, where wanted."""
+    count = len(of.q)
+    spec = of.layout.spec
+    captured = [i for i, w in enumerate(wanted[2 * count + 1 :]) if w]
+    read = {*spec.score.inputs, *spec.probs.inputs}
+    needs = Needs(
+        any(wanted[:count]),
+        any(wanted[count : 2 * count]),
+        wanted[2 * count],
+        tuple(c for c in captured if f"c{c}" in read),
+        spec.sink in {f"c{c}" for c in captured},
+        of.atomics,
+    )
+    return _Backward(of, grad, out, row_max, row_sum, needs).run(wanted, captured)
+
+
+class _Backward:
+    def __init__(
+        self,
+        of: Problem,
+        grad: Tensor,
+        out: Tensor,
+        row_max: Tensor,
+        row_sum: Tensor,
+        needs: Needs,
+    ) -> None:
+        self.of, self.grad, self.needs = of, grad, needs
+        self.over_rows, self.over_keys = needs.over_rows(of.layout), needs.over_keys(of.layout)
+        self.row_max, self.row_sum = row_max, row_sum
+        self.delta = self._delta(out)
+
+    def run(self, wanted: Sequence[bool], captured: Sequence[int]) -> list[Tensor]:
+        of, needs = self.of, self.needs
+        dk = [x.new_empty(x.shape) for x in of.k if needs.k]
+        dv = of.v.new_empty(of.v.shape)
+        grads: dict[int, Tensor] = {}
+        rows_wanted = bool(needs.q or self.over_rows)
+        keys_wanted = bool(needs.k or needs.v or self.over_keys)
+        dq, sums = self._of_queries() if rows_wanted else ([], {})
+        if rows_wanted and not needs.atomics:
+            self._rows(dq, sums)
+        if keys_wanted or (rows_wanted and needs.atomics):
+            grads.update(self._keys(dk, dv, dq, sums))
+        grads.update({c: x[..., None].sum_to_size(of.captured[c].shape) for c, x in sums.items()})
+        for c in needs.over_tiles(of.layout):
+            grads[c] = self._tiles(c)
+        if needs.sink:
+            c = int(of.layout.spec.sink[1:])
+            own = self._sink(of.captured[c])
+            grads[c] = own + grads[c] if c in grads else own
+        for c in captured:
+            if c not in grads:
+                grads[c] = torch.zeros_like(of.captured[c])
+        full = [
+            *(dq or of.q), *(dk or of.k), dv,
+            *(grads.get(c, x) for c, x in enumerate(of.captured)),
+        ]  # fmt: skip
+        operands = [*of.q, *of.k, of.v, *of.captured]
+        return [g.to(x.dtype) for g, x, w in zip(full, operands, wanted, strict=True) if w]
+
+    def _of_queries(self) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Where tiles of queries put what they own: dq, and sums over keys for captured tensors."""
+        q = self.of.q if self.needs.q else []
+        if self.needs.atomics:
+            dq = [x.new_zeros(x.shape, dtype=torch.float32) for x in q]
+            return dq, {c: torch.zeros_like(self.row_max) for c in self.over_rows}
+        dq = [x.new_empty(x.shape) for x in q]
+        return dq, {c: torch.empty_like(self.row_max) for c in self.over_rows}
+
+    def _given(self) -> Arguments:
+        return {
+            "do": (self.grad, "bhmd"), "row_max": (self.row_max, "bhm"),
+            "row_sum": (self.row_sum, "bhm"), "delta": (self.delta, "bhm"),
+        }  # fmt: skip
+
+    def _delta(self, out: Tensor) -> Tensor:
+        """`Σ_keys p dp` of every query: do·out where `probs` is linear.
+
+        Not where out is rounded and a gradient adds up what should cancel, over all keys of a query
+        (a bias that they share, a sink): then it is added up from the same products.
+        """
+        layout = self.of.layout
+        rounded = layout.spec.dtype.itemsize < 4
+        cancels = bool(self.over_rows) or self.needs.sink
+        if not layout.two_passes and not (rounded and cancels):
+            return (self.grad.float() * out.float()).sum(-1)
+        self.delta = torch.empty_like(self.row_max)
+        self._over_rows("delta", (), {})
+        return self.delta
+
+    def _rows(self, dq: Sequence[Tensor], sums: dict[int, Tensor]) -> None:
+        self._over_rows("rows", (self.needs,), self._named(dq, sums))
+
+    def _named(self, dq: Sequence[Tensor], sums: dict[int, Tensor]) -> Arguments:
+        """What tiles of queries own, by the names of arguments."""
+        return {
+            **{f"dq{i}": (x, "bhmd") for i, x in enumerate(dq)},
+            **{f"dc{c}": (x, "bhm") for c, x in sums.items()},
+        }
+
+    def _over_rows(self, stage: str, arguments: tuple[Needs, ...], results: Arguments) -> None:
+        """A kernel whose programs own queries."""
+        of = self.of
+        batch, heads, rows = of.rows
+        config = of.config(stage)
+        listed = of.lists(config, backward=True)
+        grid = (tiles(rows, config.block_m) * batch * heads,)
+        given = {**self._given(), **results, **listed}
+        of.launch(stage, (*arguments, bool(listed)), grid, config, given)
+
+    def _keys(
+        self, dk: Sequence[Tensor], dv: Tensor, dq: Sequence[Tensor], shared: dict[int, Tensor]
+    ) -> dict[int, Tensor]:
+        of = self.of
+        keys = of.sizes["SK"]
+        heads = of.sizes["H" if self.needs.by_head(of.layout) else "HKV"]
+        sums = {c: self.row_max.new_empty(of.rows[0], heads, keys) for c in self.over_keys}
+        config = of.config("keys")
+        listed = of.lists(config, of_keys=True, backward=True)
+        given = {
+            **self._given(),
+            **{f"dk{i}": (x, "bhnd") for i, x in enumerate(dk)},
+            **({"dv": (dv, "bhnd")} if self.needs.v else {}),
+            **{f"dc{c}": (x, "bhn") for c, x in sums.items()},
+            **(self._named(dq, shared) if self.needs.atomics else {}),
+            **listed,
+        }
+        grid = (tiles(keys, config.block_n) * of.rows[0] * of.sizes["HKV"],)
+        of.launch("keys", (self.needs, bool(listed)), grid, config, given)
+        return {c: x[..., None, :].sum_to_size(of.captured[c].shape) for c, x in sums.items()}
+
+    def _tiles(self, c: int) -> Tensor:
+        of = self.of
+        x = of.captured[c]
+        found = x.new_empty(x.shape)
+        axes = of.layout.captured[c].axes
+        batch, heads, rows = of.rows
+        own = (batch if "b" in axes else 1) * (heads if "h" in axes else 1)
+        letters = axes.replace("q", "m").replace("k", "n")
+        strides = found.as_strided(
+            [x.shape[AXES.index(a) - 4] for a in axes],
+            [found.stride(AXES.index(a) - 4) for a in axes],
+        )
+        given = {**self._given(), f"dc{c}": (strides, letters)}
+        config = of.config("tiles")
+        grid = (tiles(rows, config.block_m) * tiles(of.sizes["SK"], config.block_n) * own,)
+        of.launch("tiles", (c,), grid, config, given, REPEATS=batch * heads // own)
+        return found
+
+    def _sink(self, sink: Tensor) -> Tensor:
+        """A sink takes from all keys what it gets: `-p_sink delta`, for every query."""
+        logit = sink.to(torch.float32).expand(*self.of.rows, 1)
+        p = torch.exp(logit - self.row_max[..., None]) / self.row_sum[..., None]
+        return (-p * self.delta[..., None]).sum_to_size(sink.shape)
