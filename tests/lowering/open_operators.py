@@ -217,6 +217,7 @@ def main() -> None:
         ).backward(),
         "backward, atomics": Case(causal, atomics=True).backward(),
         "dynamic forward": Case(causal, dynamic=True).forward(),
+        "dynamic forward, grouped": Case(causal, kv=4, dynamic=True).forward(),
         "dynamic backward": Case(causal, dynamic=True).backward(),
         "dynamic training": Case(causal, device="meta", dynamic=True).training(),
         "cache keys": cache_keys(),

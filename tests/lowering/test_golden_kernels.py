@@ -1,4 +1,4 @@
-"""Whole modules of generated kernels, for five kinds of attention: every kernel that is launched.
+"""Whole modules of generated kernels, for six kinds of attention: every kernel that is launched.
 
 They are launched in Triton's interpreter, and printed as they would be for a GPU.
 """
@@ -32,6 +32,10 @@ def biased(s0: Tensor, c0: Tensor) -> Tensor:
     return s0 * 0.125 + c0
 
 
+def hidden(s0: Tensor, c0: Tensor) -> Tensor:
+    return torch.where(c0, s0 * 0.125, -torch.inf)
+
+
 def causal(iq: Tensor, ik: Tensor) -> Tensor:
     return ik <= iq
 
@@ -47,11 +51,16 @@ class Kind:
     spec: AttentionSpec
     captured: tuple[tuple[int, ...], ...] = ()
     kv: int = 4
+    lengths: tuple[int, int] = (20, 28)
     decodes: bool = False
+    masked: bool = False
 
     def operands(self, rows: int, keys: int) -> Operands:
         sizes = {"batch": 1, "kv": self.kv, "rows": rows, "keys": keys, "features": 64}
-        return operands(*self.captured, **sizes, dtype=HALF)
+        found = operands(*self.captured, **sizes, dtype=HALF)
+        if self.masked:
+            found.captured.append(torch.ones(1, 1, rows, keys, dtype=torch.bool).tril())
+        return found
 
 
 KINDS = {
@@ -59,6 +68,7 @@ KINDS = {
     "softcap_causal_grouped": Kind(spec(softcap, mask=causal, dtype=HALF), kv=2, decodes=True),
     "bias": Kind(spec(biased, dtype=HALF), ((1, 4, 20, 28),)),
     "window_sink": Kind(spec(scaled, mask=window, sink="c0", dtype=HALF), ((1, 4, 1, 1),)),
+    "mask_of_data": Kind(spec(hidden, dtype=HALF), lengths=(128, 128), masked=True),
     "dropout": Kind(spec(scaled, dropout=0.1, dtype=HALF)),
 }
 
@@ -70,7 +80,7 @@ def launched(kind: Kind) -> list[Entry]:
         return generated(of, x, torch.tensor([1]) if of.dropout else None)
 
     with recording() as found:
-        outcome(run, kind.spec, kind.operands(20, 28))
+        outcome(run, kind.spec, kind.operands(*kind.lengths))
         if kind.decodes:
             with torch.no_grad():
                 run(kind.spec, kind.operands(1, 500))
@@ -97,6 +107,6 @@ def test_every_stage_has_a_golden_file() -> None:
     """A stage that no kind above launches would change unseen."""
     files = (accepted.GOLDEN / FOLDER).iterdir()
     lines = "".join(path.read_text(encoding="utf-8") for path in files)
-    kernels = ("forward", "split", "combine", "rows", "keys", "tiles", "delta")
+    kernels = ("forward", "split", "combine", "rows", "keys", "tiles", "delta", "table")
     missing = [k for k in kernels if f"\ndef {k}_kernel(" not in lines]
     assert not missing

@@ -49,6 +49,7 @@ def written(launches: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("backward, table", [TABLE, BACKWARD[0], TABLE, BACKWARD[1]]),
         ("backward, atomics", [("keys_kernel", ["dk0", "dq0", "dv"])]),
         ("dynamic forward", FORWARD),
+        ("dynamic forward, grouped", FORWARD),
         ("dynamic backward", BACKWARD),
     ],
 )
@@ -75,7 +76,9 @@ def test_through_autograd(
     assert written(opened[case]["backward"]) == expected
 
 
-@pytest.mark.parametrize("case", ["dynamic forward", "dynamic backward"])
+@pytest.mark.parametrize(
+    "case", ["dynamic forward", "dynamic forward, grouped", "dynamic backward"]
+)
 def test_a_symbolic_length_stays_one(opened: dict[str, Any], case: str) -> None:
     for launch in opened[case]:
         assert {"SQ", "SK", "q0_h"} <= set(launch["symbolic"])

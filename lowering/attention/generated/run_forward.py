@@ -20,7 +20,7 @@ def forward(of: Problem) -> tuple[Tensor, Tensor, Tensor]:
     out = of.v.new_empty(batch, heads, rows, of.v.shape[-1], dtype=of.layout.spec.dtype)
     row_max, row_sum = (of.v.new_empty(batch, heads, rows, dtype=torch.float32) for _ in range(2))
     results = {"out": (out, "bhmd"), "row_max": (row_max, "bhm"), "row_sum": (row_sum, "bhm")}
-    packed = sizes["GROUP"] > 1 and rows <= PACKED_ROWS
+    packed = bool(sizes["GROUP"] > 1 and rows <= PACKED_ROWS)  # a guard, where sizes are symbols
     together = rows * sizes["GROUP"] if packed else rows
     config = of.config("forward", rows=together)
     programs = tiles(together, config.block_m) * batch * sizes["HKV" if packed else "H"]
