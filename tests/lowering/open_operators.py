@@ -51,7 +51,8 @@ def pretend() -> None:
 
 
 class Case:
-    """Fake operands of one attention; every length is one symbol where they are `dynamic`."""
+    """Fake operands of one attention; the number of keys, and an equal one of queries, is a
+    symbol where they are `dynamic`."""
 
     def __init__(
         self,
@@ -73,7 +74,8 @@ class Case:
         self.device = torch.device(device, 0 if device == "cuda" else None)
         self.text = of.to_text()
         if dynamic:
-            rows = keys = self._symbol(rows)
+            length = self._symbol(keys)
+            rows, keys = length if rows == keys else rows, length
         self.rows = (batch, heads, rows)
         self.q = self.tensor(*self.rows, 64)
         self.k, self.v = (self.tensor(batch, kv, keys, 64) for _ in range(2))
@@ -218,6 +220,7 @@ def main() -> None:
         "backward, atomics": Case(causal, atomics=True).backward(),
         "dynamic forward": Case(causal, dynamic=True).forward(),
         "dynamic forward, grouped": Case(causal, kv=4, dynamic=True).forward(),
+        "dynamic decoding": Case(causal, dynamic=True, batch=1, kv=4, rows=1, keys=8192).forward(),
         "dynamic backward": Case(causal, dynamic=True).backward(),
         "dynamic training": Case(causal, device="meta", dynamic=True).training(),
         "cache keys": cache_keys(),

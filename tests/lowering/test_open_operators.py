@@ -50,6 +50,7 @@ def written(launches: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("backward, atomics", [("keys_kernel", ["dk0", "dq0", "dv"])]),
         ("dynamic forward", FORWARD),
         ("dynamic forward, grouped", FORWARD),
+        ("dynamic decoding", SPLIT),
         ("dynamic backward", BACKWARD),
     ],
 )
