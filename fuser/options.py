@@ -6,6 +6,7 @@
 | fuser.lowering   | auto, triton, aten, reference             | auto       |
 | fuser.inner      | inductor or any registered backend        | inductor   |
 | fuser.patterns   | ids or globs to allow, `-` to exclude     | all        |
+| fuser.atomics    | bool: gradients by atomic additions       | false      |
 | fuser.verify     | bool                                      | false      |
 | fuser.debug      | bool, or a directory to write reports to  | false      |
 | fuser.strict     | bool: our own failures raise              | false      |
@@ -59,6 +60,7 @@ class Options:
     lowering: LoweringChoice = LoweringChoice.AUTO
     inner: str = "inductor"
     patterns: tuple[str, ...] = ()
+    atomics: bool = False
     verify: bool = False
     debug: str = ""
     """Empty: off. "1": print a text diff to the log. Anything else: a directory for reports."""

@@ -142,4 +142,5 @@ def _context(
     autotune = options.inner == "inductor" and measure.is_wanted(device)
     specs = tuple(call.spec for call in match.calls)
     first = origins.setdefault((match.pattern, specs), origin(match.pattern, match.anchor))
-    return Context(device, training, native, options.inner, folder, autotune, first)
+    atomics = options.atomics and not torch.are_deterministic_algorithms_enabled()
+    return Context(device, training, native, options.inner, folder, autotune, first, atomics)

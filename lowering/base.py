@@ -28,6 +28,7 @@ class Context:
         autotune: candidates are measured instead of trusting what they say of their `work`.
         origin: pattern and source line, for the header of generated text; the same for regions of
             a graph that have the same spec, as another header would be another kernel.
+        atomics: sums of a gradient may be added up in any order, by atomic additions.
     """
 
     device: torch.device
@@ -37,6 +38,7 @@ class Context:
     folder: Folder
     autotune: bool = False
     origin: str = ""
+    atomics: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class TestOptions:
             "fuser.lowering": "aten",
             "fuser.inner": "eager",
             "fuser.patterns": "attention.*, -attention.sdpa",
+            "fuser.atomics": "1",
             "fuser.verify": True,
             "fuser.debug": "reports",
             "fuser.strict": "yes",
@@ -92,7 +93,7 @@ class TestOptions:
         assert rest == {"max_autotune": True}
         wanted = ("attention.*", "-attention.sdpa")
         lowering = LoweringChoice.ATEN
-        expected = Options(Policy.ALWAYS, lowering, "eager", wanted, True, "reports", True)
+        expected = Options(Policy.ALWAYS, lowering, "eager", wanted, True, True, "reports", True)
         assert parsed == expected
 
     def test_environment_and_precedence(self) -> None:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
 from fuser.lowering.attention.generated.catalogue import recording
+from tests.compiled import compiled
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
 
 torch.fx.wrap("gather")
@@ -264,6 +265,23 @@ def test_atomics_take_one_kernel() -> None:
     with recording() as entries:
         outcome(partial(generated, atomics=True), of, x)
     assert [e.stage for e in entries.values()] == ["forward", "keys"]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_who_asks_for_atomics(deterministic: bool) -> None:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.transpose(-1, -2) * 0.3, -1) @ v
+
+    x = operands(heads=2)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with recording() as entries:
+            options = {"fuser.lowering": "triton", "fuser.atomics": True}
+            compiled(attention, (x.q[0], x.k[0], x.v), grad=True, **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    found = [e.stage for e in entries.values()]
+    assert found == (["forward", "rows", "keys"] if deterministic else ["forward", "keys"])
 
 
 class TestDropout:

@@ -6,7 +6,7 @@ Times are made up, and kernels run in the interpreter: no GPU is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fuser.lowering.attention.generated import config, problem, tune
 from fuser.lowering.attention.generated.catalogue import CAUSAL, SOFTCAP
 from fuser.lowering.attention.generated.config import INTERPRETER, SHAPES, TARGETS, Config
 from fuser.lowering.attention.generated.layout import Captured, Layout, Operand
+from fuser.lowering.triton.aot import Failure
 from fuser.specs import AttentionSpec
 
 CPU = torch.device("cpu")
@@ -46,9 +47,11 @@ class Clock:
 
     told: Callable[[int], float]
     asked: int = 0
+    tried: int = 0
 
     def __call__(self, makers: Mapping[str, Callable[[], Any]], device: Any) -> measure.Times:
         self.asked += 1
+        self.tried += len(makers)
         found: measure.Times = {}
         for i, (name, make) in enumerate(makers.items()):
             try:
@@ -143,18 +146,29 @@ def test_what_does_not_fit_is_not_tried() -> None:
     assert SHAPES["forward"][0] not in found
 
 
-@dataclass(frozen=True)
-class Later(Config):
-    """A config with a switch, as a later version may have it."""
+@pytest.mark.parametrize("arch", sorted(TARGETS))
+def test_what_only_some_devices_have(arch: str) -> None:
+    found = tune.neighbours(replace(LAYOUT, interpreted=False), "rows", TARGETS[arch], rows=4096)
+    assert any(c.tma for c in found) == (arch in ("sm_90", "sm_100"))
+    assert any(c.warp_specialize for c in found) == (arch == "sm_100")
+    assert all(c.tma for c in found if c.warp_specialize)
 
-    tma: bool = False
 
+def test_what_the_compiler_cannot_specialise_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
 
-def test_a_switch_is_turned() -> None:
-    found = list(tune._varied(Later(64, 64)))
-    assert Later(64, 64, tma=True) in found
-    assert all(isinstance(c, Later) for c in found)
-    assert asdict(found[-1])["tma"] is True
+    def compile_all(tasks: Any) -> list[Any]:
+        asked.extend(arch for _, arch in tasks)
+        assert all("warp_specialize=True" in kernel.source for kernel, _ in tasks)
+        return [Failure("rows_kernel", "sm_100", "it crashed"), *[None] * (len(tasks) - 1)]
+
+    monkeypatch.setattr(tune, "compile_all", compile_all)
+    ours = clock(monkeypatch, float)
+    target = TARGETS["sm_100"]
+    all_of_them = tune.neighbours(LAYOUT, "rows", target, rows=33)
+    tune.lookup(LAYOUT, "rows", target, SIZES, CPU)
+    assert asked == ["sm_100"] * sum(c.warp_specialize for c in all_of_them) != []
+    assert ours.tried == len(all_of_them) - 1
 
 
 def test_another_version_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +44,7 @@ def build(
         config: how it is cut.
         origin: pattern and source lines, for the header.
     """
+    layout = replace(layout, tma=config.tma, warp_specialize=config.warp_specialize)
     text = _text(layout, stage, arguments)
     source = f"{header(layout, origin, text.tile.functions)}\n\n{text.text()}"
     constants = (("BLOCK_M", config.block_m), ("BLOCK_N", config.block_n))

@@ -20,7 +20,7 @@ from fuser.specs import AttentionSpec
 
 from ...triton.kernel import Kernel
 from .build import Needs, build
-from .config import TARGETS, choose
+from .config import TARGETS, Config, choose
 from .layout import Captured, Layout, Operand
 
 
@@ -49,7 +49,11 @@ class Entry:
             KeyError: `config.TARGETS` has no such device.
         """
         layout = replace(self.layout, interpreted=False)
-        config = choose(self.stage, layout, TARGETS[arch], rows=self.rows)
+        return self.cut(choose(self.stage, layout, TARGETS[arch], rows=self.rows))
+
+    def cut(self, config: Config) -> Kernel:
+        """The kernel, cut otherwise."""
+        layout = replace(self.layout, interpreted=False)
         return _for_contiguous(build(layout, self.stage, self.arguments, config))
 
     def to_json(self) -> str:

@@ -61,6 +61,7 @@ class _Forward:
         line, tile, layout = self.line, self.tile, self.layout
         self.text.heads_of_rows()
         tile.features(*layout.q, *layout.k, layout.v)
+        tile.descriptors()
         for i in layout.products:
             tile.load(f"q{i}", layout.q[i], tile.queries(f"q{i}"), "in_rows")
         if layout.spec.dropout:

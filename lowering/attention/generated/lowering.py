@@ -53,7 +53,7 @@ class GeneratedAttention(Lowering):
         def emit(builder: Builder) -> Node:
             function = torch.ops.fuser.generated_attention.default
             used = absorbed if is_alive(absorbed) else call
-            out = emit_operator(builder, used, function, context.origin, False)
+            out = emit_operator(builder, used, function, context.origin, context.atomics)
             return builder.call(operator.getitem, out, 0)
 
         why = "the program is printed into a kernel"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,8 +41,11 @@ def target_of(device: torch.device) -> Target:
         arch = found.gcnArchName.partition(":")[0]
     else:
         arch = f"sm_{found.major}{found.minor}"
-    shared = found.shared_memory_per_block_optin
-    return Target(arch, found.multi_processor_count, shared, found.warp_size)
+    shared, nvidia = found.shared_memory_per_block_optin, not torch.version.hip
+    return Target(
+        arch, found.multi_processor_count, shared, found.warp_size,
+        tma=nvidia and found.major >= 9, warp_specialize=arch == "sm_100",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ class Problem:
         """
         rows = self.q[0].shape[2] * (self.sizes["GROUP"] if arguments[:1] == (True,) else 1)
         record(self.layout, stage, arguments, rows)
+        loaded = [*self.q, *self.k, self.v, *(given[n][0] for n in ("do",) if n in given)]
+        if config.tma and not all(map(_has_descriptor, loaded)):
+            config = replace(config, tma=False, warp_specialize=False)
         kernel = build(self.layout, stage, arguments, config, self.origin)
         values = {**self.arguments(), **numbers}
         for name, (x, letters) in given.items():
@@ -134,7 +140,7 @@ class Problem:
             values.update(
                 {f"{name}_{s}": stride for s, stride in zip(letters, x.stride(), strict=True)}
             )
-        _run(kernel, grid, values)
+        _run(kernel, grid, values, scratch_on=self.v.device if config.tma else None)
 
     def lists(self, config: Config, *, of_keys: bool = False, backward: bool = False) -> Arguments:
         """Which tiles are worth a visit, where data decides that and there are many.
@@ -207,12 +213,22 @@ def spec_of(text: str) -> AttentionSpec:
     return AttentionSpec.from_text(text)
 
 
+def _has_descriptor(x: Tensor) -> bool:
+    """Whether the hardware takes a descriptor of a tensor: features beside each other, and the rest
+    at multiples of 16 bytes."""
+    aligned = [x.storage_offset(), *x.stride()[:-1]]
+    return x.stride(-1) == 1 and all(n * x.itemsize % 16 == 0 for n in aligned)
+
+
 def tiles(size: int, block: int) -> int:
     """How many tiles cover so many positions."""
     return -(-size // block)
 
 
-def _run(kernel: Kernel, grid: tuple[int, ...], values: Mapping[str, Any]) -> None:
+def _run(
+    kernel: Kernel, grid: tuple[int, ...], values: Mapping[str, Any], scratch_on: Any = None
+) -> None:
+    """Launches a kernel; on the device `scratch_on`, Triton makes descriptors in memory of ours."""
     function = kernel.function()
     names = [name for name, _ in kernel.signature]
     arguments = {name: values[name] for name in names}
@@ -225,4 +241,10 @@ def _run(kernel: Kernel, grid: tuple[int, ...], values: Mapping[str, Any]) -> No
         return
     from torch.library import wrap_triton
 
+    if scratch_on is not None:
+        import triton
+
+        triton.set_allocator(
+            lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=scratch_on)
+        )
     wrap_triton(function)[grid](**arguments, **dict(kernel.constants), **options)

@@ -34,6 +34,7 @@ class Recomputation:
         """A program for a tile of queries of one head."""
         self.text.heads_of_rows()
         self.tile.features(*self.layout.q, *self.layout.k, self.layout.v)
+        self.tile.descriptors(("do", self.do))
         if self.layout.spec.dropout:
             self.write("seed_value = tl.load(seed)")
         self.tile.captured("bhq", "in_rows", None)
@@ -53,6 +54,7 @@ class Recomputation:
         write("ik = start_key + keys")
         write("in_keys = ik < SK")
         self.tile.features(*self.layout.q, *self.layout.k, self.layout.v)
+        self.tile.descriptors(("do", self.do))
         if self.layout.spec.dropout:
             write("seed_value = tl.load(seed)")
         self.tile.captured("bk", None, "in_keys")

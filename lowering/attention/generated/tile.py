@@ -47,10 +47,19 @@ def chunks(features: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the rows of a tile are: offsets that they share, and each one's own, a vector."""
+    """Where the rows of a tile are.
+
+    Attributes:
+        scalars: offsets that they share.
+        vector: each one's own.
+        start: the head and the first position, which a descriptor is asked for.
+        block: how many they are.
+    """
 
     scalars: tuple[str, ...]
     vector: str
+    start: str = ""
+    block: str = ""
 
     def base(self, name: str) -> str:
         """A pointer that all rows share."""
@@ -76,6 +85,7 @@ class TileWriter:
         self.keys_first, self.packed = keys_first, packed
         self.functions: set[str] = set()
         self._captured: dict[str, Value] = {}
+        self._described: set[str] = set()
         self._emitter = Emitter(write, "x")
 
     # -- orientation
@@ -113,12 +123,38 @@ class TileWriter:
         if self.packed:
             return Place((f"b * {name}_b",), f"(h * {name}_h + iq64 * {name}_{letter})")
         head = (f"b * {name}_b", f"h * {name}_h", f"first_row * {name}_{letter}")
-        return Place(head, f"(rows * {name}_{letter})")
+        start = "h.to(tl.int32), first_row.to(tl.int32)"
+        return Place(head, f"(rows * {name}_{letter})", start, "BLOCK_M")
 
     def keys_of(self, name: str, head: str = "hk") -> Place:
         """Where this tile's keys are in a tensor with strides b, h and n."""
         scalars = (f"b * {name}_b", f"{head} * {name}_h", f"first_key * {name}_n")
-        return Place(scalars, f"(keys * {name}_n)")
+        start = f"{head}.to(tl.int32), first_key.to(tl.int32)"
+        return Place(scalars, f"(keys * {name}_n)", start, "BLOCK_N")
+
+    def descriptors(self, *others: tuple[str, Operand]) -> None:
+        """Where the hardware finds tiles of q, k, v and others of (B, H, SQ, ...), if it loads.
+
+        Beyond the last head, position or feature it gives zeros.
+        """
+        if not self.layout.tma:
+            return
+        products = self.layout.products
+        rows = [(f"q{i}", self.layout.q[i]) for i in products]
+        keys = [(f"k{i}", self.layout.k[i]) for i in products]
+        if not self.packed:
+            for name, operand in (*rows, *others):
+                self._describe(name, operand, "H, SQ", "m", "BLOCK_M")
+        for name, operand in (*keys, ("v", self.layout.v)):
+            self._describe(name, operand, "HKV, SK", "n", "BLOCK_N")
+
+    def _describe(self, name: str, operand: Operand, sizes: str, letter: str, block: str) -> None:
+        self._described.add(name)
+        for size in sorted({size for _, size in chunks(operand.features)}):
+            shape, strides = f"[{sizes}, {operand.features}]", f"[{name}_h, {name}_{letter}, 1]"
+            self.write(f"{name}_tiles_{size} = tl.make_tensor_descriptor(")
+            self.write(f"    {name} + b * {name}_b, {shape}, {strides}, [1, {block}, {size}]")
+            self.write(")")
 
     def load(self, name: str, operand: Operand, at: Place, valid: str | None) -> list[str]:
         """Rows of q, k, v or a gradient, as (positions, features): names of the chunks.
@@ -131,19 +167,20 @@ class TileWriter:
         """
         names = []
         for i, (start, size) in enumerate(chunks(operand.features)):
+            names.append(f"{name}_{i}")
+            widen = ".to(tl.float32)" if self._reads_wide(operand.dtype) else ""
+            if name in self._described:
+                tile = f"{name}_tiles_{size}.load([{at.start}, {start}])"
+                self.write(f"{name}_{i} = {tile}.reshape([{at.block}, {size}]){widen}")
+                continue
             along = _along(start, size)
             pointers = f"{at.base(name)} + {at.vector}[:, None] + ({along} * {name}_d)[None, :]"
             masks = [f"{valid}[:, None]"] if valid else []
             if start + size > operand.features:
                 masks.append(f"({along} < {operand.features})[None, :]")
-            self.write(f"{name}_{i} = {self._loaded(pointers, masks, operand.dtype)}")
-            names.append(f"{name}_{i}")
+            mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
+            self.write(f"{name}_{i} = tl.load({pointers}{mask}){widen}")
         return names
-
-    def _loaded(self, pointers: str, masks: Sequence[str], dtype: torch.dtype) -> str:
-        mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
-        widen = ".to(tl.float32)" if self._reads_wide(dtype) else ""
-        return f"tl.load({pointers}{mask}){widen}"
 
     def _reads_wide(self, dtype: torch.dtype) -> bool:
         """The interpreter's products take bf16 for integers."""

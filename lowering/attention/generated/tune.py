@@ -1,14 +1,15 @@
 """Configs of the generated kernels by measurement, where the user asks for that.
 
 The rule's config has neighbours: tiles of another size that fit too, other numbers of warps and
-stages, switches turned. For each stage of an attention they are timed once on random operands, by
-running the whole forward, or that part of the backward, with one stage cut another way; the fastest
-is kept beside the other measurements (`fuser.measure`).
+stages, tiles that are loaded by descriptors, warps with tasks of their own. For each stage of an
+attention they are timed once on random operands, by running the whole forward, or that part of the
+backward, with one stage cut another way; the fastest is kept beside the other measurements
+(`fuser.measure`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, fields, replace
@@ -21,6 +22,9 @@ from torch import Tensor
 from fuser import measure
 from fuser.torch_private import hint, kernels_launched
 
+from ...triton.aot import Failure
+from ...triton.pool import compile_all
+from .catalogue import recording
 from .config import DECODING, SHAPES, Config, Target, _fits, choose
 from .layout import AXES, Layout
 
@@ -71,7 +75,7 @@ def _recalled(
     if found is None or (found and _config(found) is None):
         configs = neighbours(layout, stage, target, rows=together(sizes))
         measure.remember(key, {}, on_disk=False)
-        found = _measured(layout, stage, sizes, device, configs)
+        found = _measured(layout, stage, sizes, device, target, configs)
         measure.remember(key, found, on_disk=bool(found))
     return _config(found)
 
@@ -116,22 +120,22 @@ def neighbours(layout: Layout, stage: str, target: Target, *, rows: int) -> list
     at = tiles.index(own) if own in tiles else 0
     nearby = tiles[max(0, at - NEARBY) : at + NEARBY + 1]
     near = [c for c in shapes if (c.block_m, c.block_n) in nearby]
-    found = dict.fromkeys([rule, *near, *_varied(rule)])
+    found = dict.fromkeys([rule, *near, *_varied(rule, target)])
     return [c for c in found if c == rule or _fits(stage, layout, c, target)]
 
 
-def _varied(config: Config) -> Iterator[Config]:
-    """The same tiles, cut otherwise: other warps or stages, and each switch turned."""
+def _varied(config: Config, target: Target) -> Iterator[Config]:
+    """The same tiles, cut otherwise: other warps or stages, and what only some devices have."""
     for warps in (config.num_warps // 2, config.num_warps * 2):
         if 1 <= warps <= 16:
             yield replace(config, num_warps=warps)
     for stages in (config.num_stages - 1, config.num_stages + 1):
         if stages >= 1:
             yield replace(config, num_stages=stages)
-    for field in fields(config):
-        turned = getattr(config, field.name)
-        if isinstance(turned, bool):
-            yield replace(config, **{field.name: not turned})
+    if target.tma:
+        yield replace(config, tma=True)
+    for warps in (4, 8) if target.warp_specialize else ():
+        yield replace(config, num_warps=warps, tma=True, warp_specialize=True)
 
 
 def _measured(
@@ -139,12 +143,14 @@ def _measured(
     stage: str,
     sizes: Mapping[str, int],
     device: torch.device,
-    configs: list[Config],
+    target: Target,
+    configs: Sequence[Config],
 ) -> dict[str, Any]:
     """The fastest config and its time; empty, after one warning, where none could be timed."""
     try:
         with measure.undisturbed(device), torch.no_grad():
             run = _runner(layout, stage, sizes, device)
+            configs = _safe(run, stage, target, configs)
             makers = {str(i): partial(_making, run, stage, c) for i, c in enumerate(configs)}
             times = measure.compare(makers, device)
             spent = {name: t for name, t in times.items() if isinstance(t, float)}
@@ -155,6 +161,25 @@ def _measured(
         return {}
     best = min(spent, key=lambda name: spent[name])
     return {"config": asdict(configs[int(best)]), "milliseconds": spent[best]}
+
+
+def _safe(
+    run: Callable[[], object], stage: str, target: Target, configs: Sequence[Config]
+) -> list[Config]:
+    """The configs without those that Triton's compiler cannot specialise warps for.
+
+    It may end the process that asks, which is therefore another one.
+    """
+    asked = [c for c in configs if c.warp_specialize]
+    if not asked:
+        return list(configs)
+    with recording() as entries:
+        _making(run, stage, configs[0])()
+    kernels = [e for e in entries.values() if e.stage == stage]
+    tasks = [(e.cut(c), target.arch) for c in asked for e in kernels]
+    found = iter(compile_all(tasks))
+    fails = {c for c in asked for _ in kernels if isinstance(next(found), Failure)}
+    return [c for c in configs if c not in fails]
 
 
 def _making(run: Callable[[], object], stage: str, config: Config) -> measure.Run:
