@@ -1,19 +1,33 @@
 """Spellings of attention by generated kernels, in Triton's interpreter, beside the reference.
 
 The interpreter is slow: every third one, in training. `FUSER_EVERY=1` takes all, in both modes.
+Kinds of attention at odd sizes, with head dimensions from 16 to 256, are held to twice the
+reference's error and a rounding of the largest number.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.attention.cases import Spelling
 from tests.attention.spellings import SPELLINGS
-from tests.compiled import assert_near, compiled, run, wide
-from tests.lowering.generated import FACTOR
+from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.lowering.generated import (
+    FACTOR,
+    Operands,
+    generated,
+    operands,
+    outcome,
+    reference,
+    spec,
+)
 
 TRITON = {"fuser.lowering": "triton"}
 REPLACED = "replacement"
@@ -48,3 +62,82 @@ def test_spellings(case: Spelling, grad: bool) -> None:
 @pytest.mark.parametrize("case", SPELLINGS if EVERY else SPELLINGS[1::6], ids=lambda s: s.name)
 def test_half_precision(case: Spelling, dtype: torch.dtype) -> None:
     _check(case, dtype, case.trains and dtype is torch.bfloat16)
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROUNDINGS = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+"""Of the largest number: one in half precision, those of a sum in single precision."""
+SIZES = ((1, 500), (3, 129), (17, 127), (127, 17), (129, 1), (500, 3))
+"""Queries and keys."""
+FEATURES = (16, 256, 24, 128, 64, 80)
+Kind = tuple[dict[str, Any], Callable[[int, int], dict[str, Any]]]
+
+
+def _causal(iq: Tensor, ik: Tensor, nq: Any, nk: Any) -> Tensor:
+    return ik <= iq + (nk - nq)
+
+
+def _cap(s0: Tensor) -> Tensor:
+    return torch.tanh(s0 * 0.1) * 3.0
+
+
+def _plus(s0: Tensor, c0: Tensor) -> Tensor:
+    return s0 * 0.2 + c0
+
+
+def _kept(s0: Tensor, c0: Tensor) -> Tensor:
+    return torch.where(c0 > -0.3, s0 * 0.2, -math.inf)
+
+
+def _both(s0: Tensor, s1: Tensor) -> Tensor:
+    return (s0 + s1) * 0.2
+
+
+KINDS: dict[str, Kind] = {
+    "grouped": ({"score": lambda s0: s0 * 0.2}, lambda m, n: {}),
+    "causal": ({"score": _cap, "mask": _causal, "dead_rows_are_zero": True}, lambda m, n: {}),
+    "bias": ({"score": _plus}, lambda m, n: {"shapes": [(2, m, n)]}),
+    "padding": ({"score": _kept}, lambda m, n: {"shapes": [(2, 1, 1, n)]}),
+    "sink": ({"score": _cap, "sink": "c0"}, lambda m, n: {"shapes": [(1, 2, 1, 1)]}),
+    "latent": ({"score": _both}, lambda m, n: {"products": 2, "values": 40}),
+}
+"""Fields of a spec, and what its operands are at a size."""
+
+
+def _at_sizes() -> Iterator[Any]:
+    for i, name in enumerate(KINDS):
+        for j, dtype in enumerate(DTYPES):
+            for k, (rows, keys) in enumerate(SIZES):
+                features = FEATURES[(i + j + k) % len(FEATURES)]
+                if EVERY or k == (2 * i + j) % len(SIZES):
+                    text = f"{name}-{rows}-{keys}-{features}-{dtype}"
+                    yield pytest.param(name, rows, keys, features, dtype, id=text)
+
+
+@pytest.mark.parametrize(("name", "rows", "keys", "features", "dtype"), [*_at_sizes()])
+def test_odd_sizes(name: str, rows: int, keys: int, features: int, dtype: torch.dtype) -> None:
+    fields, more = KINDS[name]
+    given = more(rows, keys)
+    shapes = given.pop("shapes", ())
+    x = operands(
+        *shapes, heads=2, kv=1, rows=rows, keys=keys, features=features, dtype=dtype, **given
+    )
+    if name == "padding":
+        x.captured[0] = x.captured[0].detach()
+    of = spec(**fields, dtype=dtype)
+    exact = Operands(*(wide(part) for part in (x.q, x.k, x.v, x.captured)))
+    _assert_twice(
+        outcome(generated, of, x), outcome(reference, of, x), outcome(reference, of, exact)
+    )
+
+
+def _assert_twice(ours: Run, theirs: Run, exact: Run) -> None:
+    """`assert_near` without room for more than roundings."""
+    assert_near(ours, theirs, exact, factor=FACTOR)
+    for kind in ("outputs", "grads"):
+        columns = [*zip(*(getattr(r, kind) for r in (ours, theirs, exact)), strict=True)]
+        largest = max(float(z.nan_to_num(0, 0, 0).abs().max()) for _, _, z in columns)
+        for i, (x, y, z) in enumerate(columns):
+            error, own = (float((t.double() - z).nan_to_num(0, 0, 0).abs().max()) for t in (x, y))
+            allowed = FACTOR * own + ROUNDINGS[x.dtype] * largest
+            assert error <= allowed, f"{kind}[{i}]: {error:.3g} from fp64, the reference {own:.3g}"
