@@ -42,6 +42,11 @@ class Entry:
     arguments: tuple[Any, ...]
     rows: int
 
+    @property
+    def may_spill(self) -> bool:
+        """Sums of more than 128 features leave too few registers in the smallest of tiles."""
+        return max(x.features for x in (*self.layout.q, self.layout.v)) > 128
+
     def kernel(self, arch: str) -> Kernel:
         """The kernel as it would be launched on a device for contiguous operands.
 

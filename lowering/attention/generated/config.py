@@ -2,12 +2,16 @@
 
 Of the shapes below, the largest first, the first one is taken whose tiles fit into the shared
 memory and the registers that the device gives a program. What a stage keeps is known from its text:
-sums in registers, what is loaded in every step in shared memory, as many times as there are stages.
+sums, scores and their gradients in registers, and what is loaded in shared memory, as many times as
+there are stages. Where operands are, and how many values of a score are alive at once, depends on
+the unit that multiplies; those numbers are fitted to what compilers report.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from .layout import Layout
 from .tile import chunks
@@ -22,12 +26,16 @@ class Config:
         block_n: keys in a tile.
         num_warps: warps of a program.
         num_stages: tiles in flight.
+        tma: q, k and v are loaded through tensor descriptors.
+        warp_specialize: some warps load while others compute.
     """
 
     block_m: int
     block_n: int
     num_warps: int = 4
     num_stages: int = 2
+    tma: bool = False
+    warp_specialize: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,52 +47,104 @@ class Target:
         processors: streaming multiprocessors, or compute units.
         shared: bytes of shared memory that one program may have.
         lanes: threads in a warp.
+        tma: it loads tiles by descriptors.
+        warp_specialize: Triton's compiler can give its warps tasks of their own.
     """
 
     arch: str
     processors: int
     shared: int
     lanes: int = 32
+    tma: bool = False
+    warp_specialize: bool = False
 
 
 INTERPRETER = Target("interpreter", 4, 1 << 20)
 TARGETS = {
     target.arch: target
     for target in (
-        Target("sm_80", 108, 163 << 10), Target("sm_90", 132, 227 << 10),
-        Target("sm_100", 148, 227 << 10), Target("gfx942", 304, 64 << 10, 64),
+        Target("sm_80", 108, 163 << 10), Target("sm_90", 132, 227 << 10, tma=True),
+        Target("sm_100", 148, 227 << 10, tma=True, warp_specialize=True),
+        Target("gfx942", 304, 64 << 10, 64),
     )
 }  # fmt: skip
 """What kernels are compiled for where no such device is at hand."""
 INTERPRETED = Config(16, 16)
 """Small, so that short sequences have several tiles: in the interpreter it is about numbers."""
-REGISTERS = 168
-"""Values of the tiles that a thread may hold, of 255: the rest is addresses and what is in flight.
-With it `python -m fuser kernels --arch sm_90` finds no spills at 64 features in bf16, and 4 to 80
-bytes in some kernels at 128, whose shapes are not settled yet."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What multiplies tiles, and what a thread has in registers meanwhile.
+
+    The numbers tell kernels that spill, by `python -m fuser kernels`, from those that do not, at 64
+    and 128 features.
+
+    Attributes:
+        registers: values that a thread may hold by this estimate; the rest is addresses, masks, and
+            what compilers move ahead.
+        forward: values for each score of a tile, where most are alive, in the forward.
+        backward: the same in the backward.
+        sums: registers for each sum; fewer where sums have a memory of their own.
+        own: whether operands that a program keeps are in registers; else in shared memory.
+        streamed: whether every warp has all operands of a step in registers.
+        crossed: values for each position of a captured tile that is read across its rows while
+            other tiles are in flight; 0 where it comes through shared memory.
+        stages: fewest and most tiles in flight in kernels that add up gradients.
+    """
+
+    registers: int
+    forward: float
+    backward: float
+    sums: float = 1.0
+    own: bool = True
+    streamed: bool = False
+    crossed: float = 0.0
+    stages: tuple[int, int] = (1, 4)
+
+
+MMA = Unit(170, 3.0, 3.25, crossed=2.0)
+"""A warp multiplies what it has in registers: every NVIDIA processor."""
+WGMMA = Unit(200, 2.25, 4.0, own=False)
+"""Four warps multiply what is in shared memory, 16 rows of the result each."""
+TCGEN05 = Unit(190, 2.5, 5.0, sums=0.5, own=False, stages=(3, 4))
+"""Sums are in tensor memory, and pass through registers to be rescaled and stored. With two tiles
+in flight ptxas would rather spill a few bytes in the backward than take over 128 registers."""
+MFMA = Unit(180, 2.25, 4.0, streamed=True, stages=(1, 2))
+"""A wave of AMD's; of a thread's 512 registers, half are for nothing but sums."""
+UNROLLED = 256
+"""Multiplications of a thread in one product in fp32, which NVIDIA's units round to tf32: without
+them they stand one after the other. Twice as many in a forward with nothing else in flight."""
 SHAPES: dict[str, tuple[Config, ...]] = {
     "forward": (
         Config(128, 128, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 3),
-        Config(128, 64, 8, 2), Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
-        Config(32, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 16, 4, 1),
+        Config(128, 64, 8, 2), Config(128, 32, 8, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2),
+        Config(64, 64, 8, 2), Config(64, 32, 4, 2), Config(64, 32, 8, 2), Config(32, 32, 4, 2),
+        Config(32, 32, 8, 2), Config(16, 32, 4, 2), Config(16, 16, 4, 1),
     ),
     "rows": (
         Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
-        Config(32, 32, 4, 2), Config(32, 16, 4, 2), Config(16, 16, 4, 1),
+        Config(32, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 16, 4, 2), Config(16, 16, 4, 1),
     ),
     "keys": (
-        Config(64, 128, 8, 2), Config(32, 128, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2),
-        Config(32, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 16, 4, 1),
+        Config(64, 128, 8, 2), Config(32, 128, 8, 2), Config(32, 128, 8, 1), Config(64, 64, 8, 2),
+        Config(64, 64, 8, 1), Config(16, 128, 8, 2), Config(32, 64, 8, 2), Config(32, 64, 4, 2),
+        Config(16, 64, 8, 2), Config(32, 32, 8, 2), Config(32, 32, 4, 2), Config(16, 32, 4, 2),
+        Config(16, 16, 4, 1),
     ),
     "tiles": (
-        Config(64, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 4, 1), Config(32, 32, 4, 1),
+        Config(64, 64, 8, 2), Config(32, 64, 8, 1), Config(32, 64, 4, 1), Config(32, 32, 4, 1),
         Config(16, 16, 4, 1),
     ),
 }  # fmt: skip
+"""In warps of 32 threads."""
 SHAPES["delta"] = SHAPES["rows"]
-DECODING = (Config(16, 128, 4, 3), Config(16, 64, 4, 3), Config(16, 64, 4, 2), Config(16, 32, 4, 2),
-            Config(16, 16, 4, 1))  # fmt: skip
+DECODING = (Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2), Config(16, 32, 8, 2),
+            Config(16, 32, 8, 1), Config(16, 16, 4, 1))  # fmt: skip
 """Of the forward kernel, where there are at most 16 rows."""
+UNROLLED_SHAPES = (Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 16, 4, 1))
+"""Where products are unrolled. Of (64, 32, 8, 1) and (16, 32, 8, 1) ptxas would rather spill a few
+bytes than have two programs resident and not three."""
 COMBINING = Config(16, 16, 4, 1)
 
 
@@ -102,19 +162,52 @@ def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
     if stage == "combine":
         return COMBINING
     stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
-    shapes = DECODING if stage == "forward" and rows <= 16 else SHAPES[stage]
-    for config in shapes:
-        if _fits(stage, layout, config, target):
-            return config
-    return shapes[-1]
+    if stage == "forward" and rows <= 16:
+        shapes = DECODING
+    else:
+        shapes = UNROLLED_SHAPES if _is_unrolled(layout, target) else SHAPES[stage]
+    found = [_cut(stage, config, target) for config in shapes]
+    return next((c for c in found if _fits(stage, layout, c, target)), found[-1])
+
+
+def _cut(stage: str, config: Config, target: Target) -> Config:
+    """A shape for a device: as many threads, and as many tiles in flight as are good there."""
+    warps = max(min(config.num_warps, 4), config.num_warps * 32 // target.lanes)
+    unit = unit_of(stage, config, target)
+    low, high = unit.stages
+    low = low if stage in ("rows", "keys") else 1
+    return replace(config, num_warps=warps, num_stages=min(max(config.num_stages, low), high))
+
+
+def unit_of(stage: str, config: Config, target: Target) -> Unit:
+    """What the products of a stage run on: the newer units want many rows."""
+    rows = config.block_n if stage == "keys" else config.block_m
+    if target.arch.startswith("gfx"):
+        return MFMA
+    if target.arch == "sm_90" and rows >= 16 * config.num_warps:
+        return WGMMA
+    if target.arch in ("sm_100", "sm_103") and rows >= 64:
+        return TCGEN05
+    return MMA
 
 
 def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
+    if (config.tma and not target.tma) or (config.warp_specialize and not target.warp_specialize):
+        return False
+    if shared_bytes(stage, layout, config, target) > target.shared:
+        return False
     threads = config.num_warps * target.lanes
-    return (
-        shared_bytes(stage, layout, config) <= target.shared
-        and registers(stage, layout, config) / threads <= REGISTERS
-    )
+    if _is_unrolled(layout, target):
+        each = config.block_m * config.block_n * max(_widths(layout))
+        alone = stage == "forward" and config.num_stages == 1
+        return each / threads <= UNROLLED * (2 if alone else 1)
+    unit = unit_of(stage, config, target)
+    return registers(stage, layout, config, target) <= unit.registers
+
+
+def _is_unrolled(layout: Layout, target: Target) -> bool:
+    nvidia = not target.arch.startswith("gfx")
+    return nvidia and layout.v.dtype is torch.float32 and layout.precision == "ieee"
 
 
 def _widths(layout: Layout) -> tuple[int, int]:
@@ -123,33 +216,55 @@ def _widths(layout: Layout) -> tuple[int, int]:
     return q, sum(size for _, size in chunks(layout.v.features))
 
 
-def shared_bytes(stage: str, layout: Layout, config: Config) -> int:
-    """Shared memory of the tiles that a stage loads once, and of those in flight."""
+def _operands(stage: str, layout: Layout, config: Config) -> tuple[int, int]:
+    """Bytes of the operands that a program keeps, and of those of each step."""
     q, v = _widths(layout)
-    item = layout.v.dtype.itemsize
-    m, n, stages = config.block_m, config.block_n, config.num_stages
-    once, each = {
+    m, n, item = config.block_m, config.block_n, layout.v.dtype.itemsize
+    kept, each = {
         "forward": (m * q, n * (q + v)),
         "rows": (m * (q + v), n * (q + v)),
         "delta": (m * (q + v), n * (q + v)),
         "keys": (n * (q + v), m * (q + v)),
         "tiles": (0, (m + n) * (q + v)),
     }[stage]
-    return (once + stages * each + m * n) * item
+    return kept * item, each * item
 
 
-def registers(stage: str, layout: Layout, config: Config) -> int:
-    """Values that the threads of a program hold together, in units of 32 bits."""
+def _whole(layout: Layout) -> list[int]:
+    """Bytes of an element of each captured tensor that has one for every score."""
+    return [c.dtype.itemsize for c in layout.captured if {"q", "k"} <= set(c.axes)]
+
+
+def shared_bytes(stage: str, layout: Layout, config: Config, target: Target) -> int:
+    """Shared memory of the operands that a stage keeps, of those in flight, and of scores."""
+    unit = unit_of(stage, config, target)
+    kept, each = _operands(stage, layout, config)
+    scores = config.block_m * config.block_n
+    copied = scores * layout.v.dtype.itemsize
+    if unit is MFMA:  # what is kept passes through; what is captured is laid out anew
+        each *= max(1, config.num_stages - 1)
+        return max(kept, each + copied + scores * 4 * len(_whole(layout)))
+    buffers = config.num_stages if not unit.own else max(1, config.num_stages - 1)
+    captured = 0 if stage == "keys" else (config.num_stages - 1) * scores * sum(_whole(layout))
+    return kept + buffers * each + captured + copied * (2 if unit is TCGEN05 else 1)
+
+
+def registers(stage: str, layout: Layout, config: Config, target: Target) -> float:
+    """What a thread holds at least, where most is alive."""
+    unit = unit_of(stage, config, target)
     q, v = _widths(layout)
-    m, n = config.block_m, config.block_n
-    item = layout.v.dtype.itemsize
-    sums, tiles, held = {
-        "forward": (m * v, 2, m * q),
-        "rows": (m * q, 4, m * (q + v)),
-        "delta": (m, 4, m * (q + v)),
-        "keys": (n * (q + v), 4, 0),
-        "tiles": (m * n, 4, 0),
+    m, n, threads = config.block_m, config.block_n, config.num_warps * target.lanes
+    sums, values, times = {
+        "forward": (m * v, unit.forward, 0.5),
+        "rows": (m * q, unit.backward, 1.0),
+        "delta": (m, unit.backward, 1.0),
+        "keys": (n * (q + v), unit.backward, 2.0),
+        "tiles": (m * n, 2 * unit.backward, 0.0),
     }[stage]
-    whole = sum(1 for c in layout.captured if {"q", "k"} <= set(c.axes))
-    wide = (m + n) * max(q, v) if item == 4 else 0
-    return sums + (tiles + whole) * m * n + held * item // 4 + wide
+    kept, each = _operands(stage, layout, config)
+    if stage in ("keys", "tiles") and config.num_stages > 1:
+        values += unit.crossed * len(_whole(layout))
+    found = unit.sums * sums + values * m * n
+    if unit.own:
+        found += (each if stage == "tiles" else kept) / 4
+    return found / threads + (times * each / 4 / target.lanes if unit.streamed else 0.0)

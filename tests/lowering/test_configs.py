@@ -1,0 +1,115 @@
+"""How kernels are cut: by estimates that hold where compilers can be asked, on every architecture.
+
+`python -m fuser kernels --strict` asks of all kernels that are benchmarked; here it is a few.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from fuser.lowering.attention.generated import config
+from fuser.lowering.attention.generated.catalogue import Entry, builtin
+from fuser.lowering.attention.generated.config import TARGETS, Config, choose, shared_bytes
+from fuser.lowering.triton.aot import Failure, Resources
+from fuser.lowering.triton.pool import compile_all
+
+ENTRIES = tuple(builtin())
+ARCHS = sorted(TARGETS)
+SAMPLE = {
+    ("softcap, causal, 128 bfloat16", "forward"): ARCHS,
+    ("softcap, causal, 128 bfloat16", "keys"): ARCHS,
+    ("window, 128 bfloat16", "rows"): ["sm_100", "gfx942"],
+    ("bias, 64 bfloat16", "keys"): ["sm_80"],
+    ("mask of keys, 128 bfloat16, decoding", "forward"): ["sm_90"],
+}
+"""Kernels that take the most there."""
+
+
+def chosen(entry: Entry, arch: str) -> Config:
+    layout = replace(entry.layout, interpreted=False)
+    return choose(entry.stage, layout, TARGETS[arch], rows=entry.rows)
+
+
+def entry(label: str, stage: str) -> Entry:
+    return next(e for e in ENTRIES if (e.label, e.stage) == (label, stage))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[str, str, str], Resources | Failure]:
+    names = [(*name, arch) for name, archs in SAMPLE.items() for arch in archs]
+    kernels = [(entry(label, stage).kernel(arch), arch) for label, stage, arch in names]
+    return dict(zip(names, compile_all(kernels, 2), strict=True))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_largest_kernels_have_room(
+    compiled: dict[tuple[str, str, str], Resources | Failure], arch: str
+) -> None:
+    for (label, stage, on), found in compiled.items():
+        if on == arch:
+            assert isinstance(found, Resources), found.message
+            assert (found.spills, found.launchable) == (0, True), (label, stage, found)
+            of = entry(label, stage)
+            most = shared_bytes(stage, of.layout, chosen(of, arch), TARGETS[arch])
+            assert found.shared <= most + (2 << 10), (label, stage)  # barriers, reductions
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_what_is_chosen_fits_by_estimate(arch: str) -> None:
+    target = TARGETS[arch]
+    for e in ENTRIES:
+        if e.stage == "combine" or e.layout.q[0].features > 128:
+            continue
+        layout, found = replace(e.layout, interpreted=False), chosen(e, arch)
+        assert config._fits(e.stage, layout, found, target), (e.label, e.stage, found)
+        assert (found.num_warps == 4) == (target.lanes == 64) or found.num_warps in (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("arch", "stage", "features", "expected"),
+    [
+        ("sm_80", "forward", 64, Config(128, 64, 8, 3)),
+        ("sm_80", "forward", 128, Config(128, 32, 8, 3)),
+        ("sm_90", "forward", 64, Config(128, 128, 8, 3)),
+        ("sm_90", "keys", 64, Config(64, 128, 8, 2)),
+        ("sm_90", "keys", 128, Config(32, 128, 8, 2)),
+        ("sm_100", "rows", 128, Config(64, 64, 8, 3)),
+        ("gfx942", "forward", 64, Config(128, 64, 4, 2)),
+        ("gfx942", "keys", 128, Config(16, 64, 4, 2)),
+    ],
+)
+def test_units_are_cut_for(arch: str, stage: str, features: int, expected: Config) -> None:
+    assert chosen(entry(f"causal, {features} bfloat16", stage), arch) == expected
+
+
+def test_full_precision_is_cut_smaller() -> None:
+    for arch, stage in itertools.product(ARCHS, ("forward", "rows", "keys")):
+        half, full = (
+            chosen(entry(f"causal, 64 {name}", stage), arch) for name in ("float16", "float32")
+        )
+        assert full.block_m * full.block_n < half.block_m * half.block_n
+
+
+def test_tf32_has_a_unit() -> None:
+    of = entry("causal, 64 float32", "forward")
+    coarse = Entry(of.label, replace(of.layout, precision="tf32"), of.stage, of.arguments, of.rows)
+    assert chosen(coarse, "sm_90").block_m > chosen(of, "sm_90").block_m
+
+
+def test_nothing_fits_a_tiny_device() -> None:
+    of = entry("causal, 256 float32", "keys")
+    target = replace(TARGETS["sm_90"], shared=1 << 10)
+    assert choose("keys", of.layout, target, rows=4096) == Config(16, 16, 4, 1)
+
+
+def test_entries_are_read_as_they_were_written() -> None:
+    for e in ENTRIES[::7]:
+        assert Entry.from_json(e.to_json()) == e
+
+
+def test_only_wide_kernels_may_spill() -> None:
+    wide = [e for e in ENTRIES if ", 256 " in e.label or ", 192/128 " in e.label]
+    assert [e for e in ENTRIES if e.may_spill] == wide
