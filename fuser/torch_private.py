@@ -52,6 +52,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._sympy.functions import FloorDiv
 
 __all__ = [
     "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode",
@@ -80,7 +81,16 @@ def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:
     if isinstance(size, int):
         return size
     expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
+    if expr.has(FloorDiv):
+        expr = expr.replace(FloorDiv, _divided)
     return int(expr) if expr.is_Integer else expr
+
+
+def _divided(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """A quotient without its floor, where b divides a; torch leaves `s*s // s` as it is."""
+    ratio = sympy.cancel(a / b) if b.is_positive else None
+    exact = ratio is not None and ratio.is_polynomial() and ratio.is_integer
+    return ratio if exact else FloorDiv(a, b)  # type: ignore[no-any-return]
 
 
 def symbols(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
 from fuser.lowering.attention.generated.catalogue import recording
-from tests.compiled import compiled
+from tests.compiled import assert_near, compiled, run, wide
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
 
 torch.fx.wrap("gather")
@@ -269,9 +269,6 @@ def test_atomics_take_one_kernel() -> None:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_who_asks_for_atomics(deterministic: bool) -> None:
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.softmax(q @ k.transpose(-1, -2) * 0.3, -1) @ v
-
     x = operands(heads=2)
     torch.use_deterministic_algorithms(deterministic)
     try:
@@ -282,6 +279,22 @@ def test_who_asks_for_atomics(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(False)
     found = [e.stage for e in entries.values()]
     assert found == (["forward", "rows", "keys"] if deterministic else ["forward", "keys"])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.transpose(-1, -2) * 0.3, -1) @ v
+
+
+def test_a_symbolic_number_of_features() -> None:
+    x, y = (operands(heads=2, features=n, values=24) for n in (16, 40))
+    arguments = [(z.q[0], z.k[0], z.v) for z in (x, y)]
+    options: dict[str, Any] = {"fuser.lowering": "triton"}
+    with recording() as entries:
+        for args in arguments:
+            ours = compiled(attention, args, grad=True, dynamic=True, **options)
+            own, exact = run(attention, args, grad=True), run(attention, wide(args), grad=True)
+            assert_near(ours, own, exact)
+    assert [e.stage for e in entries.values()] == ["forward", "rows", "keys"] * 2
 
 
 class TestDropout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import operator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.fx import Node
@@ -44,7 +44,7 @@ class GeneratedAttention(Lowering):
         absorbed = absorb(call, context.folder)
         layout = _layout(absorbed, context)
         if layout is None:
-            return Refusal("the number of features is symbolic")
+            return Refusal("the number of features is counted in the data")
         try:
             check(layout, training=context.training)
         except (NotPrintable, RuntimeError) as error:  # autograd's own, where it has no formula
@@ -81,8 +81,8 @@ def _layout(call: Call, context: Context) -> Layout | None:
     found: dict[str, Operand] = {}
     for name, place in call.operands.items():
         if name[0] in "qkv":
-            features: Any = size_of(leaves((place.target[3],)))
-            if not isinstance(features, int):
+            features = size(call, name, 3)  # a symbol's, which running the operator guards
+            if features is None:
                 return None
             found[name] = Operand(_dtype(place), features)
     tables = tables_of(spec)
