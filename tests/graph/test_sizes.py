@@ -12,7 +12,7 @@ U = sympy.Symbol("u", integer=True, nonnegative=True)
 
 
 def test_a_quotient_without_a_rest_is_none() -> None:
-    """Under `dynamic=True` batch and heads of equal size are one symbol, and matmul divides by it."""
+    """With `dynamic=True` a batch of as many as heads is the same symbol; matmul divides by it."""
     assert to_expr(FloorDiv(S**2, S)) == S
     assert to_expr(FloorDiv(4 * S**2 * T, 2 * S * T)) == 2 * S
     assert to_expr(FloorDiv(FloorDiv(S**2, S) * T, T)) == S
