@@ -42,6 +42,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         stack.callback(_add_lines, path, found)
 
 
+def pytest_collection_finish() -> None:
+    """What asks the tests for something looks to `fuser` like an option that is misspelt."""
+    for name in ("FUSER_CATALOGUE", "FUSER_EVERY"):
+        os.environ.pop(name, None)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if CATALOGUE in session.stash:
         session.stash[CATALOGUE].close()
