@@ -132,12 +132,13 @@ def test_odd_sizes(name: str, rows: int, keys: int, features: int, dtype: torch.
 
 
 def _assert_twice(ours: Run, theirs: Run, exact: Run) -> None:
-    """`assert_near` without room for more than roundings."""
-    assert_near(ours, theirs, exact, factor=FACTOR)
+    """`assert_near`, with room for roundings of the largest number alone."""
     for kind in ("outputs", "grads"):
         columns = [*zip(*(getattr(r, kind) for r in (ours, theirs, exact)), strict=True)]
         largest = max(float(z.nan_to_num(0, 0, 0).abs().max()) for _, _, z in columns)
         for i, (x, y, z) in enumerate(columns):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype)
+            assert torch.equal(x.isfinite(), y.isfinite())
             error, own = (float((t.double() - z).nan_to_num(0, 0, 0).abs().max()) for t in (x, y))
             allowed = FACTOR * own + ROUNDINGS[x.dtype] * largest
             assert error <= allowed, f"{kind}[{i}]: {error:.3g} from fp64, the reference {own:.3g}"
