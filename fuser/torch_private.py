@@ -80,7 +80,7 @@ def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:
     """A dimension as an int, or as the sympy expression behind a SymInt (no guard is added)."""
     if isinstance(size, int):
         return size
-    expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
+    expr: Any = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
     if expr.has(FloorDiv):
         expr = expr.replace(FloorDiv, _divided)
     return int(expr) if expr.is_Integer else expr

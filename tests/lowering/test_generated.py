@@ -352,3 +352,24 @@ def test_opcheck(rows: int) -> None:
         given = (torch.ones_like(out[0]), *out, *detached, [True] * 4)
         torch.library.opcheck(torch.ops.fuser.generated_attention_backward.default, given)
         torch.library.opcheck(torch.ops.fuser.interpreted_attention_backward.default, given)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_tile_of_few_queries_reads_nothing_for_heads_that_are_not_there(rows: int) -> None:
+    x = operands(rows=rows, keys=20)
+    memory = torch.full((8,), torch.nan)
+    memory[:4] = torch.arange(4.0)
+    x.captured.append(memory[:4])
+    check(spec(lambda s0, c0, ih: s0 * 0.3 + gather(c0, ih)), x)
+
+
+def test_the_gradient_of_a_bias_in_bf16_is_no_smaller_than_it_should() -> None:
+    """A store in the interpreter truncates, which takes a thousandth off."""
+    x = operands((4, 20, 28), dtype=torch.bfloat16)
+    ours = check(spec(plus, dtype=torch.bfloat16), x).grads[-1]
+    exact = Operands(*(wide(part) for part in (x.q, x.k, x.v, x.captured)))
+    wanted = outcome(reference, spec(plus, dtype=torch.bfloat16), exact).grads[-1]
+    assert ours is not None
+    assert wanted is not None
+    outwards = (ours.double() - wanted) * wanted.sign()
+    assert abs(outwards.mean()) < 3e-4 * wanted.abs().mean()

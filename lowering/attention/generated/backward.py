@@ -272,5 +272,6 @@ def tiles_text(layout: Layout, c: int) -> KernelText:
     terms += [f"first_row * dc{c}_m", f"first_key * dc{c}_n"]
     terms += [f"(rows * dc{c}_m)[:, None]", f"(keys * dc{c}_n)[None, :]"]
     mask = "in_rows[:, None] & in_keys[None, :]"
-    write(f"tl.store({' + '.join([f'dc{c}', *terms])}, total, mask={mask})")
+    value = tile.stored("total", captured.dtype)
+    write(f"tl.store({' + '.join([f'dc{c}', *terms])}, {value}, mask={mask})")
     return text

@@ -185,6 +185,15 @@ WINDOW = _program(
         ["m", "operator:and_", [{"$": "a"}, {"$": "b"}], {}],
     ],
 )
+DOCUMENTS = _program(
+    "m",
+    ["iq", "ik", "c0", "c1"],
+    [
+        ["a", "operator:eq", [{"$": "c0"}, {"$": "c1"}], {}],
+        ["b", "operator:le", [{"$": "ik"}, {"$": "iq"}], {}],
+        ["m", "operator:and_", [{"$": "a"}, {"$": "b"}], {}],
+    ],
+)
 
 
 def builtin() -> Iterator[Entry]:
@@ -206,6 +215,8 @@ def _variants(dtype: torch.dtype) -> Iterator[tuple[str, Program, Program | None
     yield "bias", _plus("c0"), None, (Captured(dtype, "hqk", False),), ""
     yield "mask of keys", _plus("c0"), None, (Captured(dtype, "bk", False),), ""
     yield "sink, causal", _scaled(), CAUSAL, (Captured(dtype, "h", False),), "c0"
+    numbers = (Captured(torch.int64, "bq", False), Captured(torch.int64, "bk", False))
+    yield "documents", _scaled(), DOCUMENTS, numbers, ""
 
 
 def _layout(
@@ -230,10 +241,14 @@ def _stages(label: str, layout: Layout) -> Iterator[Entry]:
     needs = Needs(
         True, True, True, tuple(i for i in range(len(layout.captured)) if f"c{i}" in read)
     )
-    yield Entry(label, layout, "forward", (False, False), 4096)
+    listed = layout.visible is not None
+    if listed:
+        yield Entry(label, layout, "table", (), 4096)
+    yield Entry(label, layout, "forward", (False, False, listed), 4096)
     yield Entry(f"{label}, decoding", layout, "forward", (True, True), 4)
     yield Entry(label, layout, "combine", (), 4)
-    yield Entry(label, layout, "rows", (needs,), 4096)
-    yield Entry(label, layout, "keys", (needs,), 4096)
+    yield Entry(label, layout, "rows", (needs, listed), 4096)
+    yield Entry(label, layout, "keys", (needs, listed), 4096)
+    yield Entry(f"{label}, atomics", layout, "keys", (replace(needs, atomics=True), listed), 4096)
     for c in needs.over_tiles(layout):
         yield Entry(label, layout, "tiles", (c,), 4096)

@@ -203,12 +203,15 @@ class TileWriter:
             mask = f"{valid}[:, None]"
             if start + size > operand.features:
                 mask += f" & ({along} < {operand.features})[None, :]"
-            if self._reads_wide(operand.dtype):
-                value = self._nearest(value)
             if added:
                 self.write(f'tl.atomic_add({pointers}, {value}, mask={mask}, sem="relaxed")')
             else:
+                value = self.stored(value, operand.dtype)
                 self.write(f"tl.store({pointers}, {value}, mask={mask})")
+
+    def stored(self, text: str, dtype: torch.dtype) -> str:
+        """An fp32 value on its way to memory, where it becomes the nearest one of a dtype."""
+        return self._nearest(text) if self._reads_wide(dtype) else text
 
     def captured(
         self,
@@ -335,12 +338,14 @@ class TileWriter:
 
         Clamped, it is a position that exists, so that a table has an element for it.
         """
-        rows, keys = "iq", "ik"
+        rows, keys, head = "iq", "ik", "h"
+        if clamped and self.packed:  # a tile has room for more heads than there are
+            head = self._emitter.let("tl.minimum(h, H - 1)", torch.int32).text
         if clamped:
             rows = self._emitter.let("tl.minimum(iq, SQ - 1)", torch.int32).text
             keys = self._emitter.let("tl.minimum(ik, SK - 1)", torch.int32).text
         return {
-            "ib": "b", "ih": self.rows("h") if self.packed else "h",
+            "ib": "b", "ih": self.rows(head) if self.packed else head,
             "iq": self.rows(rows), "ik": self.keys(keys),
             "nb": "B", "nh": "H", "nq": "SQ", "nk": "SK",
         }  # fmt: skip
