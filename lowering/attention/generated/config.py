@@ -112,9 +112,9 @@ TCGEN05 = Unit(190, 2.5, 5.0, sums=0.5, own=False, stages=(3, 4))
 in flight ptxas would rather spill a few bytes in the backward than take over 128 registers."""
 MFMA = Unit(180, 2.25, 4.0, streamed=True, stages=(1, 2))
 """A wave of AMD's; of a thread's 512 registers, half are for nothing but sums."""
-UNROLLED = 256
-"""Multiplications of a thread in one product in fp32, which NVIDIA's units round to tf32: without
-them they stand one after the other. Twice as many in a forward with nothing else in flight."""
+UNROLLED = {"forward": 384, "rows": 256, "keys": 256, "delta": 256, "tiles": 256}
+"""Features of all rows and columns of a thread in one product in fp32, which NVIDIA's units round
+to tf32: without them all its multiplications stand one after the other, and are fed ahead."""
 SHAPES: dict[str, tuple[Config, ...]] = {
     "forward": (
         Config(128, 128, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 3),
@@ -140,11 +140,13 @@ SHAPES: dict[str, tuple[Config, ...]] = {
 """In warps of 32 threads."""
 SHAPES["delta"] = SHAPES["rows"]
 DECODING = (Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2), Config(16, 32, 8, 2),
-            Config(16, 32, 8, 1), Config(16, 16, 4, 1))  # fmt: skip
+            Config(16, 16, 4, 1))  # fmt: skip
 """Of the forward kernel, where there are at most 16 rows."""
-UNROLLED_SHAPES = (Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 16, 4, 1))
-"""Where products are unrolled. Of (64, 32, 8, 1) and (16, 32, 8, 1) ptxas would rather spill a few
-bytes than have two programs resident and not three."""
+UNROLLED_SHAPES = (
+    Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 32, 8, 1), Config(16, 16, 8, 1),
+)  # fmt: skip
+"""Where products are unrolled: with more for a thread, or in flight, ptxas would rather spill a few
+bytes than have fewer programs resident."""
 COMBINING = Config(16, 16, 4, 1)
 
 
@@ -162,10 +164,10 @@ def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
     if stage == "combine":
         return COMBINING
     stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
-    if stage == "forward" and rows <= 16:
-        shapes = DECODING
-    else:
-        shapes = UNROLLED_SHAPES if _is_unrolled(layout, target) else SHAPES[stage]
+    decoding = stage == "forward" and rows <= 16
+    shapes = DECODING if decoding else SHAPES[stage]
+    if _is_unrolled(layout, target):
+        shapes = UNROLLED_SHAPES[2 if decoding else 0 :]
     found = [_cut(stage, config, target) for config in shapes]
     return next((c for c in found if _fits(stage, layout, c, target)), found[-1])
 
@@ -198,9 +200,8 @@ def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
         return False
     threads = config.num_warps * target.lanes
     if _is_unrolled(layout, target):
-        each = config.block_m * config.block_n * max(_widths(layout))
-        alone = stage == "forward" and config.num_stages == 1
-        return each / threads <= UNROLLED * (2 if alone else 1)
+        positions = config.block_m * config.block_n / threads
+        return 2 * positions**0.5 * max(_widths(layout)) <= UNROLLED[stage]
     unit = unit_of(stage, config, target)
     return registers(stage, layout, config, target) <= unit.registers
 
