@@ -66,7 +66,7 @@ def fuser(
         )
     warn_of_unmatched(parsed)
     with measure.autotuning(torch_private.autotunes(mode, rest), strict=parsed.strict):
-        with torch_private.random_options(rest):
+        with torch_private.random_options(rest), torch_private.without_saved_tensors_hooks():
             record = _transform(gm, parsed)
         try:
             compiled = _compile(gm, example_inputs, parsed, inner)

@@ -144,6 +144,19 @@ def is_data_dependent(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def without_saved_tensors_hooks() -> Generator[None]:
+    """Within the block, what autograd saves is not shown to the user's hooks.
+
+    Activation checkpointing counts what they see, and what runs in a compile is not the program.
+    """
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        yield
+
+
+@contextlib.contextmanager
 def faked(mode: FakeTensorMode | None) -> Generator[None]:
     """Run operators on fake tensors as Dynamo does, which lets them broadcast symbolic sizes.
 

@@ -533,3 +533,20 @@ class TestInductor:
 
         record = self._compare(scaled, qkv(grad=True), True)
         assert len(record.rewritten) == 1
+
+
+@pytest.mark.parametrize("lowering", ["reference", "auto"])
+def test_activation_checkpointing_around_a_compiled_function(lowering: str) -> None:
+    """It counts what autograd saves, and nothing that is tried in a compile is saved."""
+    from torch.utils.checkpoint import checkpoint
+
+    def attention(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ x.mT, -1) @ x
+
+    torch._dynamo.reset()
+    options = {"fuser.policy": "always", "fuser.lowering": lowering, "fuser.inner": "aot_eager"}
+    function = torch.compile(attention, backend="fuser", options=options)
+    x = torch.randn(2, 20, 16, requires_grad=True)
+    checkpoint(function, x, use_reentrant=False).sum().backward()
+    (wanted,) = torch.autograd.grad(attention(x).sum(), x)
+    torch.testing.assert_close(x.grad, wanted)

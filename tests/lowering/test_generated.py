@@ -373,3 +373,68 @@ def test_the_gradient_of_a_bias_in_bf16_is_no_smaller_than_it_should() -> None:
     assert wanted is not None
     outwards = (ours.double() - wanted) * wanted.sign()
     assert abs(outwards.mean()) < 3e-4 * wanted.abs().mean()
+
+
+@pytest.mark.parametrize(
+    "probs",
+    [
+        lambda p, c0: p.masked_fill(c0, 0.0),
+        lambda p, c0: torch.where(c0, 0.0, p),
+        lambda p, c0: torch.where(c0, 0.0, p * 2.0),
+    ],
+)
+def test_queries_without_keys_whose_probabilities_are_cleared(probs: object) -> None:
+    x = operands()
+    gone = torch.rand((2, 1, 20, 28), generator=torch.Generator().manual_seed(1)) > 0.3
+    gone[:, :, 4] = True
+    x.captured.append(gone)
+    of = spec(lambda s0, c0: s0.masked_fill(c0, -math.inf), probs=probs)  # type: ignore[arg-type]
+    assert not check(of, x).outputs[0].isnan().any()
+
+
+@pytest.mark.parametrize("keys", [24, 32])
+@pytest.mark.parametrize(
+    "probs",
+    [
+        lambda p: p.sqrt(),
+        lambda p: p.log(),
+        lambda p: p.rsqrt(),
+        lambda p: p**0.7,
+        lambda p: 1 / p,
+    ],
+    ids=["sqrt", "log", "rsqrt", "power", "reciprocal"],
+)
+def test_programs_with_a_pole_where_no_key_is(probs: object, keys: int) -> None:
+    """What is beyond the last key has a probability of zero, and no say."""
+    check(spec(probs=probs), operands(batch=1, heads=2, kv=1, keys=keys))  # type: ignore[arg-type]
+
+
+def test_a_query_without_keys_that_nobody_looks_at() -> None:
+    """Its own scores are all hidden, so that q gets zeros from it, not NaN, as in eager."""
+    x = operands(batch=1, heads=2, kv=1)
+    gone = torch.zeros(20, 28, dtype=torch.bool)
+    gone[4] = True
+    x.captured.append(gone)
+    of = spec(lambda s0, c0: s0.masked_fill(c0, -math.inf))
+
+    def seen(function: Any) -> Any:
+        return lambda of, x: function(of, x)[:, :, ~gone.all(-1)]
+
+    ours, theirs = outcome(seen(generated), of, x), outcome(seen(reference), of, x)
+    for a, b in zip(ours.grads, theirs.grads, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert not ours.grads[0].isnan().any()  # type: ignore[union-attr]
+
+
+def test_a_hidden_key_that_is_no_number() -> None:
+    x = operands(batch=1, heads=2, kv=1)
+    gone = torch.rand((20, 28), generator=torch.Generator().manual_seed(1)) > 0.7
+    gone[:, 3] = True
+    x.captured.append(gone)
+    with torch.no_grad():
+        x.k[0][:, :, 3] = math.nan
+    x.q[0] = x.q[0].detach()
+    of = spec(lambda s0, c0: s0.masked_fill(c0, -math.inf))
+    ours, theirs = outcome(generated, of, x), outcome(reference, of, x)
+    for a, b in zip(ours.grads, theirs.grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -285,6 +285,8 @@ class Follower:
         negative = not self._proves(found, lambda i: i)
         beyond = not self._proves(found, lambda i: count - 1 - i)
         before = negative and not (wraps and self._proves(found, lambda i: i + count))
+        if (before or beyond) and isinstance(self.reader.value(found), Whole):
+            raise Unproven("an index of positions that may lie outside of the table")
         if negative and wraps:
             behind = call(torch.add, found, number(count))
             found = call(torch.where, call(torch.lt, found, 0), behind, found)

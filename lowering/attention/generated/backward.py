@@ -91,7 +91,7 @@ def delta_text(layout: Layout, listed: bool = False) -> KernelText:
     def add(loop: Loop) -> None:
         body.keys_of_tile(loop)
         body.probabilities(loop)
-        body.through_probs(())
+        body.through_probs((), loop)
         text.body(f"total += {text.tile.sum_over_keys('p * dp')}")
 
     text.loops_over_keys(_keys_of_rows(text, listed), add)

@@ -15,7 +15,7 @@ from ...triton.kernel import pointer
 from ...triton.trace import Input
 from ..dtypes import narrower, rounds_coarsely, widened
 from ..visible import Visible, visible
-from .numerics import is_bounded, is_linear, overflows, tables_of
+from .numerics import chooses, is_bounded, is_linear, keeps_a_key, overflows, tables_of
 
 AXES = "bhqk"
 """Batch, query head, query, key: the dimensions of a captured tensor, by letter."""
@@ -101,7 +101,16 @@ class Layout:
     def two_passes(self) -> bool:
         """Whether probabilities must be whole before the rest of the program sees them."""
         coarse = self.faithful and narrower(self.spec.softmax_dtype, self.spec.dtype)
-        return coarse or not is_linear(self.probs, "p")
+        return coarse or not is_linear(self.probs, "p") or self._hides_nan
+
+    @property
+    def _hides_nan(self) -> bool:
+        """Whether a query without keys, whose probabilities are NaN, may have a result that is not:
+        `softmax(...).masked_fill(gone, 0)`."""
+        spec = self.spec
+        if not chooses(self.probs) or spec.sink or spec.dead_rows_are_zero:
+            return False
+        return spec.mask is not None or not keeps_a_key(self.score)
 
     @property
     def bounded(self) -> bool:

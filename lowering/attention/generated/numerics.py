@@ -54,6 +54,18 @@ def is_linear(program: Program, name: str) -> bool:
     return result in linear
 
 
+def chooses(program: Program) -> bool:
+    """Whether a program may put something else in the place of a NaN."""
+    return any(_name(node) in ("where", "masked_fill") for node in program.graph.nodes)
+
+
+def keeps_a_key(score: Program) -> bool:
+    """Whether no score is -inf as long as products are finite, so that every query has a key."""
+    if not is_bounded(score) or any(name[0] == "c" for name in score.inputs):
+        return False
+    return not any(a == -math.inf for node in score.graph.nodes for a in node.args)
+
+
 def _both(node: Node, linear: set[Node]) -> bool:
     return node.args[0] in linear and node.args[1] in linear and node.kwargs.get("alpha", 1) == 1
 

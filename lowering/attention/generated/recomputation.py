@@ -159,13 +159,13 @@ class Recomputation:
         """Conditions under which a position of a tile on an edge is there and may count.
 
         What a program does for queries or keys of its own that are not there is never stored. For
-        those of a loop, k, v, q and do are zeros. A key still has p > 0; a query has not, since its
-        maximum is infinite, and so gives nothing, where the program makes no NaN of a zero.
+        those of a loop k, v, q and do are zeros; but p is no zero there, and what multiplies a zero
+        may be no number: the rest of a query that sees no key, a derivative at zero.
         """
         if not self.tile.keys_first:
             return [self.tile.keys("(ik < SK)")] if loop.edges else []
         found = [self.tile.keys("in_keys")] if self.shares else []
-        if loop.edges and not self.layout.bounded:
+        if loop.edges:
             found.append(self.tile.rows("(iq < SQ)"))
         return found
 
@@ -178,7 +178,7 @@ class Recomputation:
             return f"tl.where({' & '.join(inside)}, {text}, 0.0)"
         return text
 
-    def through_probs(self, wrt: Sequence[int]) -> dict[str, Value]:
+    def through_probs(self, wrt: Sequence[int], loop: Loop) -> dict[str, Value]:
         """`dp`, and what captured tensors get through `probs`."""
         layout, tile = self.layout, self.tile
         count = range(len(chunks(layout.v.features)))
@@ -186,6 +186,8 @@ class Recomputation:
         names = ["p", *(f"c{c}" for c in wrt)]
         grads = tile.gradient(layout.probs, {"p": tile.probabilities()}, "dw", names)
         self.write(f"dp = {tile.wide(grads.pop('p'))}")
+        if self._inside(loop) and not layout.bounded:
+            self.write(f"dp = tl.where({' & '.join(self._inside(loop))}, dp, 0.0)")
         rate = layout.spec.dropout
         if rate:
             self.write(f"dp = tl.where(gone, 0.0, dp * {1 / (1 - rate)!r})")
@@ -194,7 +196,7 @@ class Recomputation:
     def gradients(self, wrt: Sequence[int], loop: Loop) -> dict[str, str]:
         """Of every product and of captured tensors, at each position of the tile: tile texts."""
         layout, tile = self.layout, self.tile
-        through = self.through_probs(wrt)
+        through = self.through_probs(wrt, loop)
         self.write(f"ds = p * (dp - {tile.rows('less')})")
         names = [*(f"s{i}" for i in layout.products), *(f"c{c}" for c in wrt)]
         direct = tile.gradient(layout.score, tile.scores(), "ds", names)
@@ -203,8 +205,8 @@ class Recomputation:
             parts = [tile.wide(g[name]) for g in (direct, through) if name in g]
             total = f"d_{name}"
             self.write(f"{total} = {' + '.join([*parts, tile.zeros][: max(1, len(parts))])}")
-            inside = [] if layout.bounded else self._inside(loop)
-            if inside:
+            inside = self._inside(loop)
+            if inside and not (tile.keys_first and layout.bounded and not self.shares):
                 self.write(f"{total} = tl.where({' & '.join(inside)}, {total}, 0.0)")
             found[name] = total
         return found
