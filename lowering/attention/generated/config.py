@@ -77,20 +77,21 @@ INTERPRETED = Config(16, 16)
 class Unit:
     """What multiplies tiles, and what a thread has in registers meanwhile.
 
-    The numbers tell kernels that spill, by `python -m fuser kernels`, from those that do not, at 64
-    and 128 features.
+    The numbers tell most kernels that spill, by `python -m fuser kernels`, from those that do not,
+    at 64 and 128 features. Sums over keys by atomics are not counted.
 
     Attributes:
         registers: values that a thread may hold by this estimate; the rest is addresses, masks, and
             what compilers move ahead.
         forward: values for each score of a tile, where most are alive, in the forward.
         backward: the same in the backward.
-        sums: registers for each sum; fewer where sums have a memory of their own.
+        sums: registers for each sum in the backward; fewer where sums have a memory of their own.
         own: whether operands that a program keeps are in registers; else in shared memory.
         streamed: whether every warp has all operands of a step in registers.
         crossed: values for each position of a captured tile that is read across its rows while
             other tiles are in flight; 0 where it comes through shared memory.
-        stages: fewest and most tiles in flight in kernels that add up gradients.
+        pieces: values more in the backward, where features are no power of two.
+        in_flight: tiles at most.
     """
 
     registers: int
@@ -100,18 +101,20 @@ class Unit:
     own: bool = True
     streamed: bool = False
     crossed: float = 0.0
-    stages: tuple[int, int] = (1, 4)
+    pieces: int = 0
+    in_flight: int = 4
 
 
-MMA = Unit(170, 3.0, 3.25, crossed=2.0)
+MMA = Unit(170, 3.0, 3.25, crossed=2.0, pieces=60)
 """A warp multiplies what it has in registers: every NVIDIA processor."""
-WGMMA = Unit(200, 2.25, 4.0, own=False)
+WGMMA = Unit(196, 2.25, 4.0, own=False)
 """Four warps multiply what is in shared memory, 16 rows of the result each."""
-TCGEN05 = Unit(190, 2.5, 5.0, sums=0.5, own=False, stages=(3, 4))
-"""Sums are in tensor memory, and pass through registers to be rescaled and stored. With two tiles
-in flight ptxas would rather spill a few bytes in the backward than take over 128 registers."""
-MFMA = Unit(180, 2.25, 4.0, streamed=True, stages=(1, 2))
+TCGEN05 = Unit(192, 2.5, 5.25, sums=0.5, own=False)
+"""Sums are in tensor memory, and pass through registers to be rescaled and stored."""
+MFMA = Unit(180, 2.25, 4.0, streamed=True, in_flight=2)
 """A wave of AMD's; of a thread's 512 registers, half are for nothing but sums."""
+COLUMNS = 512
+"""Of tensor memory, each a number for each of 128 rows."""
 UNROLLED = {"forward": 384, "rows": 256, "keys": 256, "delta": 256, "tiles": 256}
 """Features of all rows and columns of a thread in one product in fp32, which NVIDIA's units round
 to tf32: without them all its multiplications stand one after the other, and are fed ahead."""
@@ -123,8 +126,9 @@ SHAPES: dict[str, tuple[Config, ...]] = {
         Config(32, 32, 8, 2), Config(16, 32, 4, 2), Config(16, 16, 4, 1),
     ),
     "rows": (
-        Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
-        Config(32, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 16, 4, 2), Config(16, 16, 4, 1),
+        Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 8, 2),
+        Config(64, 32, 4, 2), Config(32, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 16, 4, 2),
+        Config(16, 16, 4, 1),
     ),
     "keys": (
         Config(64, 128, 8, 2), Config(32, 128, 8, 2), Config(32, 128, 8, 1), Config(64, 64, 8, 2),
@@ -139,6 +143,12 @@ SHAPES: dict[str, tuple[Config, ...]] = {
 }  # fmt: skip
 """In warps of 32 threads."""
 SHAPES["delta"] = SHAPES["rows"]
+TCGEN05_SHAPES: dict[str, tuple[Config, ...]] = {
+    "rows": (Config(128, 64, 8, 3), Config(64, 64, 8, 3), Config(64, 32, 8, 3), *SHAPES["rows"]),
+    "keys": (Config(64, 64, 8, 3), Config(32, 64, 8, 3), *SHAPES["keys"]),
+}
+"""With two tiles in flight, or 128 keys of 64 features, ptxas would rather spill a few bytes than
+take over 128 registers."""
 DECODING = (Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2), Config(16, 32, 8, 2),
             Config(16, 16, 4, 1))  # fmt: skip
 """Of the forward kernel, where there are at most 16 rows."""
@@ -164,31 +174,44 @@ def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
     if stage == "combine":
         return COMBINING
     stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
-    decoding = stage == "forward" and rows <= 16
-    shapes = DECODING if decoding else SHAPES[stage]
-    if _is_unrolled(layout, target):
-        shapes = UNROLLED_SHAPES[2 if decoding else 0 :]
-    found = [_cut(stage, config, target) for config in shapes]
+    found = [_cut(stage, c, target) for c in _shapes(stage, layout, target, rows)]
     return next((c for c in found if _fits(stage, layout, c, target)), found[-1])
 
 
+def _shapes(stage: str, layout: Layout, target: Target, rows: int) -> tuple[Config, ...]:
+    decoding = stage == "forward" and rows <= 16
+    if _is_unrolled(layout, target):
+        return UNROLLED_SHAPES[2 if decoding else 0 :]
+    if decoding:
+        return DECODING
+    own = TCGEN05_SHAPES if _has_tensor_memory(target) else SHAPES
+    return own.get(stage, SHAPES[stage])
+
+
 def _cut(stage: str, config: Config, target: Target) -> Config:
-    """A shape for a device: as many threads, and as many tiles in flight as are good there."""
+    """A shape for a device: as many threads, and no more tiles in flight than it can have."""
     warps = max(min(config.num_warps, 4), config.num_warps * 32 // target.lanes)
-    unit = unit_of(stage, config, target)
-    low, high = unit.stages
-    low = low if stage in ("rows", "keys") else 1
-    return replace(config, num_warps=warps, num_stages=min(max(config.num_stages, low), high))
+    most = unit_of(stage, config, target).in_flight
+    return replace(config, num_warps=warps, num_stages=min(config.num_stages, most))
+
+
+def _has_tensor_memory(target: Target) -> bool:
+    return target.arch in ("sm_100", "sm_103")
+
+
+def _own_rows(stage: str, config: Config) -> int:
+    """Rows of a program's sums."""
+    return config.block_n if stage == "keys" else config.block_m
 
 
 def unit_of(stage: str, config: Config, target: Target) -> Unit:
     """What the products of a stage run on: the newer units want many rows."""
-    rows = config.block_n if stage == "keys" else config.block_m
+    rows = _own_rows(stage, config)
     if target.arch.startswith("gfx"):
         return MFMA
     if target.arch == "sm_90" and rows >= 16 * config.num_warps:
         return WGMMA
-    if target.arch in ("sm_100", "sm_103") and rows >= 64:
+    if _has_tensor_memory(target) and rows >= 64:
         return TCGEN05
     return MMA
 
@@ -203,6 +226,10 @@ def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
         positions = config.block_m * config.block_n / threads
         return 2 * positions**0.5 * max(_widths(layout)) <= UNROLLED[stage]
     unit = unit_of(stage, config, target)
+    if unit is TCGEN05 and columns(stage, layout, config) > COLUMNS:
+        return False
+    if target.arch == "sm_90" and stage == "keys" and unit is MMA and config.block_n >= 64:
+        return False  # two groups of warps would share rows, and spill what they exchange
     return registers(stage, layout, config, target) <= unit.registers
 
 
@@ -247,7 +274,23 @@ def shared_bytes(stage: str, layout: Layout, config: Config, target: Target) -> 
         return max(kept, each + copied + scores * 4 * len(_whole(layout)))
     buffers = config.num_stages if not unit.own else max(1, config.num_stages - 1)
     captured = 0 if stage == "keys" else (config.num_stages - 1) * scores * sum(_whole(layout))
-    return kept + buffers * each + captured + copied * (2 if unit is TCGEN05 else 1)
+    if unit is TCGEN05:
+        copied *= 2
+        rows = _own_rows(stage, config)
+        if stage == "keys" and rows < 128:  # sums are stored through it
+            copied = max(copied, rows * max(_widths(layout)) * 4)
+    return kept + buffers * each + captured + copied
+
+
+def columns(stage: str, layout: Layout, config: Config) -> int:
+    """Tensor memory of sums, scores and their gradients."""
+    q, v = _widths(layout)
+    m, n = config.block_m, config.block_n
+    wide = {
+        "forward": v + 2 * n, "rows": q + 3 * n, "delta": 3 * n, "keys": q + v + 3 * m,
+        "tiles": 3 * n,
+    }[stage]  # fmt: skip
+    return wide * _own_rows(stage, config) // 128
 
 
 def registers(stage: str, layout: Layout, config: Config, target: Target) -> float:
@@ -265,7 +308,12 @@ def registers(stage: str, layout: Layout, config: Config, target: Target) -> flo
     kept, each = _operands(stage, layout, config)
     if stage in ("keys", "tiles") and config.num_stages > 1:
         values += unit.crossed * len(_whole(layout))
-    found = unit.sums * sums + values * m * n
+    # numbers of documents and the like, compared at every score: wide ones hold more
+    vectors = [c.dtype for c in layout.captured if ("q" in c.axes) != ("k" in c.axes)]
+    values += sum(d.itemsize / 32 for d in vectors if not d.is_floating_point)
+    found = (1.0 if stage == "forward" else unit.sums) * sums + values * m * n
+    if stage in ("rows", "keys") and any(len(chunks(x.features)) > 1 for x in layout.q):
+        found += unit.pieces * threads
     if unit.own:
         found += (each if stage == "tiles" else kept) / 4
     return found / threads + (times * each / 4 / target.lanes if unit.streamed else 0.0)
