@@ -15,12 +15,39 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import contextlib
 import fcntl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-CATALOGUE = pytest.StashKey[contextlib.ExitStack]()
+
+class Recorder:
+    """Adds the kernels of each test to a file, so that a run that is cut short leaves some."""
+
+    def __init__(self, path: str) -> None:
+        from fuser.lowering.attention.generated.catalogue import recording
+
+        self._path, self._added = path, 0
+        self._stack = contextlib.ExitStack()
+        self._found = self._stack.enter_context(recording())
+
+    def add(self) -> None:
+        """Adds what the file lacks, one process at a time."""
+        new = list(self._found)[self._added :]
+        if not new:
+            return
+        self._added += len(new)
+        with open(self._path, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            known = set(file.read().splitlines())
+            file.writelines(f"{line}\n" for line in new if line not in known)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+RECORDER = pytest.StashKey[Recorder]()
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +62,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Records from here on, in every process of xdist, if that is wanted."""
     path = os.environ.get("FUSER_CATALOGUE")
     if path:
-        from fuser.lowering.attention.generated.catalogue import recording
-
-        stack = session.stash[CATALOGUE] = contextlib.ExitStack()
-        found = stack.enter_context(recording())
-        stack.callback(_add_lines, path, found)
+        session.stash[RECORDER] = Recorder(path)
 
 
 def pytest_collection_finish() -> None:
@@ -48,15 +71,11 @@ def pytest_collection_finish() -> None:
         os.environ.pop(name, None)
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if RECORDER in item.session.stash:
+        item.session.stash[RECORDER].add()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if CATALOGUE in session.stash:
-        session.stash[CATALOGUE].close()
-
-
-def _add_lines(path: str, lines: Iterable[str]) -> None:
-    """Adds those that the file lacks, one process at a time."""
-    with open(path, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        known = set(file.read().splitlines())
-        file.writelines(f"{line}\n" for line in lines if line not in known)
+    if RECORDER in session.stash:
+        session.stash[RECORDER].close()
