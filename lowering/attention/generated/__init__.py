@@ -1,7 +1,7 @@
 """Attention kernels that are generated: one template, the programs of a spec printed into it.
 
 layout      what the text of a kernel depends on
-tile        what every kernel writes for one tile of scores
+tile        what every kernel computes of one tile of scores; `memory`, how it loads and stores
 forward     online softmax; `combine` adds up its parts where the keys are split
 backward    gradients, everything of a tile recomputed
 bounds      which tiles are visited, and which of them need no mask; `block_table`, by data

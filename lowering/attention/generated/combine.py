@@ -7,7 +7,7 @@ import torch
 from ...triton.kernel import pointer
 from .kernel_text import KernelText, row_statistics
 from .layout import Layout
-from .tile import chunks
+from .memory import chunks
 
 
 def combine_text(layout: Layout) -> KernelText:

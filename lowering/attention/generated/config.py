@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .layout import Layout
-from .tile import chunks
+from .memory import chunks
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ...triton.kernel import pointer
 from .bounds import Loop, keys_of_rows
 from .kernel_text import KernelText, lists_of_tiles, row_statistics
 from .layout import Layout
-from .tile import chunks
+from .memory import chunks
 
 
 def forward_text(

@@ -13,7 +13,8 @@ from ...triton.kernel import pointer
 from ...triton.source import Source
 from .bounds import Loop, listed
 from .layout import Layout, tensors
-from .tile import TileWriter, chunks
+from .memory import chunks
+from .tile import TileWriter
 
 SIZES = ("B", "H", "HKV", "GROUP", "SQ", "SK")
 """Batch, query heads, key heads, query heads of a key head, queries, keys."""

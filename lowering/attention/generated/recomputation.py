@@ -11,7 +11,8 @@ from ...triton.emitter import Value
 from .bounds import Loop
 from .kernel_text import KernelText
 from .layout import Operand
-from .tile import Place, TileWriter, chunks
+from .memory import Place, chunks
+from .tile import TileWriter
 
 
 class Recomputation:
