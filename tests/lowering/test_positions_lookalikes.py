@@ -345,3 +345,27 @@ def test_a_sink_of_parameters_may_be_no_key() -> None:
     kept = torch.ones(B, S, dtype=torch.bool)
     kept[:, :3] = False
     assert check(SilentSink(), [*qkv(), kept]).mask == ""
+
+
+@pytest.mark.parametrize("how", ["where", "constant", "filled"])
+def test_infinity_over_a_mask_is_no_number(how: str) -> None:
+    """-inf + inf: the mask may not move behind a bias that takes it away again."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        bias = {
+            "where": lambda: torch.where(j > i, torch.inf, 0.0),
+            "constant": lambda: torch.tensor([0.0] * (S - 1) + [torch.inf]).expand(S, S),
+            "filled": lambda: torch.where(j > i, 1.0, 0.0).masked_fill(j == S - 1, torch.inf),
+        }[how]()
+        return (scores_of(q, k).masked_fill(j > i, -torch.inf) + bias).softmax(-1) @ v
+
+    assert check(fn, qkv()).mask == ""
+
+
+def test_another_bias_does_not_keep_a_mask() -> None:
+    def fn(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        i, j = positions_of(q)
+        return (scores_of(q, k).masked_fill(j > i, -torch.inf) + bias).softmax(-1) @ v
+
+    assert check(fn, [*qkv(), torch.randn(H, S, S)]).mask == "(iq >= ik)"

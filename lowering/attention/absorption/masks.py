@@ -51,10 +51,18 @@ class Mask:
 
 @dataclass
 class Parts:
-    """A score's parts beside the products of q and k: masks, and bounds of everything else."""
+    """A score's parts beside the products of q and k.
+
+    Attributes:
+        masks: those that are masks.
+        others: a bound of everything else.
+        endless: something else is infinite by what the program says, not only by its data: over a
+            mask of -inf it would be NaN.
+    """
 
     masks: list[Mask]
     others: float
+    endless: bool = False
 
 
 class Finder:
@@ -87,12 +95,31 @@ class Finder:
                 mask = mask if constant is None else Mask(item.at, *constant, added)
             if mask is not None and form.floor != -math.inf:
                 mask = replace(mask, fill=max(mask.fill, form.floor))
-            if mask is None:
-                found.others += self._size(item, None)
-            else:
+            rest = None if mask is None else mask.rest
+            if mask is not None:
                 found.masks.append(mask)
-                found.others += 0.0 if mask.rest is None else self._size(item, mask.rest)
+            if mask is None or rest is not None:
+                found.others += self._size(item, rest)
+                found.endless |= isinstance(item, Term) and self._is_endless(item, rest)
         return found
+
+    def _is_endless(self, item: Term, rest: Node | None) -> bool:
+        pending = [self._copy(item.value) if rest is None else rest]
+        pending += [self._copy(operand) for how, operand in item.steps if how != "to"]
+        seen: set[Node] = set()
+        while pending:
+            step = pending.pop()
+            if isinstance(step, (int, float)) and math.isinf(step):
+                return True
+            if not isinstance(step, Node) or step in seen:
+                continue
+            seen.add(step)
+            if self.magnitudes.is_endless(step):
+                return True
+            pending += [*step.args, *step.kwargs.values()]
+            if step in self.follower.opened:
+                pending.append(self.follower.opened[step])
+        return False
 
     def _mask(self, item: Term | Keep) -> Mask | None:
         try:

@@ -36,6 +36,12 @@ class Magnitudes:
             self._known[step] = self._compute(step)
         return self._known[step]
 
+    def is_endless(self, step: Node) -> bool:
+        """Whether a captured tensor is known to hold an infinite number."""
+        operand = self.follower.scratch.operands.get(step)
+        found = None if operand is None else self.folder.tensor(operand.node)
+        return isinstance(found, Tensor) and found.is_floating_point() and bool(found.isinf().any())
+
     def _compute(self, step: Node) -> float:
         scratch = self.follower.scratch
         if step in scratch.operands:

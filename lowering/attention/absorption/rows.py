@@ -46,7 +46,7 @@ def movable(
     masks = [m for m in parts.masks if m.condition == TRUE or is_low(m.fill)]
     complete = len(masks) == len(parts.masks)
     kept = both(*(m.condition for m in masks))
-    if kept == FALSE:
+    if kept == FALSE or parts.endless:
         return []
     weakest = min((-m.fill for m in masks), default=math.inf)
     if complete and all(_survives(graph, m, lambda step: True) for m in masks):
