@@ -55,7 +55,7 @@ class _Backward:
         keys_wanted = bool(needs.k or needs.v or self.over_keys)
         dq, sums = self._of_queries() if rows_wanted else ([], {})
         if rows_wanted and not needs.atomics:
-            self._rows(dq, sums)
+            self._over_rows("rows", (needs,), self._named(dq, sums))
         if keys_wanted or (rows_wanted and needs.atomics):
             grads.update(self._keys(dk, dv, dq, sums))
         grads.update({c: x[..., None].sum_to_size(of.captured[c].shape) for c, x in sums.items()})
@@ -104,9 +104,6 @@ class _Backward:
         self.delta = torch.empty_like(self.row_max)
         self._over_rows("delta", (), {})
         return self.delta
-
-    def _rows(self, dq: Sequence[Tensor], sums: dict[int, Tensor]) -> None:
-        self._over_rows("rows", (self.needs,), self._named(dq, sums))
 
     def _named(self, dq: Sequence[Tensor], sums: dict[int, Tensor]) -> Arguments:
         """What tiles of queries own, by the names of arguments."""
