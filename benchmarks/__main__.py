@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks import (
     crossover,
     devices,
     models,
+    parallel,
     providers,
     records,
     runner,
@@ -82,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
         help=" ".join(providers.PROVIDERS),
     )  # fmt: skip
     p.add_argument("--cuda-graphs", action="store_true", help="time replays, of every provider")
+    p.add_argument(
+        "--together", action="store_true", help="on a GPU, compile all workloads side by side"
+    )
+    p.add_argument("--budget", type=float, metavar="SECONDS", help="of rounds of a workload")
+    p.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     p.add_argument("--stand-in", metavar="BACKEND", help="a backend to run under fuser's name")
     p.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of fuser's"
@@ -129,7 +135,14 @@ class Run:
 
     def _workloads(self, name: str, out: Path | None) -> None:
         family = family_of(name, self.args.device.type)
+        if self.args.together:
+            names = [w.name for w in family.workloads(self.args.quick)]
+            names = [n for n in names if not self.args.only or n in self.args.only]
+            parallel.run(names, self._shared(name), out, self.console.out)
+            return
         effort = runner.QUICK if self.args.quick else runner.Effort()
+        if self.args.budget is not None:
+            effort = replace(effort, budget_s=self.args.budget)
         results: list[Result] = []
         lines = list[records.Row]()
         for workload, mode, dtype in wanted(
@@ -145,6 +158,16 @@ class Run:
         else:
             table.show(results, name, self.console)
         self._check(family.checks(results) if not self.args.quick else [])
+
+    def _shared(self, name: str) -> list[str]:
+        """The arguments of a command for one of the workloads."""
+        args = self.args
+        found = [name, "--device", str(args.device), "--dtype", *args.dtype]
+        found += ["--modes", *args.modes, "--providers", *(p.name for p in self.chosen)]
+        found += ["--quick"] if args.quick else []
+        found += ["--cuda-graphs"] if args.cuda_graphs else []
+        found += [] if args.budget is None else ["--budget", str(args.budget)]
+        return found + [x for option in args.option for x in ("--option", option)]
 
     def _compile(self, out: Path | None) -> None:
         fuser = stand_in if self.args.stand_in else providers.fuser_callable()
@@ -205,14 +228,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser()
     args = options.parse_args(argv)
     try:
-        device = devices.open_device(args.device, graphs=args.cuda_graphs)
+        device = devices.open_device(args.device, graphs=args.cuda_graphs, lock=args.lock)
     except devices.NoSuchDevice as error:
         options.exit(2, f"{options.prog}: {error}\n")
     args.dtype = args.dtype or default_dtypes(args)
     names = args.providers or providers.default_names(args.device.type)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     chosen = providers.choose(names, options_of(args.option), args.stand_in)
-    runner.prime(chosen, device)
+    if not (args.together or device.is_shared):
+        runner.prime(chosen, device)
     run = Run(args, device, chosen, console)
     for family in dict.fromkeys(args.families):
         load = os.getloadavg()[0]

@@ -5,11 +5,13 @@ Everything that only CUDA can do is in the methods of `Gpu`; tests put a device 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +63,19 @@ class Device(ABC):
     def repeatable(self, call: Call) -> Call:
         """The call in the form that is timed."""
         return call
+
+    def beside_others(self) -> AbstractContextManager[object]:
+        """Within the block, other processes may use the device too."""
+        return nullcontext()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Within the block, nobody else who asks so does."""
+        return nullcontext()
+
+    @property
+    def is_shared(self) -> bool:
+        """Other processes compile at the same time, so that it says nothing how long that takes."""
+        return False
 
     def release(self) -> None:  # noqa: B027
         """Gives back what nobody uses any more; a CPU keeps nothing."""
@@ -115,7 +130,27 @@ class Event(Protocol):
 
 
 class Gpu(Device):
-    """A CUDA device: events around each call, and the second-level cache flushed before it."""
+    """A CUDA device: events around each call, and the second-level cache flushed before it.
+
+    Attributes:
+        lock: a file by which processes agree who times and who only compiles; None without others.
+    """
+
+    def __init__(
+        self, place: torch.device, *, graphs: bool = False, lock: Path | None = None
+    ) -> None:
+        super().__init__(place, graphs=graphs)
+        self.lock = lock
+
+    def beside_others(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.lock is None else locked(self.lock, fcntl.LOCK_SH)
+
+    def alone(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.lock is None else locked(self.lock, fcntl.LOCK_EX)
+
+    @property
+    def is_shared(self) -> bool:
+        return self.lock is not None
 
     @property
     def name(self) -> str:
@@ -192,8 +227,21 @@ class Gpu(Device):
         return graph.replay
 
 
-def open_device(place: torch.device, *, graphs: bool = False) -> Device:
+@contextmanager
+def locked(path: Path, kind: int) -> Generator[None]:
+    """Within the block, a file is locked: `LOCK_SH` beside others of that kind, or `LOCK_EX`."""
+    with path.open("w") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+def open_device(place: torch.device, *, graphs: bool = False, lock: Path | None = None) -> Device:
     """The device of that name.
+
+    Args:
+        place: its name.
+        graphs: whether steps are replayed from CUDA graphs.
+        lock: of a GPU that several processes use at a time.
 
     Raises:
         NoSuchDevice: it is not there.
@@ -210,7 +258,7 @@ def open_device(place: torch.device, *, graphs: bool = False) -> Device:
         raise NoSuchDevice(f"there is no CUDA device: {why} (torch {torch.__version__})")
     if (place.index or 0) >= torch.cuda.device_count():
         raise NoSuchDevice(f"there is no {place}: {torch.cuda.device_count()} found")
-    return Gpu(place, graphs=graphs)
+    return Gpu(place, graphs=graphs, lock=lock)
 
 
 def cpu_name() -> str:

@@ -105,21 +105,33 @@ def measure(
     torch.set_num_threads(THREADS)
     torch._dynamo.reset()
     torch.manual_seed(0)
-    case = workload.build(dtype, device.place, mode)
-    expected = reference(case)
     result = Result(workload, mode, dtype, {})
     calls: dict[str, Call] = {}
-    for provider in providers:
-        if provider.port and provider.port not in case.ports:
-            continue
+
+    def prepare(provider: Provider, again: type[Exception] | None = None) -> bool:
         record = result.measures[provider.name] = Measure()
         try:
             calls[provider.name] = _prepared(provider, case, expected, record, device)
         except Exception as error:  # a benchmark reports a crash, whatever it is, and goes on
             record.failure = shorten(f"{type(error).__name__}: {error}", width=400)
+            return again is not None and isinstance(error, again)
+        finally:
+            device.release()
+        return False
+
+    with device.beside_others():
+        case = workload.build(dtype, device.place, mode)
+        expected = reference(case)
         device.release()
-    with torch.compiler.set_stance("fail_on_recompile"):
-        times = interleave(calls, effort, device)
+        running = [p for p in providers if not p.port or p.port in case.ports]
+        again = torch.OutOfMemoryError if device.is_shared else None
+        crowded = [p for p in running if prepare(p, again=again)]
+    with device.alone():
+        for provider in crowded:
+            prepare(provider)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            times = interleave(calls, effort, device)
+        device.release()
     for name, samples in times.items():
         result.measures[name].times_ms = samples
     return result
@@ -137,7 +149,7 @@ def _prepared(
         return case.step(fn)
 
     if provider.backend is not None:
-        _compile(provider, case, source, call, record)
+        _compile(provider, case, source, call, record, shared=device.is_shared)
     record.yardstick = port is not None and not port.same
     got = call()
     if not record.yardstick:
@@ -147,14 +159,23 @@ def _prepared(
     return device.repeatable(call)
 
 
-def _compile(provider: Provider, case: Case, source: Function, call: Call, record: Measure) -> None:
-    """The first call, and that of another copy, which finds what the first one left on disk."""
+def _compile(
+    provider: Provider, case: Case, source: Function, call: Call, record: Measure, *, shared: bool
+) -> None:
+    """The first call, and that of another copy, which finds what the first one left on disk.
+
+    On a device that others share it is the first one alone, and takes who knows how long.
+    """
 
     def cold() -> None:
         counters["fuser"].clear()
         call()
         record.rewrites = {key: int(n) for key, n in counters["fuser"].items() if n}
 
+    if shared:
+        with functorch_config.patch(donated_buffer=False):
+            cold()
+        return
     again = provider.prepare(source, label=f"{provider.name}_again")
     backward = case.cotangent is not None
     seconds = first_calls([cold, lambda: case.step(again)], backward=backward)

@@ -4,6 +4,9 @@ One thread a test process: tensors this small lose by sharing cores, and xdist f
 
 `FUSER_CATALOGUE=FILE` has the kernels that the tests launch added to a file, for
 `python -m fuser kernels FILE` to compile for GPUs. Processes that tests start are not seen.
+
+`FUSER_DEVICE=cuda` has the generated kernels run there, by the tests that compare their numbers:
+`FUSER_DEVICE=cuda pytest tests/gpu tests/lowering/test_generated.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import os
 
 # Before triton is imported: its library is made of interpreted functions from then on.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("FUSER_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import contextlib
 import fcntl
@@ -67,7 +71,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """What asks the tests for something looks to `fuser` like an option that is misspelt."""
-    for name in ("FUSER_CATALOGUE", "FUSER_EVERY"):
+    for name in ("FUSER_CATALOGUE", "FUSER_DEVICE", "FUSER_EVERY"):
         os.environ.pop(name, None)
 
 

@@ -1,7 +1,11 @@
-"""Specs and operands for the generated kernels, and the comparison with the reference."""
+"""Specs and operands for the generated kernels, and the comparison with the reference.
+
+In Triton's interpreter, or on the device that `FUSER_DEVICE` names.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +21,7 @@ from fuser.specs import AttentionSpec
 from tests.compiled import Run, assert_near, wide
 
 IDENTITY = Program(IDENTITY_TEXT)
+DEVICE = torch.device(os.environ.get("FUSER_DEVICE", "cpu"))
 FACTOR = 2.0
 """At most so many times the reference's error against fp64."""
 
@@ -66,6 +71,21 @@ class Operands:
     def all(self) -> list[Tensor]:
         return [*self.q, *self.k, self.v, *self.captured]
 
+    def placed(self) -> Operands:
+        """The same where the kernels run."""
+
+        def place(t: Tensor) -> Tensor:
+            return t if t.device.type == DEVICE.type else _leaf_like(t, t.detach().to(DEVICE))
+
+        def each(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [place(t) for t in tensors]
+
+        return Operands(each(self.q), each(self.k), place(self.v), each(self.captured))
+
+
+def _leaf_like(t: Tensor, moved: Tensor) -> Tensor:
+    return moved.requires_grad_(t.requires_grad)
+
 
 def operands(
     *shapes: Sequence[int],
@@ -96,14 +116,16 @@ def operands(
 def generated(
     of: AttentionSpec, x: Operands, seed: Tensor | None = None, *, atomics: bool = False
 ) -> Tensor:
-    """By the operator, in Triton's interpreter."""
-    text = of.to_text()
+    """By the operator."""
+    text, x = of.to_text(), x.placed()
+    seed = None if seed is None else seed.to(DEVICE)
     return torch.ops.fuser.generated_attention(x.q, x.k, x.v, x.captured, seed, text, "", atomics)[
         0
     ]
 
 
 def reference(of: AttentionSpec, x: Operands) -> Tensor:
+    x = x.placed()
     return attend(of, x.q, x.k, x.v, x.captured)
 
 
@@ -111,17 +133,19 @@ def outcome(
     function: Callable[[AttentionSpec, Operands], Tensor], of: AttentionSpec, x: Operands
 ) -> Run:
     """The result and all gradients, for a cotangent that differs everywhere."""
+    x = x.placed()
     leaves = [t for t in x.all if t.requires_grad]
     out = function(of, x)
     generator = torch.Generator().manual_seed(9)
     seed = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    grads = torch.autograd.grad(out, leaves, seed.to(out.dtype), allow_unused=True)
+    grads = torch.autograd.grad(out, leaves, seed.to(out), allow_unused=True)
     zeros = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)]
     return Run([out.detach()], list(zeros))
 
 
 def check(of: AttentionSpec, x: Operands, *, atomics: bool = False) -> Run:
     """As near to fp64 as the reference, with NaN in the same places; gradients included."""
+    x = x.placed()
     ours = outcome(partial(generated, atomics=atomics), of, x)
     exact = Operands(*(wide(part) for part in (x.q, x.k, x.v, x.captured)))
     assert_near(ours, outcome(reference, of, x), outcome(reference, of, exact), factor=FACTOR)

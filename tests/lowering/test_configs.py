@@ -73,9 +73,10 @@ def test_what_is_chosen_fits_by_estimate(arch: str) -> None:
     [
         ("sm_80", "forward", 64, Config(128, 64, 8, 3)),
         ("sm_80", "forward", 128, Config(128, 32, 8, 3)),
-        ("sm_90", "forward", 64, Config(128, 128, 8, 3)),
-        ("sm_90", "keys", 64, Config(64, 128, 8, 2)),
-        ("sm_90", "keys", 128, Config(32, 128, 8, 2)),
+        ("sm_90", "forward", 64, Config(64, 64, 4, 3, tma=True)),
+        ("sm_90", "forward", 256, Config(128, 64, 8, 2, tma=True)),
+        ("sm_90", "keys", 64, Config(64, 64, 4, 2, tma=True)),
+        ("sm_90", "keys", 128, Config(32, 64, 4, 2, tma=True)),
         ("sm_100", "rows", 128, Config(64, 64, 8, 3)),
         ("gfx942", "forward", 64, Config(128, 64, 4, 2)),
         ("gfx942", "keys", 128, Config(16, 64, 4, 2)),

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
+from fuser.lowering.attention.generated import problem
 from fuser.lowering.attention.generated.catalogue import recording
+from fuser.lowering.attention.generated.run_backward import backward
+from fuser.lowering.attention.generated.run_forward import forward, splits_of
 from tests.compiled import assert_near, compiled, run, wide
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
 
@@ -56,6 +59,37 @@ def test_odd_sizes(rows: int, keys: int, dtype: torch.dtype) -> None:
     """One query of many keys is split over programs, whose parts a second kernel adds up."""
     x = operands((2, rows, keys), batch=1, heads=2, kv=1, rows=rows, keys=keys, dtype=dtype)
     check(spec(plus, dtype=dtype), x)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("keys", [160, 517])
+@pytest.mark.parametrize("name", ["none", "bottom right", "window"])
+def test_keys_are_split_over_all_processors(
+    name: str, keys: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts have the same number of tiles, but for the last one, which may end in one."""
+    monkeypatch.setattr(problem, "INTERPRETER", replace(problem.INTERPRETER, processors=132))
+    x = operands(batch=1, heads=2, kv=1, rows=rows, keys=keys)
+    of = spec() if name == "none" else replace(_masked(name), dead_rows_are_zero=True)
+    with recording() as entries:
+        check(of, x)
+    assert any(e.stage == "combine" for e in entries.values())
+
+
+@pytest.mark.parametrize("processors", range(1, 40))
+@pytest.mark.parametrize("tiles", [1, 2, 9, 33])
+def test_no_part_of_the_keys_is_empty(tiles: int, processors: int) -> None:
+    target = replace(problem.INTERPRETER, processors=processors)
+    layout = problem.problem(*_plain(), spec().to_text(), "").layout
+    splits = splits_of(layout, 1, tiles, target)
+    each = -(-tiles // splits)
+    assert splits <= max(1, processors)
+    assert (splits - 1) * each < tiles <= splits * each
+
+
+def _plain() -> tuple[Any, ...]:
+    x = operands()
+    return x.q, x.k, x.v, [], None
 
 
 def test_many_queries_and_keys() -> None:
@@ -221,14 +255,10 @@ class Largest(TorchDispatchMode):
 
 
 def test_nothing_of_queries_times_keys_is_made() -> None:
-    from fuser.lowering.attention.generated.problem import problem
-    from fuser.lowering.attention.generated.run_backward import backward
-    from fuser.lowering.attention.generated.run_forward import forward
-
     x = operands((4, 1, 1), batch=1, rows=130, keys=130, features=8)
     text = spec(plus, mask=MASKS["causal"]).to_text()
     with torch.no_grad(), Largest() as largest:
-        of = problem(x.q, x.k, x.v, x.captured, None, text, "")
+        of = problem.problem(x.q, x.k, x.v, x.captured, None, text, "")
         out, row_max, row_sum = forward(of)
         backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
     assert largest.bytes == out.nbytes < 130 * 130 * 4
@@ -342,7 +372,7 @@ class TestDropout:
 
 @pytest.mark.parametrize("rows", [20, 1])
 def test_opcheck(rows: int) -> None:
-    x = operands((4, 1, 1), rows=rows, keys=100)
+    x = operands((4, 1, 1), batch=1, rows=rows, keys=64, features=8)
     for of, seed in ((spec(plus), None), (spec(plus, dropout=0.2), torch.tensor([3]))):
         args = (x.q, x.k, x.v, x.captured, seed, of.to_text(), "", False)
         torch.library.opcheck(torch.ops.fuser.generated_attention.default, args)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fuser.lowering.attention.absorption import follow
 from tests.attention.cases import SK, B, H, S, Spelling
 from tests.attention.spellings import SPELLINGS
 from tests.attention.spellings_forms import FORMS
@@ -146,10 +147,26 @@ def test_biases_are_computed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bucketed_bias", "decomposed_axes"])
-def test_biases_are_looked_up(name: str) -> None:
+def test_biases_are_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that a gradient flows to."""
+    monkeypatch.setattr(follow, "READING", 100)
     for grad in (False, True):
-        for found in _check(BY_NAME[name], grad=grad):
+        for found in absorbed_of(BY_NAME[name], grad=grad):
             assert ("gather" in found.score) is not grad
+
+
+@pytest.mark.parametrize("largest", [0, follow.LARGEST])
+def test_what_takes_longer_to_compute_than_to_read_is_read(
+    largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it would fill the memory."""
+    monkeypatch.setattr(follow, "LARGEST", largest)
+    for found in absorbed_of(BY_NAME["bucketed_bias"], grad=False):
+        assert ("gather" in found.score) == (largest == 0)
+
+
+def absorbed_of(case: Spelling, *, grad: bool) -> list[Absorbed]:
+    return absorbed(case.program(torch.float32), case.inputs(torch.float32), grad=grad)[1]
 
 
 def test_padding_that_may_hide_whole_rows_stays_a_number() -> None:

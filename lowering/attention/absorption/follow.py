@@ -21,7 +21,7 @@ from fuser.graph.fold import Folder
 from fuser.graph.index_rules import is_one, size_expr
 from fuser.graph.ops import Kind, Op, data_inputs, is_tensor, value
 from fuser.graph.positional import FALSE, TRUE, Truth, Whole, at_least_zero
-from fuser.graph.program import gather
+from fuser.graph.program import POSITIONS, gather
 from fuser.graph.pull import pull_view
 from fuser.pattern import Call, Operand
 from fuser.torch_private import to_expr
@@ -32,6 +32,7 @@ from .guards import require_readable, require_transparent
 from .places import KEY, QUERY, Index, Place, Places, PositionReader, aligned
 from .scratch import Scratch
 from .steps import Steps
+from .work import LARGEST, READING, work
 
 MAX_FOLLOWED = 128
 MAX_COMPARISONS = 8
@@ -66,12 +67,27 @@ class Follower:
             return self.scratch.captured(operand)
         try:
             found = self.visit(operand.node, dims)
-            if self.cost(found) < self.places.elements(dims):
+            if self.cost(found) < self.places.elements(dims) and self._is_cheap(found, dims):
                 dtype = found.meta["dtype"] if operand.dtype is None else operand.dtype
                 return self.scratch.cast(found, dtype)
         except Unproven:
             pass
         return self.scratch.captured(operand)
+
+    def _is_cheap(self, step: Node, dims: Dims) -> bool:
+        """Whether computing a value for each score costs no more than to read it."""
+        bias = step.meta["dtype"].is_floating_point
+        if not bias or not {QUERY, KEY} <= self.places.varies(dims):
+            return True
+        size = self.places.elements(dims) * step.meta["dtype"].itemsize
+        return size > LARGEST or work(step, self._axes) <= READING
+
+    def _axes(self, source: Node) -> frozenset[int]:
+        """The canonical dimensions that an input of a program varies along."""
+        if source in self.scratch.operands and source not in self.scratch.tables:
+            return self.places.varies(self.scratch.operands[source].dims)
+        name = str(source.target)
+        return frozenset((POSITIONS.index(name),) if name in POSITIONS else ())
 
     def visit(self, node: Node, index: Index, reader: Node | None = None) -> Node:
         """The step for the element of a tensor at an index.

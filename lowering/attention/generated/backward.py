@@ -20,9 +20,9 @@ import torch
 
 from ...triton.kernel import pointer
 from .bounds import Loop, keys_of_rows, rows_of_keys
-from .kernel_text import KernelText, lists_of_tiles, row_statistics
+from .kernel_text import KernelText, lists_of_tiles
 from .layout import Layout
-from .recomputation import Recomputation
+from .recomputation import Recomputation, statistics
 
 _FP32 = pointer(torch.float32)
 
@@ -68,7 +68,8 @@ def _text(
     listed: bool = False,
 ) -> KernelText:
     """A kernel that starts from the cotangent and what the forward left of each query."""
-    given = (("do", pointer(layout.spec.dtype), "bhmd"), *row_statistics(), ("delta", _FP32, "bhm"))
+    rows = ((name, _FP32, "bhm") for name in (*statistics(layout), "delta"))
+    given = (("do", pointer(layout.spec.dtype), "bhmd"), *rows)
     tables = lists_of_tiles(layout) if listed else ()
     return KernelText(
         name, layout, about, (*given, *results, *tables), scalars, keys_first=keys_first
@@ -129,7 +130,7 @@ def rows_text(layout: Layout, needs: Needs, listed: bool = False) -> KernelText:
 
     text.loops_over_keys(_keys_of_rows(text, listed), add)
     for i in wanted:
-        body.store(f"dq{i}", layout.q[i], tile.queries(f"dq{i}"), "in_rows")
+        body.store(f"dq{i}", layout.q[i], tile.queries(f"dq{i}"), tile.in_rows, f"s{i}")
     for c in sums:
         text.store_rows(f"dc{c}", f"dc{c}_sum")
     return text
@@ -172,9 +173,9 @@ class _Keys:
     def _write(self) -> None:
         text, body, layout = self.text, self.body, self.layout
         body.own_keys()
-        owned = [(f"dk{i}", layout.k[i]) for i in self.dk]
-        owned += [("dv", layout.v)] if self.needs.v else []
-        for name, operand in owned:
+        owned = [(f"dk{i}", layout.k[i], f"s{i}") for i in self.dk]
+        owned += [("dv", layout.v, "")] if self.needs.v else []
+        for name, operand, _ in owned:
             body.zeros(name, operand, "BLOCK_N")
         by_head = self.needs.by_head(layout)
         if by_head or (self.listed and "h" in layout.visible_axes):
@@ -199,8 +200,8 @@ class _Keys:
             text.loops_over_heads(loops, self._add)
         if not by_head:
             self._store_sums("hk")
-        for name, operand in owned:
-            body.store(name, operand, text.tile.keys_of(name), "in_keys")
+        for name, operand, product in owned:
+            body.store(name, operand, text.tile.keys_of(name), text.tile.in_keys, product)
 
     def _add(self, loop: Loop) -> None:
         body, layout, tile = self.body, self.layout, self.text.tile
@@ -214,7 +215,7 @@ class _Keys:
         for i in self.dk:
             body.accumulate(f"dk{i}", grads[f"s{i}"], f"q{i}", layout.q[i])
         for i in self.dq:
-            body.share(f"dq{i}", grads[f"s{i}"], f"k{i}", layout.k[i])
+            body.share(f"dq{i}", grads[f"s{i}"], f"k{i}", layout.k[i], f"s{i}")
         for c in self.sums:
             self.text.body(f"dc{c}_sum += {tile.sum_over_rows(grads[f'c{c}'])}")
         for c in self.shared_sums:
@@ -229,7 +230,9 @@ class _Keys:
     def _store_sums(self, head: str) -> None:
         for c in self.sums:
             pointers = self.text.tile.keys_of(f"dc{c}", head).pointers(f"dc{c}")
-            self.text.body(f"tl.store({pointers}, dc{c}_sum, mask=in_keys)")
+            mask = self.text.tile.in_keys
+            mask = f", mask={mask}" if mask else ""
+            self.text.body(f"tl.store({pointers}, dc{c}_sum{mask})")
 
 
 def tiles_text(layout: Layout, c: int) -> KernelText:
@@ -251,8 +254,10 @@ def tiles_text(layout: Layout, c: int) -> KernelText:
     write("first_key = tl.cast(tl.program_id(0) % across * BLOCK_N, tl.int64)")
     write("iq = first_row.to(tl.int32) + rows")
     write("ik = first_key.to(tl.int32) + keys")
-    write("in_rows = iq < SQ")
-    write("in_keys = ik < SK")
+    if tile.in_rows:
+        write("in_rows = iq < SQ")
+    if tile.in_keys:
+        write("in_keys = ik < SK")
     tile.features(*layout.q, *layout.k, layout.v)
     if layout.spec.dropout:
         write("seed_value = tl.load(seed)")
@@ -260,9 +265,9 @@ def tiles_text(layout: Layout, c: int) -> KernelText:
     write("total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
     with write.block("for other in range(REPEATS):"), tile.tile():
         body.one_of(captured.axes)
-        body.load_keys("in_keys")
-        body.load_rows("in_rows", with_delta=True)
-        tile.captured("bhqk", "in_rows", "in_keys")
+        body.load_keys(tile.in_keys)
+        body.load_rows(tile.in_rows, with_delta=True)
+        tile.captured("bhqk", tile.in_rows, tile.in_keys)
         everywhere = Loop("", "", False, layout.spec.mask is not None, "")
         body.probabilities(everywhere)
         grads = body.gradients((c,), everywhere)
@@ -271,7 +276,9 @@ def tiles_text(layout: Layout, c: int) -> KernelText:
     terms = [f"{o} * dc{c}_{a}" for a, o in zip(axes, own[axes[:-2]], strict=False)]
     terms += [f"first_row * dc{c}_m", f"first_key * dc{c}_n"]
     terms += [f"(rows * dc{c}_m)[:, None]", f"(keys * dc{c}_n)[None, :]"]
-    mask = "in_rows[:, None] & in_keys[None, :]"
+    masks = [f"{tile.in_rows}[:, None]"] if tile.in_rows else []
+    masks += [f"{tile.in_keys}[None, :]"] if tile.in_keys else []
+    mask = f", mask={' & '.join(masks)}" if masks else ""
     value = tile.stored("total", captured.dtype)
-    write(f"tl.store({' + '.join([f'dc{c}', *terms])}, {value}, mask={mask})")
+    write(f"tl.store({' + '.join([f'dc{c}', *terms])}, {value}{mask})")
     return text

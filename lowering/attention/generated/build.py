@@ -33,7 +33,13 @@ def _text(layout: Layout, stage: str, arguments: tuple[Any, ...]) -> KernelText:
 
 
 def build(
-    layout: Layout, stage: str, arguments: tuple[Any, ...], config: Config, origin: str = ""
+    layout: Layout,
+    stage: str,
+    arguments: tuple[Any, ...],
+    config: Config,
+    origin: str = "",
+    *,
+    whole: tuple[bool, bool] = (False, False),
 ) -> Kernel:
     """A kernel for a layout.
 
@@ -43,8 +49,12 @@ def build(
         arguments: of the stage.
         config: how it is cut.
         origin: pattern and source lines, for the header.
+        whole: whether all tiles of queries, and all tiles of keys, are full.
     """
-    layout = replace(layout, tma=config.tma, warp_specialize=config.warp_specialize)
+    layout = replace(
+        layout, tma=config.tma, warp_specialize=config.warp_specialize,
+        whole_rows=whole[0], whole_keys=whole[1],
+    )  # fmt: skip
     text = _text(layout, stage, arguments)
     source = f"{header(layout, origin, text.tile.functions)}\n\n{text.text()}"
     constants = (("BLOCK_M", config.block_m), ("BLOCK_N", config.block_n))

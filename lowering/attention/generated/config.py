@@ -115,6 +115,8 @@ MFMA = Unit(180, 2.25, 4.0, streamed=True, in_flight=2)
 """A wave of AMD's; of a thread's 512 registers, half are for nothing but sums."""
 COLUMNS = 512
 """Of tensor memory, each a number for each of 128 rows."""
+DESCRIBED = 8
+"""Registers that addresses leave free where tiles are loaded by descriptors."""
 UNROLLED = {"forward": 384, "rows": 256, "keys": 256, "delta": 256, "tiles": 256}
 """Features of all rows and columns of a thread in one product in fp32, which NVIDIA's units round
 to tf32: without them all its multiplications stand one after the other, and are fed ahead."""
@@ -149,6 +151,23 @@ TCGEN05_SHAPES: dict[str, tuple[Config, ...]] = {
 }
 """With two tiles in flight, or 128 keys of 64 features, ptxas would rather spill a few bytes than
 take over 128 registers."""
+WGMMA_SHAPES: dict[str, tuple[Config, ...]] = {
+    "forward": (
+        Config(64, 64, 4, 3, tma=True), Config(128, 64, 8, 2, tma=True),
+        Config(64, 64, 4, 2, tma=True), Config(128, 32, 8, 3, tma=True), *SHAPES["forward"],
+    ),
+    "rows": (
+        Config(128, 64, 8, 3, tma=True), Config(64, 64, 4, 2, tma=True),
+        Config(128, 32, 8, 2, tma=True), *SHAPES["rows"],
+    ),
+    "keys": (
+        Config(64, 64, 4, 2, tma=True), Config(32, 64, 4, 2, tma=True),
+        Config(32, 128, 8, 2, tma=True), *SHAPES["keys"],
+    ),
+}  # fmt: skip
+"""On an H200 the fastest of some thirty for each stage, at 128 and 256 features, or within a few
+percent of it (`benchmarks/results/configs-cuda.csv`). Two small programs in a processor do better
+than a large one: one computes exponentials while the other multiplies."""
 DECODING = (Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2), Config(16, 32, 8, 2),
             Config(16, 16, 4, 1))  # fmt: skip
 """Of the forward kernel, where there are at most 16 rows."""
@@ -184,7 +203,8 @@ def _shapes(stage: str, layout: Layout, target: Target, rows: int) -> tuple[Conf
         return UNROLLED_SHAPES[2 if decoding else 0 :]
     if decoding:
         return DECODING
-    own = TCGEN05_SHAPES if _has_tensor_memory(target) else SHAPES
+    own = {"sm_90": WGMMA_SHAPES}.get(target.arch, SHAPES)
+    own = TCGEN05_SHAPES if _has_tensor_memory(target) else own
     return own.get(stage, SHAPES[stage])
 
 
@@ -230,7 +250,8 @@ def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
         return False
     if target.arch == "sm_90" and stage == "keys" and unit is MMA and config.block_n >= 64:
         return False  # two groups of warps would share rows, and spill what they exchange
-    return registers(stage, layout, config, target) <= unit.registers
+    spared = DESCRIBED if config.tma else 0
+    return registers(stage, layout, config, target) <= unit.registers + spared
 
 
 def _is_unrolled(layout: Layout, target: Target) -> bool:

@@ -63,16 +63,16 @@ class _Forward:
         tile.features(*layout.q, *layout.k, layout.v)
         tile.descriptors()
         for i in layout.products:
-            tile.load(f"q{i}", layout.q[i], tile.queries(f"q{i}"), "in_rows")
+            tile.load(f"q{i}", layout.q[i], tile.queries(f"q{i}"), tile.in_rows)
         if layout.spec.dropout:
             line("seed_value = tl.load(seed)")
-        tile.captured("bhq", "in_rows", None)
+        tile.captured("bhq", tile.in_rows, None)
         self.text.start_statistics(sink=not self.split)
         if self.split:
             line("part_id = tl.program_id(1)")
             line("per_part = tl.cdiv(tl.cdiv(SK, SPLITS), BLOCK_N) * BLOCK_N")
-            line("part_low = tl.minimum(part_id * per_part, SK)")
-            line("part_high = tl.minimum((part_id + 1) * per_part, SK)")
+            line("part_low = part_id * per_part")
+            line("part_high = tl.maximum(tl.minimum(part_low + per_part, SK), part_low)")
         if self.listed:
             visited = self.text.listed_tiles("keys")
         else:
@@ -93,7 +93,7 @@ class _Forward:
             keys = tile.load(f"k{i}", layout.k[i], tile.keys_of(f"k{i}"), valid)
             rows = [f"q{i}_{j}" for j in range(len(keys))]
             tile.product(f"s{i}", rows, keys, layout.q[i].dtype)
-        tile.captured("bhqk", "in_rows", valid)
+        tile.captured("bhqk", tile.in_rows, valid)
         tile.score()
         kept = ["(ik < SK)[None, :]"] if loop.edges else []
         if loop.masked:
@@ -159,6 +159,7 @@ class _Forward:
         for name in ("part", "part_max", "part_sum"):
             self.line(f"{name} += tl.cast(part_id, tl.int64) * {name}_s")
         values = [f"acc_{j}" for j in range(self.count)]
-        self.tile.store("part", self.layout.v, self.tile.queries("part"), "in_rows", values)
+        at = self.tile.queries("part")
+        self.tile.store("part", self.layout.v, at, self.tile.in_rows, values)
         self.text.store_rows("part_max", "m")
         self.text.store_rows("part_sum", "l")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -96,13 +96,15 @@ class KernelText:
             write("start_row = block * BLOCK_M")
             write("first_row = tl.cast(start_row, tl.int64)")
             write("iq = start_row + rows")
-            write("in_rows = iq < SQ")
+            if self.tile.in_rows:
+                write("in_rows = iq < SQ")
         write("keys = tl.arange(0, BLOCK_N)")
 
     def store_rows(self, name: str, value: str) -> None:
         """One number for each query, (B, H, SQ)."""
         pointers = self.tile.queries(name).pointers(name)
-        self.body(f"tl.store({pointers}, {value}, mask=in_rows)")
+        mask = f", mask={self.tile.in_rows}" if self.tile.in_rows else ""
+        self.body(f"tl.store({pointers}, {value}{mask})")
 
     def start_statistics(self, *, sink: bool) -> None:
         """m, l and the sums of v before the first key."""
@@ -130,7 +132,7 @@ class KernelText:
             self.inverse_sums()
             for value in values:
                 self.body(f"{value} = {value} * inverse[:, None]")
-        self.tile.store("out", self.layout.v, self.tile.queries("out"), "in_rows", values)
+        self.tile.store("out", self.layout.v, self.tile.queries("out"), self.tile.in_rows, values)
         self.store_rows("row_max", "m")
         self.store_rows("row_sum", "l")
 
@@ -145,7 +147,7 @@ class KernelText:
 
     def loops_over_keys(self, loops: Iterable[Loop], body: Callable[[Loop], None]) -> None:
         """Tiles of keys: whole ones without a mask, those on an edge with it."""
-        for loop in loops:
+        for loop in _edges(loops, self.layout.whole_keys):
             self.body(f"# {loop.about}")
             with self._loop("start_n", "BLOCK_N", loop):
                 self.body("ik = start_n + keys")
@@ -154,7 +156,7 @@ class KernelText:
 
     def loops_over_rows(self, loops: Iterable[Loop], body: Callable[[Loop], None]) -> None:
         """Tiles of queries of one head `h`."""
-        for loop in loops:
+        for loop in _edges(loops, self.layout.whole_rows):
             self.body(f"# {loop.about}")
             with self._loop("start_m", "BLOCK_M", loop):
                 self._rows_at()
@@ -167,7 +169,7 @@ class KernelText:
             self.body("h = hk")
             self.loops_over_rows(loops, body)
             return
-        for loop in loops:
+        for loop in _edges(loops, self.layout.whole_rows):
             self.body(f"# {loop.about} of every head")
             size = f"{loop.end} - {loop.first}"
             self.body(f"count = {size if loop.listed else f'tl.cdiv({size}, BLOCK_M)'}")
@@ -203,6 +205,11 @@ class KernelText:
     def _rows_at(self) -> None:
         self.body("iq = start_m + rows")
         self.body("first_row = tl.cast(start_m, tl.int64)")
+
+
+def _edges(loops: Iterable[Loop], whole: bool) -> list[Loop]:
+    """The loops; where every tile is full, none has positions outside of the tensors."""
+    return [replace(loop, edges=loop.edges and not whole) for loop in loops]
 
 
 _QUOTED = str.maketrans({'"': "'", "\\": "/"})

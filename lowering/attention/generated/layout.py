@@ -71,6 +71,10 @@ class Layout:
     """q, k, v and the gradient of the result are loaded through tensor descriptors."""
     warp_specialize: bool = False
     """Warps of a program share the work of a loop by what they do, not by what they do it to."""
+    whole_rows: bool = False
+    """Every tile of queries is full: their number is a multiple of its size."""
+    whole_keys: bool = False
+    """The same for keys."""
 
     @property
     def products(self) -> range:

@@ -74,6 +74,18 @@ class TileMemory:
         self._captured: dict[str, Value] = {}
         self._described: set[str] = set()
 
+    # -- which positions are there
+
+    @property
+    def in_rows(self) -> str | None:
+        """The condition under which a query that the program owns is there; None where all are."""
+        return None if self.layout.whole_rows and not self.packed else "in_rows"
+
+    @property
+    def in_keys(self) -> str | None:
+        """The same for keys that it owns."""
+        return None if self.layout.whole_keys else "in_keys"
+
     # -- orientation
 
     def rows(self, vector: str) -> str:
@@ -177,7 +189,7 @@ class TileMemory:
         name: str,
         operand: Operand,
         at: Place,
-        valid: str,
+        valid: str | None,
         values: Sequence[str],
         *,
         added: bool = False,
@@ -186,14 +198,15 @@ class TileMemory:
         for value, (start, size) in zip(values, chunks(operand.features), strict=True):
             along = _along(start, size)
             pointers = f"{at.base(name)} + {at.vector}[:, None] + ({along} * {name}_d)[None, :]"
-            mask = f"{valid}[:, None]"
+            masks = [f"{valid}[:, None]"] if valid else []
             if start + size > operand.features:
-                mask += f" & ({along} < {operand.features})[None, :]"
+                masks.append(f"({along} < {operand.features})[None, :]")
+            mask = f", mask={' & '.join(masks)}" if masks else ""
             if added:
-                self.write(f'tl.atomic_add({pointers}, {value}, mask={mask}, sem="relaxed")')
+                self.write(f'tl.atomic_add({pointers}, {value}{mask}, sem="relaxed")')
             else:
                 value = self.stored(value, operand.dtype)
-                self.write(f"tl.store({pointers}, {value}, mask={mask})")
+                self.write(f"tl.store({pointers}, {value}{mask})")
 
     def stored(self, text: str, dtype: torch.dtype) -> str:
         """An fp32 value on its way to memory, where it becomes the nearest one of a dtype."""

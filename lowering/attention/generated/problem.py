@@ -133,7 +133,8 @@ class Problem:
         loaded = [*self.q, *self.k, self.v, *(given[n][0] for n in ("do",) if n in given)]
         if config.tma and not all(map(_has_descriptor, loaded)):
             config = replace(config, tma=False, warp_specialize=False)
-        kernel = build(self.layout, stage, arguments, config, self.origin)
+        whole = self._whole(config) if stage in tune.STAGES else (False, False)
+        kernel = build(self.layout, stage, arguments, config, self.origin, whole=whole)
         values = {**self.arguments(), **numbers}
         for name, (x, letters) in given.items():
             values[name] = x
@@ -141,6 +142,12 @@ class Problem:
                 {f"{name}_{s}": stride for s, stride in zip(letters, x.stride(), strict=True)}
             )
         _run(kernel, grid, values, scratch_on=self.v.device if config.tma else None)
+
+    def _whole(self, config: Config) -> tuple[bool, bool]:
+        """Whether tiles of queries, and tiles of keys, are all full, as far as that is known."""
+        numbers = ((self.sizes["SQ"], config.block_m), (self.sizes["SK"], config.block_n))
+        rows, keys = (isinstance(size, int) and size % block == 0 for size, block in numbers)
+        return rows, keys
 
     def lists(self, config: Config, *, of_keys: bool = False, backward: bool = False) -> Arguments:
         """Which tiles are worth a visit, where data decides that and there are many.

@@ -10,9 +10,25 @@ import torch
 from ...triton.emitter import Value
 from .bounds import Loop
 from .kernel_text import KernelText
-from .layout import Operand
+from .layout import Layout, Operand
 from .memory import Place, chunks
-from .tile import TileWriter
+from .tile import LOG2E, TileWriter
+
+
+def statistics(layout: Layout) -> tuple[str, ...]:
+    """What the backward knows of each query's exponentials, (B, H, SQ) in fp32.
+
+    In single precision their base and the inverse of their sum. In half precision the logarithm of
+    the sum takes part in the exponent, which saves a multiplication: the error of a large exponent
+    is far less than that of rounding; and the base with it, where scores are in base two.
+    """
+    if layout.v.dtype.itemsize >= 4:
+        return ("row_base", "row_inverse")
+    return ("row_log_sum",) if layout.in_base_two else ("row_base", "row_log_sum")
+
+
+_BEYOND = {"row_base": 'float("inf")', "row_inverse": "1.0", "row_log_sum": 'float("inf")'}
+"""Of queries that are not there, so that their probabilities are zero."""
 
 
 class Recomputation:
@@ -28,6 +44,8 @@ class Recomputation:
         self.tile: TileWriter = text.tile
         spec = self.layout.spec
         self.do = Operand(spec.dtype, self.layout.v.features)
+        names = [f"s{i}" for i in self.layout.products]
+        self._slopes = {n: self.tile.slope(self.layout.score, n) for n in names}
 
     # -- loads
 
@@ -38,8 +56,8 @@ class Recomputation:
         self.tile.descriptors(("do", self.do))
         if self.layout.spec.dropout:
             self.write("seed_value = tl.load(seed)")
-        self.tile.captured("bhq", "in_rows", None)
-        self.load_rows("in_rows", with_delta=with_delta)
+        self.tile.captured("bhq", self.tile.in_rows, None)
+        self.load_rows(self.tile.in_rows, with_delta=with_delta)
 
     def own_keys(self) -> None:
         """A program for a tile of keys of one key head."""
@@ -53,13 +71,14 @@ class Recomputation:
         write("start_key = block * BLOCK_N")
         write("first_key = tl.cast(start_key, tl.int64)")
         write("ik = start_key + keys")
-        write("in_keys = ik < SK")
+        if self.tile.in_keys:
+            write("in_keys = ik < SK")
         self.tile.features(*self.layout.q, *self.layout.k, self.layout.v)
         self.tile.descriptors(("do", self.do))
         if self.layout.spec.dropout:
             write("seed_value = tl.load(seed)")
-        self.tile.captured("bk", None, "in_keys")
-        self.load_keys("in_keys")
+        self.tile.captured("bk", None, self.tile.in_keys)
+        self.load_keys(self.tile.in_keys)
 
     def one_of(self, axes: str) -> None:
         """b and h, from what the program owns and what it adds up."""
@@ -77,18 +96,11 @@ class Recomputation:
             self.tile.load(f"q{i}", self.layout.q[i], self.tile.queries(f"q{i}"), valid)
         self.tile.load("do", self.do, self.tile.queries("do"), valid)
         mask = f", mask={valid}, other=" if valid else ""
-        for name, source, other in (("m", "row_max", 'float("inf")'), ("l", "row_sum", "1.0")):
+        sources = [(n, _BEYOND[n]) for n in statistics(self.layout)]
+        for name, other in [*sources, *([("delta", "0.0")] if with_delta else [])]:
             rest = f"{mask}{other}" if mask else ""
-            pointers = self.tile.queries(source).pointers(source)
-            self.write(f"{name} = tl.load({pointers}{rest})")
-        self.write("inverse = 1.0 / l")
-        if self.layout.spec.dead_rows_are_zero:
-            self.write("inverse = tl.where(l == 0.0, 0.0, inverse)")
-            self.write('m = tl.where(m == float("-inf"), 0.0, m)')
-        if with_delta:
-            rest = f"{mask}0.0" if mask else ""
-            pointers = self.tile.queries("delta").pointers("delta")
-            self.write(f"less = tl.load({pointers}{rest})")
+            pointers = self.tile.queries(name).pointers(name)
+            self.write(f"{name}_value = tl.load({pointers}{rest})")
 
     def load_keys(self, valid: str | None) -> None:
         for i in self.layout.products:
@@ -99,13 +111,13 @@ class Recomputation:
         """What a tile of keys brings to a program that owns queries."""
         valid = "(ik < SK)" if loop.edges else None
         self.load_keys(valid)
-        self.tile.captured("bhqk", "in_rows", valid)
+        self.tile.captured("bhqk", self.tile.in_rows, valid)
 
     def rows_of_tile(self, loop: Loop) -> None:
         """What a tile of queries brings to a program that owns keys."""
         valid = "(iq < SQ)" if loop.edges else None
         self.load_rows(valid, with_delta=True)
-        self.tile.captured("bhqk", valid, "in_keys")
+        self.tile.captured("bhqk", valid, self.tile.in_keys)
 
     # -- results
 
@@ -122,19 +134,26 @@ class Recomputation:
             product = self.tile.dot(weights, f"{others}_{j}", operand.dtype, total)
             self.write(f"{total} = {product}")
 
-    def share(self, name: str, weights: str, others: str, operand: Operand) -> None:
+    def share(self, name: str, weights: str, others: str, operand: Operand, product: str) -> None:
         """Gives queries of a tile what rows of keys add to them."""
+        slope = self._slopes[product]
+        factor = "" if slope in (None, 1.0) else f" * {slope!r}"
         weights = f"tl.trans({self.tile.operand(weights, operand.dtype)})"
         parts = []
         for j in range(len(chunks(operand.features))):
             parts.append(f"{name}_part_{j}")
-            product = self.tile.dot(weights, f"{others}_{j}", operand.dtype)
-            self.write(f"{parts[-1]} = {product}")
+            sums = self.tile.dot(weights, f"{others}_{j}", operand.dtype)
+            self.write(f"{parts[-1]} = {sums}{factor}")
         wide = replace(operand, dtype=torch.float32)
         self.tile.store(name, wide, self.tile.queries(name), "(iq < SQ)", parts, added=True)
 
-    def store(self, name: str, operand: Operand, at: Place, valid: str) -> None:
-        sums = [f"{name}_sum_{j}" for j in range(len(chunks(operand.features)))]
+    def store(
+        self, name: str, operand: Operand, at: Place, valid: str | None, product: str = ""
+    ) -> None:
+        """Stores sums; those that came from the gradient of a `product` are scaled now."""
+        slope = self._slopes.get(product)
+        factor = "" if slope in (None, 1.0) else f" * {slope!r}"
+        sums = [f"{name}_sum_{j}{factor}" for j in range(len(chunks(operand.features)))]
         self.tile.store(name, operand, at, valid, sums)
 
     # -- a tile
@@ -147,14 +166,22 @@ class Recomputation:
             rows, keys = [f"q{i}_{j}" for j in count], [f"k{i}_{j}" for j in count]
             tile.product(f"s{i}", rows, keys, layout.q[i].dtype)
         tile.score()
-        less = tile.exponential(f"score - {tile.rows('m')}")
-        self.write(f"p = {less} * {tile.rows('inverse')}")
+        self.write(f"p = {self._exponential()}")
         kept = self._inside(loop)
         if loop.masked:
             kept.append(tile.mask())
         if kept:
             self.write(f"p = tl.where({' & '.join(kept)}, p, 0.0)")
         tile.drop()
+
+    def _exponential(self) -> str:
+        tile, known = self.tile, statistics(self.layout)
+        base, rest = (tile.rows(f"{name}_value") for name in (known[0], known[-1]))
+        if "row_inverse" in known:
+            return f"{tile.exponential(f'score - {base}')} * {rest}"
+        if len(known) == 1:
+            return f"tl.exp2(score - {rest})"
+        return f"tl.exp2((score - {base}) * {LOG2E} - {rest})"
 
     def _inside(self, loop: Loop) -> list[str]:
         """Conditions under which a position of a tile on an edge is there and may count.
@@ -165,7 +192,8 @@ class Recomputation:
         """
         if not self.tile.keys_first:
             return [self.tile.keys("(ik < SK)")] if loop.edges else []
-        found = [self.tile.keys("in_keys")] if self.shares else []
+        mine = self.tile.in_keys
+        found = [self.tile.keys(mine)] if self.shares and mine else []
         if loop.edges:
             found.append(self.tile.rows("(iq < SQ)"))
         return found
@@ -195,15 +223,22 @@ class Recomputation:
         return grads
 
     def gradients(self, wrt: Sequence[int], loop: Loop) -> dict[str, str]:
-        """Of every product and of captured tensors, at each position of the tile: tile texts."""
+        """Of every product and of captured tensors, at each position of the tile: tile texts.
+
+        A product that the score is a multiple of gets the score's own: `store` scales its sums.
+        """
         layout, tile = self.layout, self.tile
         through = self.through_probs(wrt, loop)
-        self.write(f"ds = p * (dp - {tile.rows('less')})")
+        self.write(f"ds = p * (dp - {tile.rows('delta_value')})")
         names = [*(f"s{i}" for i in layout.products), *(f"c{c}" for c in wrt)]
-        direct = tile.gradient(layout.score, tile.scores(), "ds", names)
+        known = {n for n in names if self._slopes.get(n) is not None}
+        direct = tile.gradient(
+            layout.score, tile.scores(), "ds", [n for n in names if n not in known]
+        )
         found: dict[str, str] = {}
         for name in names:
             parts = [tile.wide(g[name]) for g in (direct, through) if name in g]
+            parts = ["ds"] if name in known else parts
             total = f"d_{name}"
             self.write(f"{total} = {' + '.join([*parts, tile.zeros][: max(1, len(parts))])}")
             inside = self._inside(loop)

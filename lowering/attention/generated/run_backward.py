@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from .backward import Needs
 from .layout import AXES
 from .problem import Arguments, Problem, tiles
+from .recomputation import statistics
 
 
 def backward(
@@ -44,6 +46,7 @@ class _Backward:
         self.of, self.grad, self.needs = of, grad, needs
         self.over_rows, self.over_keys = needs.over_rows(of.layout), needs.over_keys(of.layout)
         self.row_max, self.row_sum = row_max, row_sum
+        self.statistics = self._statistics()
         self.delta = self._delta(out)
 
     def run(self, wanted: Sequence[bool], captured: Sequence[int]) -> list[Tensor]:
@@ -86,9 +89,27 @@ class _Backward:
 
     def _given(self) -> Arguments:
         return {
-            "do": (self.grad, "bhmd"), "row_max": (self.row_max, "bhm"),
-            "row_sum": (self.row_sum, "bhm"), "delta": (self.delta, "bhm"),
+            "do": (self.grad, "bhmd"), "delta": (self.delta, "bhm"),
+            **{name: (x, "bhm") for name, x in self.statistics.items()},
         }  # fmt: skip
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """What the kernels know of each query's exponentials, by `recomputation.statistics`."""
+        layout, base, total = self.of.layout, self.row_max, self.row_sum
+        if layout.spec.dead_rows_are_zero:
+            base = torch.where(base == -math.inf, 0.0, base)
+        known = statistics(layout)
+        if "row_inverse" in known:
+            inverse = 1.0 / total
+            if layout.spec.dead_rows_are_zero:
+                inverse = torch.where(total == 0.0, 0.0, inverse)
+            return {"row_base": base, "row_inverse": inverse}
+        if layout.spec.dead_rows_are_zero:
+            total = torch.where(total == 0.0, 1.0, total)
+        log_sum = total.log2()
+        if "row_base" in known:
+            return {"row_base": base, "row_log_sum": log_sum}
+        return {"row_log_sum": base + log_sum}
 
     def _delta(self, out: Tensor) -> Tensor:
         """`Σ_keys p dp` of every query: do·out where `probs` is linear.

@@ -40,7 +40,8 @@ def splits_of(layout: Layout, programs: int, key_tiles: int, target: Target) -> 
     """
     if layout.two_passes or programs >= target.processors:
         return 1
-    return min(target.processors // programs, key_tiles // 2)
+    splits = max(1, min(target.processors // programs, key_tiles // 2))
+    return tiles(key_tiles, tiles(key_tiles, splits))  # none of them is empty
 
 
 def _split(

@@ -6,11 +6,13 @@ way around. `TileWriter` knows which, so that the text that it writes broadcasts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from fuser.graph.program import Program
 
@@ -132,6 +134,27 @@ class TileWriter(TileMemory):
         rounded = self._emitter.cast(Value(cotangent, torch.float32), self._dtype_of(program))
         inputs = {**self._inputs(program, known), "grad": rounded}
         return dict(zip(wanted, self._emitter.run(graph, inputs), strict=True))
+
+    def slope(self, program: Program, name: str) -> float | None:
+        """The derivative of a program by an input, where it is the same number everywhere."""
+        if self.layout.faithful:
+            return None
+        graph = trace_gradient(program, self.layout.inputs(program), (name,))
+        node: Any = next(n for n in graph.nodes if n.op == "output").args[0][0]
+        found = 1.0
+        while isinstance(node, Node) and node.op == "call_function":
+            if node.meta["val"].dtype is not torch.float32:
+                return None
+            number = node.args[1] if len(node.args) > 1 else None
+            if node.target is torch.ops.aten.mul.Tensor and isinstance(number, (int, float)):
+                found *= number
+            elif node.target is torch.ops.aten.div.Tensor and isinstance(number, (int, float)):
+                found /= number
+            elif node.target is not torch.ops.aten._to_copy.default:
+                return None
+            node = node.args[0]
+        known = isinstance(node, Node) and node.target == "grad" and math.isfinite(found)
+        return found if known else None
 
     def _dtype_of(self, program: Program) -> torch.dtype:
         graph = trace(program, self.layout.inputs(program))

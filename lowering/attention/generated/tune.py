@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from ...triton.pool import compile_all
 from .catalogue import recording
 from .config import DECODING, SHAPES, Config, Target, _fits, choose
 from .layout import AXES, Layout
+
+if TYPE_CHECKING:
+    from .problem import Problem
 
 STAGES = ("forward", "rows", "keys", "tiles", "delta")
 """What is tuned; adding up parts of the keys takes no time."""
@@ -184,14 +187,14 @@ def _safe(
 
 def _making(run: Callable[[], object], stage: str, config: Config) -> measure.Run:
     def once() -> object:
-        with _trying({stage: config}), kernels_launched():
+        with trying({stage: config}), kernels_launched():
             return run()
 
     return once
 
 
 @contextmanager
-def _trying(configs: Mapping[str, Config]) -> Generator[None]:
+def trying(configs: Mapping[str, Config]) -> Generator[None]:
     """Within the block, `lookup` answers with these."""
     token = _trial.set(configs)
     try:
@@ -203,14 +206,24 @@ def _trying(configs: Mapping[str, Config]) -> Generator[None]:
 def _runner(
     layout: Layout, stage: str, sizes: Mapping[str, int], device: torch.device
 ) -> Callable[[], object]:
-    """Runs one stage, or with others that do not depend on its config, on random operands."""
+    """Runs one stage on random operands."""
+    return runner(_problem(layout, sizes, device), stage)
+
+
+def runner(of: Problem, stage: str) -> Callable[[], object]:
+    """Runs one stage, or with others that do not depend on its config.
+
+    Args:
+        of: its operands.
+        stage: one of `STAGES`.
+    """
     from .run_backward import backward
     from .run_forward import forward
 
-    of = _problem(layout, sizes, device)
     if stage == "forward":
         return partial(forward, of)
-    with _trying({}), kernels_launched():
+    layout = of.layout
+    with trying({}), kernels_launched():
         out, row_max, row_sum = forward(of)
     grad = torch.randn_like(out)
     count, captured = len(of.q), len(of.captured)
