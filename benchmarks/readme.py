@@ -1,4 +1,4 @@
-"""The README's table of results, written from the committed CSVs: `python -m benchmarks.readme`."""
+"""The README's tables of results, from the committed CSVs: `python -m benchmarks.readme`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.providers import FUSER
+from benchmarks.providers import FUSER, OURS
 from benchmarks.records import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 START, END = "<!-- results -->", "<!-- /results -->"
+GPU_START, GPU_END = "<!-- gpu results -->", "<!-- /gpu results -->"
 MODES = {"forward": "forward", "full": "and backward"}
 LEFT = "°"
 
@@ -40,6 +41,32 @@ def render(results: Path = RESULTS) -> str:
     ]
     lines = [f"| {' | '.join(row)} |" for row in table]
     return "\n".join([*lines, "", _notes(machine for _, machine in sources)])
+
+
+def render_gpu(results: Path = RESULTS) -> str:
+    """A line for each workload on a GPU, and what it was measured on."""
+    path = results / "attention-cuda.csv"
+    machine = _machine(path)
+    table = [["bf16", "ms", "of the limit", "over Inductor", "over the best peer"]]
+    table.append(["---", *("--:" for _ in table[0][1:])])
+    figures: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for line in _read(path):
+        of = figures.setdefault((line["kernel_name"], line["mode"]), {})
+        of.setdefault(line["provider"], {})[line["metric"]] = float(line["y_value_50"])
+    for (name, mode), of in figures.items():
+        ours = of[FUSER]
+        peers = {n: f["time_ms"] for n, f in of.items() if n not in OURS and "time_ms" in f}
+        best = min(peers, key=lambda n: peers[n])
+        table.append([
+            name.partition(".")[2] + (", and backward" if mode == "full" else ""),
+            f"{ours['time_ms']:.2f}",
+            f"{ours['share_of_limit']:.0%}",
+            f"{ours['speedup_over_inductor']:.2f}x",
+            f"{peers[best] / ours['time_ms']:.2f}x, {best}",
+        ])  # fmt: skip
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    text = f"One {machine['gpu']}, {machine['versions']}, revision {machine['commit']}."
+    return "\n".join([*lines, "", text])
 
 
 def _read(path: Path) -> Lines:
@@ -84,10 +111,14 @@ def _notes(machines: Iterable[Mapping[str, object]]) -> str:
 
 def main() -> None:
     """Replaces what stands between the marks in the README."""
-    text = README.read_text()
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{START}\n{render()}\n{END}{after}")
+    text = _replaced(README.read_text(), START, END, render())
+    README.write_text(_replaced(text, GPU_START, GPU_END, render_gpu()))
+
+
+def _replaced(text: str, start: str, end: str, table: str) -> str:
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{table}\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Entry(Protocol):
     @property
     def label(self) -> str: ...
 
-    def kernel(self, arch: str) -> Kernel: ...
+    def kernels(self, arch: str) -> Sequence[Kernel]: ...
 
 
 @dataclass(frozen=True)
@@ -220,13 +220,14 @@ def _written(
     for entry, arch in itertools.product(entries, archs):
         named = fnmatchcase(entry.label, pattern)
         try:
-            kernel = entry.kernel(arch)
+            written = entry.kernels(arch)
         except Exception as error:  # one kernel's: the others are still worth compiling
             failure = Failure("(no text)", arch, first_sentence(error))
             failures += [Row(failure.kernel, (entry.label,), arch, failure)] if named else []
             continue
-        if named or fnmatchcase(kernel.name, pattern):
-            kernels.setdefault((kernel, arch), []).append(entry)
+        for kernel in written:
+            if named or fnmatchcase(kernel.name, pattern):
+                kernels.setdefault((kernel, arch), []).append(entry)
     return kernels, failures
 
 

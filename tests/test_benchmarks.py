@@ -315,6 +315,8 @@ def test_the_readme_is_up_to_date() -> None:
     text = readme.README.read_text()
     shown = text.partition(readme.START)[2].partition(readme.END)[0]
     assert shown.strip() == readme.render(), "run python -m benchmarks.readme"
+    shown = text.partition(readme.GPU_START)[2].partition(readme.GPU_END)[0]
+    assert shown.strip() == readme.render_gpu(), "run python -m benchmarks.readme"
 
 
 @pytest.mark.parametrize(

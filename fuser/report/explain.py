@@ -43,7 +43,8 @@ def explain(
     state and buffers are put back. What is isolated, and what is not, is in `fuser.report.scope`.
 
     Args:
-        fn: a module, a function, a bound method, or one of these compiled already.
+        fn: a module, a function, a bound method, or one of these compiled already, whose own
+            options are not looked at.
         args: its arguments.
         options: `fuser.*` options of this compile, for example `{"fuser.policy": "always"}`; keys
             of other backends are ignored. The name is taken: a function that has a keyword

@@ -6,7 +6,7 @@ differentiates that, in ordinary operators that AOTAutograd traces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -236,23 +236,33 @@ class Reference(Lowering):
         return Emission(emit, "reference", "takes every program", _SLOWER, {}, cost.REFERENCE)
 
 
-def emit_operator(builder: Builder, call: Call, function: Any = None, *more: Any) -> Node:
-    """An operator with the signature of `fuser::attention` (and `more`) on arranged operands."""
+def emit_operator(
+    builder: Builder,
+    call: Call,
+    function: Any = None,
+    *more: Any,
+    captured: Callable[[str], Node] | None = None,
+) -> Node:
+    """An operator with the signature of `fuser::attention` (and `more`) on arranged operands.
+
+    `captured` puts a captured operand there, by name, where that is not `builder.operand`.
+    """
     spec: AttentionSpec = call.spec
     q, k, v = operands(builder, call)
-    captured = []
+    make = captured or (lambda name: builder.operand(call.operands[name]))
+    tensors = []
     for i in range(spec.captured):
-        node = builder.operand(call.operands[f"c{i}"])
+        node = make(f"c{i}")
         if not isinstance(value(node), Tensor):
             node = builder.call(
                 torch.scalar_tensor, node, dtype=torch.float64, device=value(v).device
             )
-        captured.append(node)
+        tensors.append(node)
     seed = None
     if spec.dropout:
         seed = builder.unshared(torch.randint, 2**62, (1,), device=value(v).device)
     function = torch.ops.fuser.attention.default if function is None else function
-    return builder.call(function, q, k, v, captured, seed, spec.to_text(), *more)
+    return builder.call(function, q, k, v, tensors, seed, spec.to_text(), *more)
 
 
 def operands(builder: Builder, call: Call) -> tuple[list[Node], list[Node], Node]:

@@ -150,6 +150,8 @@ class ScoreWalk:
             op = self.view.op(node)
             if op.kind is Kind.CONTRACT:
                 return None
+            if op.kind is Kind.DROPOUT and draws(node, op):
+                return node
             if op.kind not in (Kind.POINTWISE, Kind.VIEW, Kind.DROPOUT):
                 return node
             sources = [n for n in node.all_input_nodes if is_tensor(n)]

@@ -237,7 +237,15 @@ def _require_gradient(view: GraphView, interior: set[Node], anchor: Node) -> Non
     for node in sorted(interior, key=view.order.__getitem__):
         for source in node.all_input_nodes:
             if source not in interior and _wants(source) and source not in reached:
-                raise Declined("no gradient passes through the scores", node)
+                raise Declined(_stopped(view, node), node)
+
+
+def _stopped(view: GraphView, node: Node) -> str:
+    """Why no gradient gets from a node to its inputs."""
+    with modes_at(view, node):
+        if not torch.is_grad_enabled():
+            return "no gradient passes through the scores"
+    return f"`{view.op(node).name}` passes no gradient to a tensor that wants one"
 
 
 def _wants(node: Node) -> bool:

@@ -290,6 +290,13 @@ def scores_without_grad_mode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return p @ v
 
 
+@_lookalike(take(*qkv(sk=SK), normal(1)), reason="`lt` passes no gradient", only_training=True)
+def trained_threshold(q: Tensor, k: Tensor, v: Tensor, limit: Tensor) -> Tensor:
+    """What hides scores wants a gradient, and a comparison gives none."""
+    scores = _scores(q, k)
+    return scores.masked_fill(scores < limit, -1e4).softmax(-1) @ v
+
+
 @_detached(reason="used elsewhere")
 def straight_through(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Hard choices forward, soft ones backward."""

@@ -221,7 +221,7 @@ def dropout_on_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.dropout(_scores(q, k).softmax(-1), 0.3, training=True) @ v
 
 
-@_random(reason="no product")
+@_random(reason="`dropout` comes first")
 def dropout_on_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Training dropout before the softmax."""
     return F.dropout(_scores(q, k), 0.3, training=True).softmax(-1) @ v

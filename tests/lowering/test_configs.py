@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,22 @@ def test_what_is_chosen_fits_by_estimate(arch: str) -> None:
 )
 def test_units_are_cut_for(arch: str, stage: str, features: int, expected: Config) -> None:
     assert chosen(entry(f"causal, {features} bfloat16", stage), arch) == expected
+
+
+def test_descriptors_pay_where_much_is_read() -> None:
+    of = entry("causal, 128 bfloat16", "forward")
+    layout, target = replace(of.layout, interpreted=False), TARGETS["sm_90"]
+    asked = {visits: choose("forward", layout, target, rows=4096, visits=visits).tma
+             for visits in (256, 1535, 1536, math.inf)}  # fmt: skip
+    assert asked == {256: False, 1535: False, 1536: True, math.inf: True}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_wide_heads_have_a_kernel_for_dk_and_one_for_dv(arch: str) -> None:
+    apart = arch in ("sm_80", "sm_90")
+    for features, wide in ((128, False), (256, apart)):
+        names = [k.name for k in entry(f"causal, {features} bfloat16", "keys").kernels(arch)]
+        assert names == (["dk_kernel", "dv_kernel"] if wide else ["keys_kernel"])
 
 
 def test_full_precision_is_cut_smaller() -> None:

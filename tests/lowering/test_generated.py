@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
-from fuser.lowering.attention.generated import problem
+from fuser.lowering.attention.generated import operator, problem, run_backward
 from fuser.lowering.attention.generated.catalogue import recording
-from fuser.lowering.attention.generated.run_backward import backward
 from fuser.lowering.attention.generated.run_forward import forward, splits_of
 from tests.compiled import assert_near, compiled, run, wide
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
@@ -119,6 +118,18 @@ def test_masks_from_data(score: object, kept: float, dtype: torch.dtype) -> None
     x.captured.append(torch.rand((2, 1, 20, 28), generator=generator) < kept)
     out = check(spec(score, dtype=dtype), x).outputs[0]  # type: ignore[arg-type]
     assert bool(out.isnan().any()) == (score is hidden and kept < 0.1)
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype"),
+    [(-1e9, torch.float32), (-1e9, torch.bfloat16), (-1e5, torch.bfloat16), (-3e4, torch.float16)],
+)
+def test_queries_whose_keys_are_all_hidden_by_a_number(fill: float, dtype: torch.dtype) -> None:
+    """They attend to all keys alike, and the sum of their exponentials is not lost beside that."""
+    x = operands(dtype=dtype)
+    x.captured.append(torch.zeros(2, 1, 20, 28, dtype=torch.bool))
+    x.captured[0][:, :, ::3] = True
+    check(spec(lambda s0, c0: (s0 * 0.3).masked_fill(c0, fill), dtype=dtype), x)
 
 
 def test_dead_rows_are_zero() -> None:
@@ -260,7 +271,7 @@ def test_nothing_of_queries_times_keys_is_made() -> None:
     with torch.no_grad(), Largest() as largest:
         of = problem.problem(x.q, x.k, x.v, x.captured, None, text, "")
         out, row_max, row_sum = forward(of)
-        backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
+        run_backward.backward(of, torch.ones_like(out), out, row_max, row_sum, [True] * 4)
     assert largest.bytes == out.nbytes < 130 * 130 * 4
 
 
@@ -290,6 +301,31 @@ def test_atomics(
     check(of, x, atomics=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (2, 1, 1, 28), (2, 4, 20, 28)], ids=str)
+def test_dk_and_dv_apart(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where heads are wide; gradients that belong to keys come with dk."""
+    monkeypatch.setattr(run_backward, "splits_keys", lambda *_: True)
+    x = operands(*([shape] if shape else []), dtype=dtype, products=1 if shape else 2)
+    score = plus if shape else (lambda s0, s1: (s0 + s1) * 0.2)
+    with recording() as entries:
+        check(spec(score, dtype=dtype), x)
+    assert {"dk", "dv"} < {e.stage for e in entries.values()}
+
+
+@pytest.mark.parametrize("part", ["k", "v"])
+def test_one_of_dk_and_dv(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_backward, "splits_keys", lambda *_: True)
+    x = operands()
+    for t in (*x.q, *(x.k if part == "v" else [x.v])):
+        t.requires_grad_(False)
+    with recording() as entries:
+        check(spec(), x)
+    assert [e.stage for e in entries.values()] == ["forward", f"d{part}"]
+
+
 def test_atomics_take_one_kernel() -> None:
     of, x = spec(plus, mask=MASKS["causal"]), operands((2, 4, 20, 1))
     with recording() as entries:
@@ -309,6 +345,29 @@ def test_who_asks_for_atomics(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(False)
     found = [e.stage for e in entries.values()]
     assert found == (["forward", "rows", "keys"] if deterministic else ["forward", "keys"])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_bias_with_heads_last_is_read_with_keys_beside_each_other(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strides: list[tuple[int, ...]] = []
+
+    def noted(*arguments: Any) -> Any:
+        found = problem.problem(*arguments)
+        strides.extend(c.stride() for c in found.captured)
+        return found
+
+    def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return torch.softmax(q @ k.transpose(-1, -2) + bias.movedim(-1, -3), -1) @ v
+
+    monkeypatch.setattr(operator, "problem", noted)
+    x = operands((20, 28, 2) if shared else (2, 20, 28, 2), heads=2)
+    args = (x.q[0], x.k[0], x.v, x.captured[0])
+    ours = compiled(biased, args, grad=True, **{"fuser.lowering": "triton"})
+    assert_near(ours, run(biased, args, grad=True), run(biased, wide(args), grad=True))
+    assert strides
+    assert all(stride[-1] == 1 for stride in strides)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

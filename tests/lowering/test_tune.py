@@ -66,7 +66,7 @@ class Clock:
 def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """This CPU is a GPU to the tuner, and launches ask it as they will."""
 
-    def wired(stage: str, layout: Layout, target: Any, *, rows: int) -> Config:
+    def wired(stage: str, layout: Layout, target: Any, *, rows: int, **_: Any) -> Config:
         found = tune.lookup(layout, stage, target, SIZES, CPU)
         return found or RULE(stage, layout, target, rows=rows)
 

@@ -14,7 +14,7 @@ do·out; otherwise `delta_kernel` adds it up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,12 @@ class Needs:
     sink: bool = False
     atomics: bool = False
     """What tiles of queries own is added up by programs that own keys, in any order."""
+
+    def apart(self) -> list[tuple[str, Needs]]:
+        """What programs that own keys give, by a kernel for dk and one for dv: stages with their
+        needs."""
+        parts = [("dk", replace(self, v=False)), ("dv", replace(self, k=False, captured=()))]
+        return [(stage, n) for stage, n in parts if n.k or n.v or n.captured]
 
     def over_tiles(self, layout: Layout) -> tuple[int, ...]:
         return tuple(c for c in self.captured if {"q", "k"} <= set(layout.captured[c].axes))
@@ -155,9 +161,12 @@ class _Keys:
         about = "Gradients that a tile of keys owns" + (
             ", and its share of others." if shared else "."
         )
+        of_k = bool(self.dk or self.sums or shared)
+        name = {(True, False): "dk_kernel", (False, True): "dv_kernel"}
         self.text = _text(
-            "keys_kernel", layout, about, self._results(), keys_first=True, listed=listed
-        )
+            name.get((of_k, needs.v), "keys_kernel"), layout, about, self._results(),
+            keys_first=True, listed=listed,
+        )  # fmt: skip
         self.body = Recomputation(self.text, shares=shared)
         self._write()
 

@@ -20,7 +20,7 @@ from .layout import Layout
 
 STAGES: dict[str, Callable[..., KernelText]] = {
     "forward": forward_text, "combine": combine_text, "delta": delta_text, "rows": rows_text,
-    "keys": keys_text, "tiles": tiles_text, "table": table_text,
+    "keys": keys_text, "dk": keys_text, "dv": keys_text, "tiles": tiles_text, "table": table_text,
 }  # fmt: skip
 """What a kernel of an attention is for."""
 

@@ -20,7 +20,7 @@ from fuser.specs import AttentionSpec
 
 from ...triton.kernel import Kernel
 from .build import Needs, build
-from .config import TARGETS, Config, choose
+from .config import TARGETS, Config, choose, splits_keys
 from .layout import Captured, Layout, Operand
 
 
@@ -47,14 +47,29 @@ class Entry:
         """Sums of more than 128 features leave too few registers in the smallest of tiles."""
         return max(x.features for x in (*self.layout.q, self.layout.v)) > 128
 
-    def kernel(self, arch: str) -> Kernel:
-        """The kernel as it would be launched on a device for contiguous operands.
+    def kernels(self, arch: str) -> list[Kernel]:
+        """What would be launched on a device for contiguous operands: one kernel, or two where the
+        device wants dk and dv apart.
 
         Raises:
             KeyError: `config.TARGETS` has no such device.
         """
+        target = TARGETS[arch]
         layout = replace(self.layout, interpreted=False)
-        return self.cut(choose(self.stage, layout, TARGETS[arch], rows=self.rows))
+        entries = [self]
+        if self.stage == "keys" and splits_keys(layout, target):
+            (needs, *rest) = self.arguments
+            if not needs.atomics:
+                entries = [
+                    replace(self, stage=stage, arguments=(part, *rest))
+                    for stage, part in needs.apart()
+                ]
+        return [e.cut(choose(e.stage, layout, target, rows=e.rows)) for e in entries]
+
+    def kernel(self, arch: str) -> Kernel:
+        """The only one of them."""
+        (found,) = self.kernels(arch)
+        return found
 
     def cut(self, config: Config) -> Kernel:
         """The kernel, cut otherwise."""

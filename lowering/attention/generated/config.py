@@ -9,6 +9,7 @@ the unit that multiplies; those numbers are fitted to what compilers report.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,7 +118,8 @@ COLUMNS = 512
 """Of tensor memory, each a number for each of 128 rows."""
 DESCRIBED = 8
 """Registers that addresses leave free where tiles are loaded by descriptors."""
-UNROLLED = {"forward": 384, "rows": 256, "keys": 256, "delta": 256, "tiles": 256}
+UNROLLED = {"forward": 384, "rows": 256, "keys": 256, "dk": 256, "dv": 256, "delta": 256,
+            "tiles": 256}  # fmt: skip
 """Features of all rows and columns of a thread in one product in fp32, which NVIDIA's units round
 to tf32: without them all its multiplications stand one after the other, and are fed ahead."""
 SHAPES: dict[str, tuple[Config, ...]] = {
@@ -144,7 +146,7 @@ SHAPES: dict[str, tuple[Config, ...]] = {
     ),
 }  # fmt: skip
 """In warps of 32 threads."""
-SHAPES["delta"] = SHAPES["rows"]
+SHAPES |= {"delta": SHAPES["rows"], "dk": SHAPES["keys"], "dv": SHAPES["keys"]}
 TCGEN05_SHAPES: dict[str, tuple[Config, ...]] = {
     "rows": (Config(128, 64, 8, 3), Config(64, 64, 8, 3), Config(64, 32, 8, 3), *SHAPES["rows"]),
     "keys": (Config(64, 64, 8, 3), Config(32, 64, 8, 3), *SHAPES["keys"]),
@@ -157,29 +159,42 @@ WGMMA_SHAPES: dict[str, tuple[Config, ...]] = {
         Config(64, 64, 4, 2, tma=True), Config(128, 32, 8, 3, tma=True), *SHAPES["forward"],
     ),
     "rows": (
-        Config(128, 64, 8, 3, tma=True), Config(64, 64, 4, 2, tma=True),
-        Config(128, 32, 8, 2, tma=True), *SHAPES["rows"],
+        Config(128, 64, 8, 3), Config(64, 64, 4, 2, tma=True), Config(128, 32, 8, 2, tma=True),
+        *SHAPES["rows"],
     ),
     "keys": (
         Config(64, 64, 4, 2, tma=True), Config(32, 64, 4, 2, tma=True),
         Config(32, 128, 8, 2, tma=True), *SHAPES["keys"],
     ),
+    "dk": (Config(32, 128, 8, 2, tma=True), Config(32, 64, 4, 2, tma=True), *SHAPES["keys"]),
+    "dv": (Config(64, 64, 4, 2, tma=True), Config(32, 64, 4, 2, tma=True), *SHAPES["keys"]),
 }  # fmt: skip
 """On an H200 the fastest of some thirty for each stage, at 128 and 256 features, or within a few
 percent of it (`benchmarks/results/configs-cuda.csv`). Two small programs in a processor do better
 than a large one: one computes exponentials while the other multiplies."""
-DECODING = (Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2), Config(16, 32, 8, 2),
-            Config(16, 16, 4, 1))  # fmt: skip
+DESCRIBED_FROM = 1536 * 128
+"""Numbers of k, or of v, that a program reads at least where descriptors pay: each program makes
+its own at first, which takes microseconds."""
+DECODING = (
+    Config(16, 64, 4, 3), Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2),
+    Config(16, 32, 8, 2), Config(16, 16, 4, 1),
+)  # fmt: skip
 """Of the forward kernel, where there are at most 16 rows."""
 UNROLLED_SHAPES = (
     Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 32, 8, 1), Config(16, 16, 8, 1),
 )  # fmt: skip
 """Where products are unrolled: with more for a thread, or in flight, ptxas would rather spill a few
 bytes than have fewer programs resident."""
+OF_KEYS = ("keys", "dk", "dv")
+"""Stages whose programs own keys."""
+TOGETHER = 256
+"""Features of q and of v, together, up to which one kernel sums up dk and dv."""
 COMBINING = Config(16, 16, 4, 1)
 
 
-def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
+def choose(
+    stage: str, layout: Layout, target: Target, *, rows: int, visits: float = math.inf
+) -> Config:
     """The config of a stage.
 
     Args:
@@ -187,7 +202,15 @@ def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
         layout: of the attention.
         target: the device.
         rows: queries of a program's heads together.
+        visits: positions, of keys or of queries, that a program goes over.
     """
+    found = _fitting(stage, layout, target, rows)
+    if visits * max(_widths(layout)) < DESCRIBED_FROM:
+        return replace(found, tma=False, warp_specialize=False)
+    return found
+
+
+def _fitting(stage: str, layout: Layout, target: Target, rows: int) -> Config:
     if target.arch == "interpreter":
         return INTERPRETED
     if stage == "combine":
@@ -195,6 +218,16 @@ def choose(stage: str, layout: Layout, target: Target, *, rows: int) -> Config:
     stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
     found = [_cut(stage, c, target) for c in _shapes(stage, layout, target, rows)]
     return next((c for c in found if _fits(stage, layout, c, target)), found[-1])
+
+
+def splits_keys(layout: Layout, target: Target) -> bool:
+    """Whether dk and dv have a kernel each, which recompute the same probabilities.
+
+    Sums of both leave no registers for large tiles where heads have many features; where sums have
+    a memory of their own, or tiles are small anyway, one kernel computes less.
+    """
+    nvidia = target.arch.startswith("sm_") and not _has_tensor_memory(target)
+    return nvidia and not _is_unrolled(layout, target) and sum(_widths(layout)) > TOGETHER
 
 
 def _shapes(stage: str, layout: Layout, target: Target, rows: int) -> tuple[Config, ...]:
@@ -221,7 +254,7 @@ def _has_tensor_memory(target: Target) -> bool:
 
 def _own_rows(stage: str, config: Config) -> int:
     """Rows of a program's sums."""
-    return config.block_n if stage == "keys" else config.block_m
+    return config.block_n if stage in OF_KEYS else config.block_m
 
 
 def unit_of(stage: str, config: Config, target: Target) -> Unit:
@@ -248,7 +281,7 @@ def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
     unit = unit_of(stage, config, target)
     if unit is TCGEN05 and columns(stage, layout, config) > COLUMNS:
         return False
-    if target.arch == "sm_90" and stage == "keys" and unit is MMA and config.block_n >= 64:
+    if target.arch == "sm_90" and stage in OF_KEYS and unit is MMA and config.block_n >= 64:
         return False  # two groups of warps would share rows, and spill what they exchange
     spared = DESCRIBED if config.tma else 0
     return registers(stage, layout, config, target) <= unit.registers + spared
@@ -274,6 +307,8 @@ def _operands(stage: str, layout: Layout, config: Config) -> tuple[int, int]:
         "rows": (m * (q + v), n * (q + v)),
         "delta": (m * (q + v), n * (q + v)),
         "keys": (n * (q + v), m * (q + v)),
+        "dk": (n * (q + v), m * (q + v)),
+        "dv": (n * q, m * (q + v)),
         "tiles": (0, (m + n) * (q + v)),
     }[stage]
     return kept * item, each * item
@@ -294,11 +329,11 @@ def shared_bytes(stage: str, layout: Layout, config: Config, target: Target) -> 
         each *= max(1, config.num_stages - 1)
         return max(kept, each + copied + scores * 4 * len(_whole(layout)))
     buffers = config.num_stages if not unit.own else max(1, config.num_stages - 1)
-    captured = 0 if stage == "keys" else (config.num_stages - 1) * scores * sum(_whole(layout))
+    captured = 0 if stage in OF_KEYS else (config.num_stages - 1) * scores * sum(_whole(layout))
     if unit is TCGEN05:
         copied *= 2
         rows = _own_rows(stage, config)
-        if stage == "keys" and rows < 128:  # sums are stored through it
+        if stage in OF_KEYS and rows < 128:  # sums are stored through it
             copied = max(copied, rows * max(_widths(layout)) * 4)
     return kept + buffers * each + captured + copied
 
@@ -309,7 +344,7 @@ def columns(stage: str, layout: Layout, config: Config) -> int:
     m, n = config.block_m, config.block_n
     wide = {
         "forward": v + 2 * n, "rows": q + 3 * n, "delta": 3 * n, "keys": q + v + 3 * m,
-        "tiles": 3 * n,
+        "dk": q + 3 * m, "dv": v + 2 * m, "tiles": 3 * n,
     }[stage]  # fmt: skip
     return wide * _own_rows(stage, config) // 128
 
@@ -324,16 +359,18 @@ def registers(stage: str, layout: Layout, config: Config, target: Target) -> flo
         "rows": (m * q, unit.backward, 1.0),
         "delta": (m, unit.backward, 1.0),
         "keys": (n * (q + v), unit.backward, 2.0),
+        "dk": (n * q, unit.backward, 2.0),
+        "dv": (n * v, unit.forward, 1.0),
         "tiles": (m * n, 2 * unit.backward, 0.0),
     }[stage]
     kept, each = _operands(stage, layout, config)
-    if stage in ("keys", "tiles") and config.num_stages > 1:
+    if stage in (*OF_KEYS, "tiles") and config.num_stages > 1:
         values += unit.crossed * len(_whole(layout))
     # numbers of documents and the like, compared at every score: wide ones hold more
     vectors = [c.dtype for c in layout.captured if ("q" in c.axes) != ("k" in c.axes)]
     values += sum(d.itemsize / 32 for d in vectors if not d.is_floating_point)
     found = (1.0 if stage == "forward" else unit.sums) * sums + values * m * n
-    if stage in ("rows", "keys") and any(len(chunks(x.features)) > 1 for x in layout.q):
+    if stage in ("rows", *OF_KEYS) and any(len(chunks(x.features)) > 1 for x in layout.q):
         found += unit.pieces * threads
     if unit.own:
         found += (each if stage == "tiles" else kept) / 4

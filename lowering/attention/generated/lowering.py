@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import operator
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,11 +16,13 @@ from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.pattern import Operand as Place
 from fuser.specs import AttentionSpec
+from fuser.torch_private import hint
 
 from ...base import Context, Emission, Lowering, Refusal, register_lowering
 from ...triton.trace import NotPrintable
 from .. import gpu
 from ..cost import size
+from ..diagonals import Diagonals
 from ..positions import absorb, is_alive
 from ..reference import emit_operator
 from .build import check
@@ -49,11 +52,17 @@ class GeneratedAttention(Lowering):
             check(layout, training=context.training)
         except (NotPrintable, RuntimeError) as error:  # autograd's own, where it has no formula
             return Refusal(str(error))
+        names = [name for name in absorbed.operands if name[0] == "c"]
+        relative = [Diagonals(absorbed, name, context.folder) for name in names]
+        diagonals = {d.operand: d for d in relative if d.applies()}
 
         def emit(builder: Builder) -> Node:
             function = torch.ops.fuser.generated_attention.default
             used = absorbed if is_alive(absorbed) else call
-            out = emit_operator(builder, used, function, context.origin, context.atomics)
+            made = _Captured(builder, used, diagonals)
+            out = emit_operator(
+                builder, used, function, context.origin, context.atomics, captured=made
+            )
             return builder.call(operator.getitem, out, 0)
 
         why = "the program is printed into a kernel"
@@ -98,6 +107,34 @@ def _layout(call: Call, context: Context) -> Layout | None:
         != size_of(leaves((call.operands["v"].target[1],))),
         interpreted=context.device.type == "cpu",
     )
+
+
+class _Captured:
+    """Puts captured operands there as the kernels read them fastest."""
+
+    def __init__(self, builder: Builder, call: Call, diagonals: Mapping[Place, Diagonals]) -> None:
+        self.builder, self.call, self.diagonals = builder, call, diagonals
+        self.tables = tables_of(call.spec)
+
+    def __call__(self, name: str) -> Node:
+        place = self.call.operands[name]
+        diagonals = self.diagonals.get(place)
+        if diagonals is not None and diagonals.is_alive():
+            return diagonals.emit(self.builder)
+        node = self.builder.operand(place)
+        whole = len(place.target) == 4 and name not in self.tables
+        if whole and _is_scattered(value(node)):
+            return self.builder.method("contiguous", node)
+        return node
+
+
+def _is_scattered(x: torch.Tensor) -> bool:
+    """Whether neighbours along the last dimension are apart, and a copy is no larger: each element
+    is read many times."""
+    if x.ndim == 0 or hint(x.shape[-1]) == 1:
+        return False
+    expanded = any(hint(n) != 1 and hint(s) == 0 for n, s in zip(x.shape, x.stride(), strict=True))
+    return hint(x.stride(-1)) != 1 and not expanded
 
 
 def _dtype(place: Place) -> torch.dtype:

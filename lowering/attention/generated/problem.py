@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fuser.specs import AttentionSpec
+from fuser.torch_private import hint, known_true
 
 from ...triton.kernel import Kernel
+from ..gpu import share
 from . import tune
 from .block_table import FEWEST_TILES, lists
 from .build import build
@@ -96,7 +98,13 @@ class Problem:
         """
         found = tune.lookup(self.layout, stage, self.target, self.sizes, self.v.device)
         rows = self.sizes["SQ"] if rows is None else rows
-        return found or choose(stage, self.layout, self.target, rows=rows)
+        return found or choose(stage, self.layout, self.target, rows=rows, visits=self._visits)
+
+    @property
+    def _visits(self) -> float:
+        """Keys that a query sees on average, as far as sizes and the mask tell."""
+        rows, keys = hint(self.sizes["SQ"]), hint(self.sizes["SK"])
+        return math.inf if keys is None else keys * share(self.layout.spec.mask, rows, keys)
 
     def arguments(self) -> dict[str, Any]:
         """Operands, their strides and sizes, by the names of a kernel's arguments."""
@@ -222,9 +230,10 @@ def spec_of(text: str) -> AttentionSpec:
 
 def _has_descriptor(x: Tensor) -> bool:
     """Whether the hardware takes a descriptor of a tensor: features beside each other, and the rest
-    at multiples of 16 bytes."""
+    at multiples of 16 bytes, as far as that is known of symbols."""
     aligned = [x.storage_offset(), *x.stride()[:-1]]
-    return x.stride(-1) == 1 and all(n * x.itemsize % 16 == 0 for n in aligned)
+    whole = all(known_true(n * x.itemsize % 16 == 0) for n in aligned)
+    return whole and known_true(x.stride(-1) == 1)
 
 
 def tiles(size: int, block: int) -> int:

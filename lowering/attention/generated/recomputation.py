@@ -18,16 +18,14 @@ from .tile import LOG2E, TileWriter
 def statistics(layout: Layout) -> tuple[str, ...]:
     """What the backward knows of each query's exponentials, (B, H, SQ) in fp32.
 
-    In single precision their base and the inverse of their sum. In half precision the logarithm of
-    the sum takes part in the exponent, which saves a multiplication: the error of a large exponent
-    is far less than that of rounding; and the base with it, where scores are in base two.
+    Their base, and the inverse of their sum; in half precision its logarithm to the base two, which
+    takes part in the exponent and saves a multiplication. The two are not one number: beside a base
+    of -1e9, that of a query whose keys are all hidden, the logarithm would be lost.
     """
-    if layout.v.dtype.itemsize >= 4:
-        return ("row_base", "row_inverse")
-    return ("row_log_sum",) if layout.in_base_two else ("row_base", "row_log_sum")
+    return ("row_base", "row_inverse" if layout.v.dtype.itemsize >= 4 else "row_log_sum")
 
 
-_BEYOND = {"row_base": 'float("inf")', "row_inverse": "1.0", "row_log_sum": 'float("inf")'}
+_BEYOND = {"row_base": 'float("inf")', "row_inverse": "1.0", "row_log_sum": "0.0"}
 """Of queries that are not there, so that their probabilities are zero."""
 
 
@@ -175,13 +173,12 @@ class Recomputation:
         tile.drop()
 
     def _exponential(self) -> str:
-        tile, known = self.tile, statistics(self.layout)
-        base, rest = (tile.rows(f"{name}_value") for name in (known[0], known[-1]))
-        if "row_inverse" in known:
-            return f"{tile.exponential(f'score - {base}')} * {rest}"
-        if len(known) == 1:
-            return f"tl.exp2(score - {rest})"
-        return f"tl.exp2((score - {base}) * {LOG2E} - {rest})"
+        tile, names = self.tile, statistics(self.layout)
+        base, total = (tile.rows(f"{name}_value") for name in names)
+        if names[1] == "row_inverse":
+            return f"{tile.exponential(f'score - {base}')} * {total}"
+        factor = "" if self.layout.in_base_two else f" * {LOG2E}"
+        return f"tl.exp2((score - {base}){factor} - {total})"
 
     def _inside(self, loop: Loop) -> list[str]:
         """Conditions under which a position of a tile on an edge is there and may count.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backward import Needs
+from .config import splits_keys
 from .layout import AXES
 from .problem import Arguments, Problem, tiles
 from .recomputation import statistics
@@ -98,18 +99,14 @@ class _Backward:
         layout, base, total = self.of.layout, self.row_max, self.row_sum
         if layout.spec.dead_rows_are_zero:
             base = torch.where(base == -math.inf, 0.0, base)
-        known = statistics(layout)
-        if "row_inverse" in known:
+        if "row_inverse" in statistics(layout):
             inverse = 1.0 / total
             if layout.spec.dead_rows_are_zero:
                 inverse = torch.where(total == 0.0, 0.0, inverse)
             return {"row_base": base, "row_inverse": inverse}
         if layout.spec.dead_rows_are_zero:
             total = torch.where(total == 0.0, 1.0, total)
-        log_sum = total.log2()
-        if "row_base" in known:
-            return {"row_base": base, "row_log_sum": log_sum}
-        return {"row_log_sum": base + log_sum}
+        return {"row_base": base, "row_log_sum": total.log2()}
 
     def _delta(self, out: Tensor) -> Tensor:
         """`Σ_keys p dp` of every query: do·out where `probs` is linear.
@@ -147,22 +144,31 @@ class _Backward:
         self, dk: Sequence[Tensor], dv: Tensor, dq: Sequence[Tensor], shared: dict[int, Tensor]
     ) -> dict[int, Tensor]:
         of = self.of
-        keys = of.sizes["SK"]
         heads = of.sizes["H" if self.needs.by_head(of.layout) else "HKV"]
-        sums = {c: self.row_max.new_empty(of.rows[0], heads, keys) for c in self.over_keys}
-        config = of.config("keys")
-        listed = of.lists(config, of_keys=True, backward=True)
-        given = {
-            **self._given(),
+        sums = {
+            c: self.row_max.new_empty(of.rows[0], heads, of.sizes["SK"]) for c in self.over_keys
+        }
+        to_keys: Arguments = {
             **{f"dk{i}": (x, "bhnd") for i, x in enumerate(dk)},
-            **({"dv": (dv, "bhnd")} if self.needs.v else {}),
             **{f"dc{c}": (x, "bhn") for c, x in sums.items()},
             **(self._named(dq, shared) if self.needs.atomics else {}),
-            **listed,
         }
-        grid = (tiles(keys, config.block_n) * of.rows[0] * of.sizes["HKV"],)
-        of.launch("keys", (self.needs, bool(listed)), grid, config, given)
+        to_values: Arguments = {"dv": (dv, "bhnd")} if self.needs.v else {}
+        results = {"dk": to_keys, "dv": to_values, "keys": {**to_keys, **to_values}}
+        apart = splits_keys(of.layout, of.target) and not self.needs.atomics
+        for stage, needs in self.needs.apart() if apart else [("keys", self.needs)]:
+            if results[stage]:
+                self._over_keys(stage, needs, results[stage])
         return {c: x[..., None, :].sum_to_size(of.captured[c].shape) for c, x in sums.items()}
+
+    def _over_keys(self, stage: str, needs: Needs, results: Arguments) -> None:
+        """A kernel whose programs own keys."""
+        of = self.of
+        config = of.config(stage)
+        listed = of.lists(config, of_keys=True, backward=True)
+        grid = (tiles(of.sizes["SK"], config.block_n) * of.rows[0] * of.sizes["HKV"],)
+        given = {**self._given(), **results, **listed}
+        of.launch(stage, (needs, bool(listed)), grid, config, given)
 
     def _tiles(self, c: int) -> Tensor:
         of = self.of

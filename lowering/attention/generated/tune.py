@@ -31,7 +31,7 @@ from .layout import AXES, Layout
 if TYPE_CHECKING:
     from .problem import Problem
 
-STAGES = ("forward", "rows", "keys", "tiles", "delta")
+STAGES = ("forward", "rows", "keys", "dk", "dv", "tiles", "delta")
 """What is tuned; adding up parts of the keys takes no time."""
 NEARBY = 2
 """Other tiles that are tried: so many larger ones and so many smaller ones."""
@@ -136,7 +136,7 @@ def _varied(config: Config, target: Target) -> Iterator[Config]:
         if stages >= 1:
             yield replace(config, num_stages=stages)
     if target.tma:
-        yield replace(config, tma=True)
+        yield replace(config, tma=not config.tma)
     for warps in (4, 8) if target.warp_specialize else ():
         yield replace(config, num_warps=warps, tma=True, warp_specialize=True)
 
@@ -235,6 +235,8 @@ def runner(of: Problem, stage: str) -> Callable[[], object]:
     wanted = {
         "rows": [True] * count + [False] * (count + 1 + captured),
         "keys": [False] * count + [True] * (count + 1) + [False] * captured,
+        "dk": [False] * count + [True] * count + [False] * (captured + 1),
+        "dv": [False] * (2 * count) + [True] + [False] * captured,
         "tiles": [False] * (2 * count + 1) + tiles,
         "delta": [False] * (2 * count + 1) + rows,
     }[stage]
