@@ -17,6 +17,8 @@ compile.py     ├ one family of workloads each
 models.py      ┘
 attention_gpu.py, spellings_gpu.py, ports.py
                attention at the sizes of GPUs, as its authors and as libraries spell it
+configs.py     how generated kernels are best cut: `python -m benchmarks.configs`, on a GPU
+parallel.py    a process for each workload, which time one after the other: `--together`
 results/       the CSV files of the runs that the documentation quotes
 """
 

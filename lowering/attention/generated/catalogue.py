@@ -34,6 +34,7 @@ class Entry:
         stage: one of `build.STAGES`.
         arguments: of the stage.
         rows: queries that share a key head, which the forward's config depends on.
+        visits: positions that a program goes over, on which it depends too; None for many.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Entry:
     stage: str
     arguments: tuple[Any, ...]
     rows: int
+    visits: int | None = None
 
     @property
     def may_spill(self) -> bool:
@@ -64,7 +66,9 @@ class Entry:
                     replace(self, stage=stage, arguments=(part, *rest))
                     for stage, part in needs.apart()
                 ]
-        return [e.cut(choose(e.stage, layout, target, rows=e.rows)) for e in entries]
+        visits = math.inf if self.visits is None else self.visits
+        configs = [choose(e.stage, layout, target, rows=e.rows, visits=visits) for e in entries]
+        return [e.cut(config) for e, config in zip(entries, configs, strict=True)]
 
     def kernel(self, arch: str) -> Kernel:
         """The only one of them."""
@@ -90,6 +94,7 @@ class Entry:
             "stage": self.stage,
             "arguments": [asdict(a) if isinstance(a, Needs) else a for a in self.arguments],
             "rows": self.rows,
+            "visits": self.visits,
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -112,6 +117,7 @@ class Entry:
             data["stage"],
             tuple(_needs(a) if isinstance(a, dict) else a for a in data["arguments"]),
             data["rows"],
+            data.get("visits"),
         )
 
 
@@ -157,10 +163,13 @@ def recording() -> Iterator[dict[str, Entry]]:
         _recorded = before
 
 
-def record(layout: Layout, stage: str, arguments: tuple[Any, ...], rows: int) -> None:
-    """Notes a launch, where that is wanted."""
+def record(
+    layout: Layout, stage: str, arguments: tuple[Any, ...], rows: int, visits: float
+) -> None:
+    """Notes a launch, where that is wanted. Few visits are one number, and so one entry."""
     if _recorded is not None:
-        entry = Entry(str(layout.score), layout, stage, arguments, rows)
+        few = SHORT if visits < LONG else None
+        entry = Entry(str(layout.score), layout, stage, arguments, rows, few)
         _recorded.setdefault(entry.to_json(), entry)
 
 
@@ -211,6 +220,10 @@ DOCUMENTS = _program(
 )
 
 
+SHORT, LONG = 512, 4096
+"""Positions that programs of the short and of the long sequences in the catalogue go over."""
+
+
 def builtin() -> Iterator[Entry]:
     """Kernels of the benchmarked kinds of attention, at head dimensions of 64 to 256."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -259,11 +272,13 @@ def _stages(label: str, layout: Layout) -> Iterator[Entry]:
     listed = layout.visible is not None
     if listed:
         yield Entry(label, layout, "table", (), 4096)
-    yield Entry(label, layout, "forward", (False, False, listed), 4096)
+    for visits in (None, SHORT):
+        name = label if visits is None else f"{label}, short"
+        yield Entry(name, layout, "forward", (False, False, listed), 4096, visits)
+        yield Entry(name, layout, "rows", (needs, listed), 4096, visits)
+        yield Entry(name, layout, "keys", (needs, listed), 4096, visits)
     yield Entry(f"{label}, decoding", layout, "forward", (True, True), 4)
     yield Entry(label, layout, "combine", (), 4)
-    yield Entry(label, layout, "rows", (needs, listed), 4096)
-    yield Entry(label, layout, "keys", (needs, listed), 4096)
     yield Entry(f"{label}, atomics", layout, "keys", (replace(needs, atomics=True), listed), 4096)
     for c in needs.over_tiles(layout):
         yield Entry(label, layout, "tiles", (c,), 4096)

@@ -156,7 +156,8 @@ take over 128 registers."""
 WGMMA_SHAPES: dict[str, tuple[Config, ...]] = {
     "forward": (
         Config(64, 64, 4, 3, tma=True), Config(128, 64, 8, 2, tma=True),
-        Config(64, 64, 4, 2, tma=True), Config(128, 32, 8, 3, tma=True), *SHAPES["forward"],
+        Config(64, 64, 4, 2, tma=True), Config(128, 32, 8, 3, tma=True), Config(64, 64, 4, 3),
+        *SHAPES["forward"],
     ),
     "rows": (
         Config(128, 64, 8, 3), Config(64, 64, 4, 2, tma=True), Config(128, 32, 8, 2, tma=True),
@@ -204,19 +205,14 @@ def choose(
         rows: queries of a program's heads together.
         visits: positions, of keys or of queries, that a program goes over.
     """
-    found = _fitting(stage, layout, target, rows)
-    if visits * max(_widths(layout)) < DESCRIBED_FROM:
-        return replace(found, tma=False, warp_specialize=False)
-    return found
-
-
-def _fitting(stage: str, layout: Layout, target: Target, rows: int) -> Config:
     if target.arch == "interpreter":
         return INTERPRETED
     if stage == "combine":
         return COMBINING
     stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
-    found = [_cut(stage, c, target) for c in _shapes(stage, layout, target, rows)]
+    described = visits * max(_widths(layout)) >= DESCRIBED_FROM
+    shapes = [c for c in _shapes(stage, layout, target, rows) if described or not c.tma]
+    found = [_cut(stage, c, target) for c in shapes]
     return next((c for c in found if _fits(stage, layout, c, target)), found[-1])
 
 

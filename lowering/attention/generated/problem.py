@@ -137,7 +137,7 @@ class Problem:
             numbers: its own numbers.
         """
         rows = self.q[0].shape[2] * (self.sizes["GROUP"] if arguments[:1] == (True,) else 1)
-        record(self.layout, stage, arguments, rows)
+        record(self.layout, stage, arguments, rows, self._visits)
         loaded = [*self.q, *self.k, self.v, *(given[n][0] for n in ("do",) if n in given)]
         if config.tma and not all(map(_has_descriptor, loaded)):
             config = replace(config, tma=False, warp_specialize=False)
