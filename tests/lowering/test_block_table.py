@@ -42,7 +42,7 @@ def documents(batch: int, size: int, lengths: tuple[int, ...]) -> Tensor:
 
 def packed(heads: bool = False) -> Operands:
     """Operands and, for queries and for keys, the documents they belong to."""
-    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS)
+    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS, features=8)
     numbers = documents(2, KEYS, (40, 70, 40))
     if heads:
         by_head = torch.stack([numbers, numbers // 2], 1)
@@ -93,7 +93,7 @@ def test_masks_in_the_score(
     visits: list[tuple[int, int, int]],
 ) -> None:
     """A query without a key gives NaN to every key's gradient, so that its tiles are visited."""
-    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS)
+    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS, features=8)
     x.captured.append(blocks(*shape, alive=alive))
     ours = check(spec(score), x)
     assert bool(ours.grads[2].isnan().any()) != alive  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ def test_masks_in_the_score(
 
 
 def test_dead_rows_that_are_zero(visits: list[tuple[int, int, int]]) -> None:
-    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS)
+    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS, features=8)
     x.captured.append(blocks(2, 1, alive=False))
     ours = check(spec(chosen, dead_rows_are_zero=True), x)
     assert (ours.outputs[0] == 0).all(-1).any()
@@ -112,7 +112,7 @@ def test_dead_rows_that_are_zero(visits: list[tuple[int, int, int]]) -> None:
 
 
 def test_padding(visits: list[tuple[int, int, int]]) -> None:
-    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS)
+    x = operands(heads=2, kv=1, rows=ROWS, keys=KEYS, features=8)
     x.captured.append((torch.arange(KEYS) < torch.tensor([[60], [150]]))[:, None, None, :])
     check(spec(mask=lambda ik, iq, c0: c0 & (ik <= iq)), x)
     assert all(seen < 0.6 * tiles for _, seen, tiles in visits)

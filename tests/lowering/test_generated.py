@@ -50,18 +50,22 @@ def test_head_dimensions(features: int, values: int, dtype: torch.dtype) -> None
     check(spec(lambda s0: s0 * scale, dtype=dtype), x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("rows", "keys"), [(1, 1), (1, 500), (3, 17), (17, 3), (127, 129), (129, 127), (3, 500)]
-)
+    ("rows", "keys", "dtype"),
+    [
+        (1, 1, torch.float32), (1, 1, torch.bfloat16), (1, 500, torch.float32),
+        (1, 500, torch.float16), (3, 17, torch.bfloat16), (3, 17, torch.float16),
+        (17, 3, torch.float32), (17, 3, torch.bfloat16), (127, 129, torch.float32),
+        (129, 127, torch.float16), (3, 500, torch.float32), (3, 500, torch.bfloat16),
+    ],
+)  # fmt: skip
 def test_odd_sizes(rows: int, keys: int, dtype: torch.dtype) -> None:
     """One query of many keys is split over programs, whose parts a second kernel adds up."""
     x = operands((2, rows, keys), batch=1, heads=2, kv=1, rows=rows, keys=keys, dtype=dtype)
     check(spec(plus, dtype=dtype), x)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 40])
-@pytest.mark.parametrize("keys", [160, 517])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 517), (5, 160), (5, 517), (40, 160)])
 @pytest.mark.parametrize("name", ["none", "bottom right", "window"])
 def test_keys_are_split_over_all_processors(
     name: str, keys: int, rows: int, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +100,7 @@ def test_many_queries_and_keys() -> None:
     check(spec(mask=lambda iq, ik: (ik <= iq) & (iq - ik < 100)), x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -139,7 +143,7 @@ def test_dead_rows_are_zero() -> None:
     assert (out == 0).all(-1).any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 4, 20, 1), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("rows", [20, 1])
 def test_sinks(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -203,7 +207,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("rows", [50, 3, 64])
+@pytest.mark.parametrize("rows", [50, 3])
 @pytest.mark.parametrize("name", MASKS)
 def test_structured_masks(name: str, rows: int) -> None:
     x = operands(rows=rows, keys=64)
@@ -431,7 +435,7 @@ class TestDropout:
 
 @pytest.mark.parametrize("rows", [20, 1])
 def test_opcheck(rows: int) -> None:
-    x = operands((4, 1, 1), batch=1, rows=rows, keys=64, features=8)
+    x = operands((4, 1, 1), batch=1, rows=rows, keys=40, features=8)
     for of, seed in ((spec(plus), None), (spec(plus, dropout=0.2), torch.tensor([3]))):
         args = (x.q, x.k, x.v, x.captured, seed, of.to_text(), "", False)
         torch.library.opcheck(torch.ops.fuser.generated_attention.default, args)
