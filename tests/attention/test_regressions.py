@@ -200,7 +200,7 @@ def test_no_gradient_is_none(weigh: Callable[..., Tensor]) -> None:
     eager, exact = run(rounded, inputs, grad=True), run(rounded, wide(inputs), grad=True)
     assert any(g is None for g in eager.grads)
     ours = compiled(rounded, inputs, grad=True)
-    assert "no gradient passes" in ours.reasons()
+    assert "passes no gradient to a tensor that wants one" in ours.reasons()
     assert_near(ours, eager, exact)
     assert compiled(rounded, inputs).rewrites() == 1
 

@@ -171,11 +171,12 @@ class Entry:
     name: str = "twice"
     archs: tuple[str, ...] = ("sm_80", "gfx942")
 
-    def kernel(self, arch: str) -> Kernel:
+    def kernels(self, arch: str) -> list[Kernel]:
         if arch not in self.archs:
             raise NotImplementedError(f"nothing for {arch} yet")
         signature = (("x", "*fp32"), ("out", "*fp32"))
-        return Kernel(self.name, TWICE.format(name=self.name), signature, (("SIZE", 1024),))
+        text = TWICE.format(name=self.name)
+        return [Kernel(self.name, text, signature, (("SIZE", 1024),))]
 
 
 def test_kernels_as_a_table(

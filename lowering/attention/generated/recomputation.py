@@ -42,8 +42,16 @@ class Recomputation:
         self.tile: TileWriter = text.tile
         spec = self.layout.spec
         self.do = Operand(spec.dtype, self.layout.v.features)
-        names = [f"s{i}" for i in self.layout.products]
-        self._slopes = {n: self.tile.slope(self.layout.score, n) for n in names}
+        self._slopes = {f"s{i}": self._slope(i) for i in self.layout.products}
+
+    def _slope(self, i: int) -> float | None:
+        """What the gradient of the score is multiplied with for a product, if that is a number.
+
+        Sums are, not their terms; but terms that are small in fp16 are multiplied by a large one.
+        """
+        slope = self.tile.slope(self.layout.score, f"s{i}")
+        small = self.layout.q[i].dtype is torch.float16
+        return None if slope is None or (small and abs(slope) > 1) else slope
 
     # -- loads
 
