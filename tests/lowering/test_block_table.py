@@ -128,7 +128,10 @@ def test_few_tiles_need_no_table(visits: list[tuple[int, int, int]]) -> None:
 
 
 def test_biases_are_not_read_twice(visits: list[tuple[int, int, int]]) -> None:
-    check(spec(lambda s0, c0: s0 + c0), operands((1, 4, ROWS, KEYS), batch=1, rows=ROWS, keys=KEYS))
+    check(
+        spec(lambda s0, c0: s0 + c0),
+        operands((1, 1, ROWS, KEYS), batch=1, heads=1, kv=1, rows=ROWS, keys=KEYS),
+    )
     assert visits == []
 
 
