@@ -95,6 +95,8 @@ class Diagonals:
         }
         walk = _Emission(self, builder, at, Axis(rows + keys - 1))
         row, dims = walk.visit(self.operand.node, self._dims)
+        if value(row).dtype != value(self.operand.node).dtype:  # autocast is another one here
+            return builder.operand(self.operand)
         row = builder.arrange(row, dims, (*resolve(self.operand.target[:2]), (walk.along,)))
         if self.operand.dtype is not None and value(row).dtype != self.operand.dtype:
             row = builder.method("to", row, dtype=self.operand.dtype)
@@ -155,6 +157,10 @@ class Diagonals:
             inputs = [n for n in node.all_input_nodes if is_tensor(n)]
             return [(n, _broadcast(dims, value(n).shape)) for n in inputs]
         if node.target is F.embedding and len(node.args) >= 2:
+            names = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+            more = dict(zip(names, node.args[2:], strict=False)) | node.kwargs
+            if any(more.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse")):
+                raise Unproven("an embedding that looks at more than one position")
             if not self.is_plain(dims[-1]) or set(leaves((dims[-1],))) & set(self._axes):
                 raise Unproven("features that are positions")
             table: Any = node.args[1]

@@ -89,6 +89,41 @@ def test_producers(name: str, laid_out: list[str]) -> None:
     assert bool(laid_out) == (name not in APART)
 
 
+@pytest.mark.parametrize("option", ["scale_grad_by_freq", "sparse"])
+def test_embeddings_that_count_their_positions(option: str, laid_out: list[str]) -> None:
+    """Looked up more or less often, a row would get another gradient, or another kind of one."""
+
+    def bias(w: Tensor, m: Tensor, s: int, t: int) -> Tensor:
+        return F.embedding(bucket(s, t), w, **{option: True}).permute(2, 0, 1)
+
+    if option == "sparse":
+        with torch.no_grad():  # sparse gradients are not compiled at all
+            compiled(attention(bias), _inputs(grad=False), **{"fuser.lowering": "triton"})
+    else:
+        check(attention(bias))
+    assert laid_out == []
+
+
+def test_under_autocast(laid_out: list[str]) -> None:
+    """The bias is made outside of it, and would be fp32 inside."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor, w: Tensor, m: Tensor) -> Tensor:
+        bias = t5(w.bfloat16().exp(), m, 24, 24)
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.softmax(q @ k.mT + bias, -1).to(v.dtype) @ v
+
+    args = _inputs(grad=True)
+    ours = compiled(fn, args, grad=True, **{"fuser.lowering": "triton"})
+    plain = attention(lambda w, m, s, t: t5(w.exp(), m, s, t))
+    assert_near(ours, run(fn, args, grad=True), run(plain, args, grad=True))
+
+
+def _inputs(*, grad: bool) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = [(B, H, 24, D), (B, H, 24, D), (B, H, 24, D), (BUCKETS, H), (H,)]
+    return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_only_looks_like_it_stays_whole(name: str, laid_out: list[str]) -> None:
     check(attention(lambda w, m, s, t: WHOLE[name](w, m, s, t) + 0 * t5(w, m, s, t)))
