@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +25,8 @@ from fuser.graph.index_rules import is_one
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.pattern import Call, Operand
+
+from .relative import edge_positions, is_along_diagonals
 
 FEWEST = 4
 """Scores for each diagonal, from which a row takes less than the whole."""
@@ -86,13 +87,8 @@ class Diagonals:
     def emit(self, builder: Builder) -> Node:
         """The bias, laid out from a row of numbers."""
         rows, keys = self._sizes
-        steps = builder.call(torch.arange, rows + keys - 1, device=value(self.operand.node).device)
-        later = builder.call(torch.sub, steps, rows - 1)
-        is_later = builder.call(torch.gt, later, 0)
-        at = {
-            self._axes[0]: builder.call(torch.where, is_later, 0, builder.call(torch.neg, later)),
-            self._axes[1]: builder.call(torch.where, is_later, later, 0),
-        }
+        positions = edge_positions(builder, rows, keys, value(self.operand.node).device)
+        at = dict(zip(self._axes, positions, strict=True))
         walk = _Emission(self, builder, at, Axis(rows + keys - 1))
         row, dims = walk.visit(self.operand.node, self._dims)
         if value(row).dtype != value(self.operand.node).dtype:  # autocast is another one here
@@ -126,8 +122,7 @@ class Diagonals:
             return False
         i, j = (self.reader.symbol(axis) for axis in self._axes)
         found = self.reader.arguments(self.operand.node, self._dims, {})
-        step = {i: i + 1, j: j + 1}
-        return all(sympy.expand(e.xreplace(step) - e) == 0 for e in found)
+        return is_along_diagonals(found, i, j)
 
     def _follow(self, node: Node, dims: Dims) -> bool:
         """Whether `_Emission` knows all producers between the bias and what is not trained."""

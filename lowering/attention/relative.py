@@ -43,8 +43,13 @@ def is_relative(call: Call, items: Iterable[Term | Keep], folder: Folder) -> boo
         found = [_arguments(call, reader, piece) for piece in pieces]
     except Exception:  # what cannot be followed is merely no special case
         return False
+    return all(is_along_diagonals(part, i, j) for part in found)
+
+
+def is_along_diagonals(arguments: Arguments, i: sympy.Symbol, j: sympy.Symbol) -> bool:
+    """Whether what an element is made from is the same at (i, j) and at (i + 1, j + 1)."""
     step = {i: i + 1, j: j + 1}
-    return all(sympy.expand(e.xreplace(step) - e) == 0 for part in found for e in part)
+    return all(sympy.expand(e.xreplace(step) - e) == 0 for e in arguments)
 
 
 def _is_large(call: Call, pieces: list[Free]) -> bool:
@@ -86,15 +91,22 @@ def reversed_rows(builder: Builder, bias: Node) -> Node:
         `(B, H, Sq, Sk)`, of which element `(i', j)` is `bias[Sq - 1 - i', j]`.
     """
     rows, keys = value(bias).shape[2:]
-    device = value(bias).device
-    steps = builder.call(torch.arange, rows + keys - 1, device=device)
-    later = builder.call(torch.sub, steps, rows - 1)
-    is_later = builder.call(torch.gt, later, 0)
-    # not clamp: Inductor reasons about it, and fails where the bias divides positions
-    row = builder.call(torch.where, is_later, 0, builder.call(torch.neg, later))
-    key = builder.call(torch.where, is_later, later, 0)
+    row, key = edge_positions(builder, rows, keys, value(bias).device)
     edge = builder.call(torch.ops.aten.index.Tensor, bias, [None, None, row, key])
     batch, heads, length = value(edge).shape
     # unfold, in words that make Inductor compute the row before it is read
     strides = (heads * length, length, 1, 1)
     return builder.call(torch.as_strided, edge, (batch, heads, rows, keys), strides)
+
+
+def edge_positions(
+    builder: Builder, rows: Any, keys: Any, device: torch.device
+) -> tuple[Node, Node]:
+    """Queries and keys of one score on each of `rows + keys - 1` diagonals: along the edge, from
+    the first key of the last query to the last key of the first one."""
+    steps = builder.call(torch.arange, rows + keys - 1, device=device)
+    later = builder.call(torch.sub, steps, rows - 1)
+    is_later = builder.call(torch.gt, later, 0)
+    # not clamp: Inductor reasons about it, and fails where the bias divides positions
+    row = builder.call(torch.where, is_later, 0, builder.call(torch.neg, later))
+    return row, builder.call(torch.where, is_later, later, 0)

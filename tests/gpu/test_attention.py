@@ -22,7 +22,9 @@ from tests.compiled import compiled, run, wide
 from tests.lowering.generated import DEVICE, Operands, check, operands, spec
 
 torch.fx.wrap("gather")
-pytestmark = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs FUSER_DEVICE=cuda")
+pytestmark = pytest.mark.skipif(
+    DEVICE.type != "cuda", reason="for a GPU, named by FUSER_DEVICE=cuda"
+)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 

@@ -124,6 +124,31 @@ def _inputs(*, grad: bool) -> list[Tensor]:
     return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
 
 
+def _looked_up(index: Tensor, w: Tensor) -> Tensor:
+    return F.embedding(index, w).permute(2, 0, 1)
+
+
+I, J = torch.arange(24)[:, None], torch.arange(24)
+LOOKALIKES: dict[str, Callable[..., Tensor]] = {
+    "one cell is another": lambda w, m, s, t: _looked_up(
+        torch.where((I == 3) & (J == 7), 0, bucket(s, t)), w
+    ),
+    "far rows stand still": lambda w, m, s, t: _looked_up(
+        ((J - I.clamp(max=10)).abs() // 4).clamp(max=BUCKETS - 1), w
+    ),
+    "rows are scaled": lambda w, m, s, t: _looked_up(bucket(s, t), w) * m[I % H],
+    "a table of sums beside": lambda w, m, s, t: (
+        _looked_up(bucket(s, t), w) + _looked_up((I + J) % BUCKETS, w)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_lookalikes(name: str, laid_out: list[str]) -> None:
+    check(attention(LOOKALIKES[name]))
+    assert laid_out == []
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_only_looks_like_it_stays_whole(name: str, laid_out: list[str]) -> None:
     check(attention(lambda w, m, s, t: WHOLE[name](w, m, s, t) + 0 * t5(w, m, s, t)))

@@ -171,13 +171,9 @@ class TileMemory:
                 tile = f"{name}_tiles_{size}.load([{at.start}, {start}])"
                 self.write(f"{name}_{i} = {tile}.reshape([{at.block}, {size}]){widen}")
                 continue
-            along = _along(start, size)
-            pointers = f"{at.base(name)} + {at.vector}[:, None] + ({along} * {name}_d)[None, :]"
-            masks = [f"{valid}[:, None]"] if valid else []
-            if start + size > operand.features:
-                masks.append(f"({along} < {operand.features})[None, :]")
-            mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
-            self.write(f"{name}_{i} = tl.load({pointers}{mask}){widen}")
+            pointers, mask = _chunk(name, operand, at, valid, start, size)
+            other = ", other=0.0" if mask else ""
+            self.write(f"{name}_{i} = tl.load({pointers}{mask}{other}){widen}")
         return names
 
     def _reads_wide(self, dtype: torch.dtype) -> bool:
@@ -196,12 +192,7 @@ class TileMemory:
     ) -> None:
         """Rows of a result, chunk by chunk; or `added` to what is there, in any order."""
         for value, (start, size) in zip(values, chunks(operand.features), strict=True):
-            along = _along(start, size)
-            pointers = f"{at.base(name)} + {at.vector}[:, None] + ({along} * {name}_d)[None, :]"
-            masks = [f"{valid}[:, None]"] if valid else []
-            if start + size > operand.features:
-                masks.append(f"({along} < {operand.features})[None, :]")
-            mask = f", mask={' & '.join(masks)}" if masks else ""
+            pointers, mask = _chunk(name, operand, at, valid, start, size)
             if added:
                 self.write(f'tl.atomic_add({pointers}, {value}{mask}, sem="relaxed")')
             else:
@@ -269,6 +260,18 @@ class TileMemory:
         """The interpreter's own cast to bf16 truncates."""
         self.functions.add("bfloat16")
         return f"bfloat16({text})"
+
+
+def _chunk(
+    name: str, operand: Operand, at: Place, valid: str | None, start: int, size: int
+) -> tuple[str, str]:
+    """Pointers to some features of rows, and the argument that says which of them there are."""
+    along = _along(start, size)
+    masks = [f"{valid}[:, None]"] if valid else []
+    if start + size > operand.features:
+        masks.append(f"({along} < {operand.features})[None, :]")
+    pointers = f"{at.base(name)} + {at.vector}[:, None] + ({along} * {name}_d)[None, :]"
+    return pointers, f", mask={' & '.join(masks)}" if masks else ""
 
 
 def _along(start: int, size: int) -> str:
