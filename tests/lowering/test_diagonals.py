@@ -128,17 +128,17 @@ def _looked_up(index: Tensor, w: Tensor) -> Tensor:
     return F.embedding(index, w).permute(2, 0, 1)
 
 
-I, J = torch.arange(24)[:, None], torch.arange(24)
+ROW, KEY = torch.arange(24)[:, None], torch.arange(24)
 LOOKALIKES: dict[str, Callable[..., Tensor]] = {
     "one cell is another": lambda w, m, s, t: _looked_up(
-        torch.where((I == 3) & (J == 7), 0, bucket(s, t)), w
+        torch.where((ROW == 3) & (KEY == 7), 0, bucket(s, t)), w
     ),
     "far rows stand still": lambda w, m, s, t: _looked_up(
-        ((J - I.clamp(max=10)).abs() // 4).clamp(max=BUCKETS - 1), w
+        ((KEY - ROW.clamp(max=10)).abs() // 4).clamp(max=BUCKETS - 1), w
     ),
-    "rows are scaled": lambda w, m, s, t: _looked_up(bucket(s, t), w) * m[I % H],
+    "rows are scaled": lambda w, m, s, t: _looked_up(bucket(s, t), w) * m[ROW % H],
     "a table of sums beside": lambda w, m, s, t: (
-        _looked_up(bucket(s, t), w) + _looked_up((I + J) % BUCKETS, w)
+        _looked_up(bucket(s, t), w) + _looked_up((ROW + KEY) % BUCKETS, w)
     ),
 }
 
