@@ -23,15 +23,14 @@ from unittest import mock
 
 import torch
 
-from benchmarks import attention_gpu
+from benchmarks import attention_gpu, ports
 from benchmarks.providers import fuser_backend
 from fuser import measure
 from fuser.lowering.attention.generated import operator, tune
-from fuser.lowering.attention.generated.config import Config
+from fuser.lowering.attention.generated.config import TOGETHER, Config
 from fuser.lowering.attention.generated.problem import Problem
 from fuser.torch_private import kernels_launched
 
-STAGES = ("forward", "rows", "keys")
 CUTS: dict[str, tuple[Config, ...]] = {
     "forward": (
         Config(128, 128, 8, 2), Config(128, 128, 8, 3), Config(128, 64, 8, 2),
@@ -52,6 +51,15 @@ CUTS: dict[str, tuple[Config, ...]] = {
         Config(32, 64, 4, 3),
     ),
 }  # fmt: skip
+CUTS |= {
+    "dk": CUTS["keys"],
+    "dv": CUTS["keys"],
+    "tiles": (
+        Config(64, 64, 8, 2), Config(64, 64, 8, 1), Config(64, 64, 8, 3), Config(64, 64, 4, 1),
+        Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(32, 64, 4, 2), Config(32, 64, 4, 3),
+        Config(128, 64, 8, 2), Config(128, 64, 4, 2), Config(128, 128, 8, 1), Config(32, 32, 4, 2),
+    ),
+}  # fmt: skip
 DECODING = (
     Config(16, 64, 8, 3), Config(16, 64, 4, 3), Config(16, 64, 4, 2), Config(16, 128, 4, 2),
     Config(16, 128, 8, 3), Config(16, 32, 4, 3), Config(16, 64, 2, 3), Config(16, 128, 4, 3),
@@ -64,12 +72,23 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
     """Everything that is tried; descriptors with the larger tiles only."""
     programs = attention_gpu.programs(quick=False)
     for name in names or programs:
-        decoding = programs[name].sizes.sq == 1
-        for stage in STAGES[: 1 if decoding else None]:
-            for config in DECODING if decoding else CUTS[stage]:
+        for stage in stages(programs[name]):
+            for config in DECODING if programs[name].sizes.sq == 1 else CUTS[stage]:
                 yield name, stage, config
                 if config.block_m * config.block_n >= 4096 and config.num_stages > 1:
                     yield name, stage, replace(config, tma=True)
+
+
+def stages(program: attention_gpu.Program) -> tuple[str, ...]:
+    """The kernels of a workload that take most of its time."""
+    if "full" not in program.modes:
+        return ("forward",)
+    apart = 2 * program.sizes.d > TOGETHER
+    over_tiles = program.variant is ports.PAIR
+    return (
+        "forward", "rows", *(("dk", "dv") if apart else ("keys",)),
+        *(("tiles",) if over_tiles else ()),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)

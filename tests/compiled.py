@@ -83,8 +83,8 @@ def run(
 
 def _weighted(t: Tensor) -> Tensor:
     """A loss with another derivative at every element."""
-    weights = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).reshape(t.shape)
-    return (t.to(torch.float64) * weights).sum()
+    weights = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64, device=t.device)
+    return (t.to(torch.float64) * weights.reshape(t.shape)).sum()
 
 
 def _leaves(fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Tensor]:

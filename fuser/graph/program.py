@@ -222,6 +222,20 @@ class Program:
         data["body"].append(["kept", "torch:where", [{"$": keep}, {"$": data["out"]}, fill], {}])
         return Program(json.dumps({**data, "out": "kept"}, separators=(",", ":")))
 
+    def scaled(self, factors: Mapping[str, float]) -> Program:
+        """The program of inputs that are multiplied with numbers first, by name."""
+        graph, copies = Graph(), dict[Node, Node]()
+        graph.output(graph.graph_copy(self.graph, copies))
+        first = next(node for node in graph.nodes if node.op != "placeholder")
+        for node in copies.values():
+            if node.op == "placeholder" and node.target in factors:
+                users = list(node.users)
+                with graph.inserting_before(first):
+                    product = graph.call_function(torch.mul, (node, factors[str(node.target)]))
+                for user in users:
+                    user.replace_input_with(node, product)
+        return Program(to_json(graph))
+
     def widened(self) -> Program:
         """The program with its casts to half precision read as casts to fp32."""
         text = self.text

@@ -20,6 +20,7 @@ from . import cost, gpu
 from .affine import NotAffine
 from .banded import share
 from .bias import Rows, reads_gradient
+from .factors import unscaled
 from .form import Form, dtype_of, is_guarded, read
 from .library import Emitter
 from .mask import MaskKind
@@ -33,6 +34,8 @@ class LibraryAttention(Lowering):
     kind: ClassVar[str] = "aten"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        if context.device.type != "cpu":  # Inductor's C++ multiplies while it moves q anyway
+            call = unscaled(call, context.folder.view)
         try:
             form = read(call, context)
         except NotAffine as error:

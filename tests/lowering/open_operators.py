@@ -51,8 +51,8 @@ def pretend() -> None:
 
 
 class Case:
-    """Fake operands of one attention; the number of keys, and an equal one of queries, is a
-    symbol where they are `dynamic`."""
+    """Fake operands of one attention; the numbers of keys and batches, and of heads and queries
+    that equal those of keys, are symbols where they are `dynamic`."""
 
     def __init__(
         self,
@@ -74,8 +74,9 @@ class Case:
         self.device = torch.device(device, 0 if device == "cuda" else None)
         self.text = of.to_text()
         if dynamic:
-            length = self._symbol(keys)
+            length, batch = self._symbol(keys), self._symbol(batch)
             rows, keys = length if rows == keys else rows, length
+            heads, kv = (self._symbol(heads),) * 2 if heads == kv else (heads, kv)
         self.rows = (batch, heads, rows)
         self.q = self.tensor(*self.rows, 64)
         self.k, self.v = (self.tensor(batch, kv, keys, 64) for _ in range(2))
@@ -83,7 +84,7 @@ class Case:
         self.seed = self.tensor(1, dtype=torch.int64) if of.dropout else None
 
     def _symbol(self, hint: int) -> Any:
-        source = ConstantSource("length")
+        source = ConstantSource(f"size{len(self.shape_env.var_to_val)}")
         symbol = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
         return self.shape_env.create_symintnode(symbol, hint=hint, source=source)
 

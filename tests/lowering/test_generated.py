@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fuser.graph.program import gather
 from fuser.lowering.attention.generated import operator, problem, run_backward
 from fuser.lowering.attention.generated.catalogue import recording
+from fuser.lowering.attention.generated.run_backward import PROGRAMS, parts_of
 from fuser.lowering.attention.generated.run_forward import forward, splits_of
 from tests.compiled import assert_near, compiled, run, wide
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
@@ -77,6 +78,35 @@ def test_keys_are_split_over_all_processors(
     with recording() as entries:
         check(of, x)
     assert any(e.stage == "combine" for e in entries.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "in_parts"),
+    [((20, 28), True), ((1, 2, 20, 28), True), ((5, 1, 20, 28), False), ((5, 2, 20, 28), False)],
+    ids=str,
+)
+def test_sums_over_the_batch_are_split_over_all_processors(
+    shape: tuple[int, ...], in_parts: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not sums of two terms."""
+    monkeypatch.setattr(problem, "INTERPRETER", replace(problem.INTERPRETER, processors=132))
+    x = operands(shape, batch=5, heads=2, kv=1, dtype=dtype)
+    with recording() as entries:
+        check(spec(plus, dtype=dtype), x)
+    (arguments,) = (e.arguments for e in entries.values() if e.stage == "tiles")
+    assert arguments == (0, in_parts)
+
+
+@pytest.mark.parametrize("processors", [1, 4, 132])
+@pytest.mark.parametrize("programs", [1, 3, 64, 500])
+@pytest.mark.parametrize("repeats", [1, 2, 5, 256])
+def test_no_part_of_a_sum_is_empty(repeats: int, programs: int, processors: int) -> None:
+    target = replace(problem.INTERPRETER, processors=processors)
+    parts = parts_of(programs, repeats, target)
+    each = -(-repeats // parts)
+    assert (parts - 1) * each < repeats <= parts * each
+    assert parts == 1 or programs * parts <= PROGRAMS * processors
 
 
 @pytest.mark.parametrize("processors", range(1, 40))
@@ -334,12 +364,12 @@ def test_atomics_take_one_kernel() -> None:
     of, x = spec(plus, mask=MASKS["causal"]), operands((2, 4, 20, 1))
     with recording() as entries:
         outcome(partial(generated, atomics=True), of, x)
-    assert [e.stage for e in entries.values()] == ["forward", "keys"]
+    assert [e.stage for e in entries.values()] == ["forward", "delta", "keys"]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_who_asks_for_atomics(deterministic: bool) -> None:
-    x = operands(heads=2)
+    x = operands(heads=2).placed()
     torch.use_deterministic_algorithms(deterministic)
     try:
         with recording() as entries:
@@ -366,7 +396,7 @@ def test_a_bias_with_heads_last_is_read_with_keys_beside_each_other(
         return torch.softmax(q @ k.transpose(-1, -2) + bias.movedim(-1, -3), -1) @ v
 
     monkeypatch.setattr(operator, "problem", noted)
-    x = operands((20, 28, 2) if shared else (2, 20, 28, 2), heads=2)
+    x = operands((20, 28, 2) if shared else (2, 20, 28, 2), heads=2).placed()
     args = (x.q[0], x.k[0], x.v, x.captured[0])
     ours = compiled(biased, args, grad=True, **{"fuser.lowering": "triton"})
     assert_near(ours, run(biased, args, grad=True), run(biased, wide(args), grad=True))
@@ -379,7 +409,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def test_a_symbolic_number_of_features() -> None:
-    x, y = (operands(heads=2, features=n, values=24) for n in (16, 40))
+    x, y = (operands(heads=2, features=n, values=24).placed() for n in (16, 40))
     arguments = [(z.q[0], z.k[0], z.v) for z in (x, y)]
     options: dict[str, Any] = {"fuser.lowering": "triton"}
     with recording() as entries:

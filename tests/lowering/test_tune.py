@@ -5,6 +5,7 @@ Times are made up, and kernels run in the interpreter: no GPU is needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +68,7 @@ def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """This CPU is a GPU to the tuner, and launches ask it as they will."""
 
     def wired(stage: str, layout: Layout, target: Any, *, rows: int, **_: Any) -> Config:
-        found = tune.lookup(layout, stage, target, SIZES, CPU)
+        found = tune.lookup(layout, stage, target, SIZES, math.inf, CPU)
         return found or RULE(stage, layout, target, rows=rows)
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -86,7 +87,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, told: Callable[[int], float]) -> Cloc
 
 
 def lookup(stage: str = "forward", layout: Layout = LAYOUT, **sizes: int) -> Config | None:
-    return tune.lookup(layout, stage, HOPPER, {**SIZES, **sizes}, CPU)
+    return tune.lookup(layout, stage, HOPPER, {**SIZES, **sizes}, math.inf, CPU)
 
 
 @pytest.mark.parametrize("stage", ["forward", "rows", "keys"])
@@ -166,7 +167,7 @@ def test_what_the_compiler_cannot_specialise_is_not_tried(monkeypatch: pytest.Mo
     ours = clock(monkeypatch, float)
     target = TARGETS["sm_100"]
     all_of_them = tune.neighbours(LAYOUT, "rows", target, rows=33)
-    tune.lookup(LAYOUT, "rows", target, SIZES, CPU)
+    tune.lookup(LAYOUT, "rows", target, SIZES, math.inf, CPU)
     assert asked == ["sm_100"] * sum(c.warp_specialize for c in all_of_them) != []
     assert ours.tried == len(all_of_them) - 1
 
@@ -194,7 +195,7 @@ def test_nothing_is_measured_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = clock(monkeypatch, float)
     with measure.autotuning(False):
         assert lookup() is None
-    assert tune.lookup(LAYOUT, "forward", INTERPRETER, SIZES, CPU) is None
+    assert tune.lookup(LAYOUT, "forward", INTERPRETER, SIZES, math.inf, CPU) is None
     assert lookup("combine") is None
     table = layout_of(Captured(torch.float32, "", False, 2), score=SOFTCAP)
     assert lookup(layout=table) is None

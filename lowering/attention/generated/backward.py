@@ -244,16 +244,18 @@ class _Keys:
             self.text.body(f"tl.store({pointers}, dc{c}_sum{mask})")
 
 
-def tiles_text(layout: Layout, c: int) -> KernelText:
+def tiles_text(layout: Layout, c: int, in_parts: bool = False) -> KernelText:
     """The gradient of one captured tensor that varies along queries and keys, in its own dtype.
 
-    A program owns a tile of it and adds up the batch and heads along which it does not vary.
+    A program owns a tile of it and adds up the batch and heads along which it does not vary, or a
+    part of them, in fp32.
     """
     captured = layout.captured[c]
+    dtype = torch.float32 if in_parts else captured.dtype
     axes = "".join(a for a in captured.axes if a in "bh") + "mn"
-    result = (f"dc{c}", pointer(captured.dtype), axes)
-    about = f"The gradient of a tile of c{c}."
-    text = _text("tiles_kernel", layout, about, (result,), scalars=("REPEATS",))
+    about = f"The gradient of a tile of c{c}" + (", one part of it." if in_parts else ".")
+    result = (f"dc{c}", pointer(dtype), f"s{axes}")
+    text = _text("tiles_kernel", layout, about, (result,), scalars=("REPEATS", "EACH"))
     body, write, tile = Recomputation(text), text.body, text.tile
     write("across = tl.cdiv(SK, BLOCK_N)")
     write("down = tl.cdiv(SQ, BLOCK_M)")
@@ -272,7 +274,9 @@ def tiles_text(layout: Layout, c: int) -> KernelText:
         write("seed_value = tl.load(seed)")
     write("own64 = (tl.program_id(0) // (across * down)).to(tl.int64)")
     write("total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
-    with write.block("for other in range(REPEATS):"), tile.tile():
+    write("part = tl.program_id(1).to(tl.int64)")
+    write("first = tl.program_id(1) * EACH")
+    with write.block("for other in range(first, tl.minimum(first + EACH, REPEATS)):"), tile.tile():
         body.one_of(captured.axes)
         body.load_keys(tile.in_keys)
         body.load_rows(tile.in_rows, with_delta=True)
@@ -282,12 +286,13 @@ def tiles_text(layout: Layout, c: int) -> KernelText:
         grads = body.gradients((c,), everywhere)
         write(f"total += {grads[f'c{c}']}")
     own = {"bh": ("own64 // H", "own64 % H"), "b": ("own64",), "h": ("own64",), "": ()}
-    terms = [f"{o} * dc{c}_{a}" for a, o in zip(axes, own[axes[:-2]], strict=False)]
+    terms = [f"part * dc{c}_s"]
+    terms += [f"{o} * dc{c}_{a}" for a, o in zip(axes, own[axes[:-2]], strict=False)]
     terms += [f"first_row * dc{c}_m", f"first_key * dc{c}_n"]
     terms += [f"(rows * dc{c}_m)[:, None]", f"(keys * dc{c}_n)[None, :]"]
     masks = [f"{tile.in_rows}[:, None]"] if tile.in_rows else []
     masks += [f"{tile.in_keys}[None, :]"] if tile.in_keys else []
     mask = f", mask={' & '.join(masks)}" if masks else ""
-    value = tile.stored("total", captured.dtype)
+    value = tile.stored("total", dtype)
     write(f"tl.store({' + '.join([f'dc{c}', *terms])}, {value}{mask})")
     return text

@@ -173,7 +173,7 @@ WGMMA_SHAPES: dict[str, tuple[Config, ...]] = {
 """On an H200 the fastest of some thirty for each stage, at 128 and 256 features, or within a few
 percent of it (`benchmarks/results/configs-cuda.csv`). Two small programs in a processor do better
 than a large one: one computes exponentials while the other multiplies."""
-DESCRIBED_FROM = 1536 * 128
+DESCRIBED_FROM = 768 * 128
 """Numbers of k, or of v, that a program reads at least where descriptors pay: each program makes
 its own at first, which takes microseconds."""
 DECODING = (

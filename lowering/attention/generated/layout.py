@@ -207,7 +207,7 @@ def layout_of(
         tuple(_operand(x) for x in k),
         _operand(v),
         tuple(_captured(x, f"c{i}" in tables) for i, x in enumerate(captured)),
-        q[0].shape[1] != v.shape[1],
+        bool(q[0].shape[1] != v.shape[1]),
         interpreted,
         precision,
     )

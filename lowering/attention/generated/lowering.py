@@ -23,6 +23,7 @@ from ...triton.trace import NotPrintable
 from .. import gpu
 from ..cost import size
 from ..diagonals import Diagonals
+from ..factors import unscaled
 from ..positions import absorb, is_alive
 from ..reference import emit_operator
 from .build import check
@@ -44,10 +45,13 @@ class GeneratedAttention(Lowering):
         refusal = _unavailable(context)
         if refusal:
             return Refusal(refusal)
-        absorbed = absorb(call, context.folder)
-        layout = _layout(absorbed, context)
+        layout = _layout(call, context)
         if layout is None:
             return Refusal("the number of features is counted in the data")
+        plain = call if layout.faithful else unscaled(call, context.folder.view)
+        absorbed = absorb(plain, context.folder)
+        layout = _layout(absorbed, context)
+        assert layout is not None
         try:
             check(layout, training=context.training)
         except (NotPrintable, RuntimeError) as error:  # autograd's own, where it has no formula

@@ -96,9 +96,10 @@ class Problem:
             stage: one of `build.STAGES`.
             rows: queries of a program's heads together, where that is not `SQ`.
         """
-        found = tune.lookup(self.layout, stage, self.target, self.sizes, self.v.device)
+        layout, target, visits = self.layout, self.target, self._visits
+        found = tune.lookup(layout, stage, target, self.sizes, visits, self.v.device)
         rows = self.sizes["SQ"] if rows is None else rows
-        return found or choose(stage, self.layout, self.target, rows=rows, visits=self._visits)
+        return found or choose(stage, layout, target, rows=rows, visits=visits)
 
     @property
     def _visits(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backward import Needs
-from .config import splits_keys
+from .config import Target, splits_keys
 from .layout import AXES
 from .problem import Arguments, Problem, tiles
 from .recomputation import statistics
@@ -32,6 +32,24 @@ def backward(
         of.atomics,
     )
     return _Backward(of, grad, out, row_max, row_sum, needs).run(wanted, captured)
+
+
+PROGRAMS = 4
+"""For each processor, where sums over the batch are cut into parts."""
+
+
+def parts_of(programs: int, repeats: int, target: Target) -> int:
+    """Into how many parts a sum is cut, none of them empty.
+
+    Args:
+        programs: that there are anyway, one for each sum.
+        repeats: terms of a sum.
+        target: the device.
+    """
+    if programs >= target.processors or repeats == 1:
+        return 1
+    parts = max(1, min(PROGRAMS * target.processors // programs, repeats // 2))
+    return tiles(repeats, tiles(repeats, parts))
 
 
 class _Backward:
@@ -111,13 +129,11 @@ class _Backward:
     def _delta(self, out: Tensor) -> Tensor:
         """`Σ_keys p dp` of every query: do·out where `probs` is linear.
 
-        Not where out is rounded and a gradient adds up what should cancel, over all keys of a query
-        (a bias that they share, a sink): then it is added up from the same products.
+        Not where a gradient adds up what should cancel, over all keys of a query (a bias that they
+        share, a sink): then it is added up from the same products, with the same errors.
         """
         layout = self.of.layout
-        rounded = layout.spec.dtype.itemsize < 4
-        cancels = bool(self.over_rows) or self.needs.sink
-        if not layout.two_passes and not (rounded and cancels):
+        if not (layout.two_passes or self.over_rows or self.needs.sink):
             return (self.grad.float() * out.float()).sum(-1)
         self.delta = torch.empty_like(self.row_max)
         self._over_rows("delta", (), {})
@@ -171,22 +187,32 @@ class _Backward:
         of.launch(stage, (needs, bool(listed)), grid, config, given)
 
     def _tiles(self, c: int) -> Tensor:
+        """The gradient of a captured tensor that varies along queries and keys.
+
+        Where it has few tiles, so that most of the device would do nothing, what each of them adds
+        up is cut into parts.
+        """
         of = self.of
         x = of.captured[c]
-        found = x.new_empty(x.shape)
         axes = of.layout.captured[c].axes
         batch, heads, rows = of.rows
         own = (batch if "b" in axes else 1) * (heads if "h" in axes else 1)
-        letters = axes.replace("q", "m").replace("k", "n")
-        strides = found.as_strided(
-            [x.shape[AXES.index(a) - 4] for a in axes],
-            [found.stride(AXES.index(a) - 4) for a in axes],
-        )
-        given = {**self._given(), f"dc{c}": (strides, letters)}
+        repeats = batch * heads // own
         config = of.config("tiles")
-        grid = (tiles(rows, config.block_m) * tiles(of.sizes["SK"], config.block_n) * own,)
-        of.launch("tiles", (c,), grid, config, given, REPEATS=batch * heads // own)
-        return found
+        programs = tiles(rows, config.block_m) * tiles(of.sizes["SK"], config.block_n) * own
+        parts = parts_of(programs, repeats, of.target)
+        whole = parts == 1
+        shape = (parts, *x.shape)
+        found = x.new_empty(shape, dtype=x.dtype if whole else torch.float32)
+        strides = found.as_strided(
+            [parts, *(x.shape[AXES.index(a) - 4] for a in axes)],
+            [found.stride(0), *(found.stride(AXES.index(a) - 4) for a in axes)],
+        )
+        letters = "s" + axes.replace("q", "m").replace("k", "n")
+        given = {**self._given(), f"dc{c}": (strides, letters)}
+        numbers = {"REPEATS": repeats, "EACH": tiles(repeats, parts)}
+        of.launch("tiles", (c, not whole), (programs, parts), config, given, **numbers)
+        return found.squeeze(0) if whole else found.sum(0)
 
     def _sink(self, sink: Tensor) -> Tensor:
         """A sink takes from all keys what it gets: `-p_sink delta`, for every query."""

@@ -9,6 +9,7 @@ backward, with one stage cut another way; the fastest is kept beside the other m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +45,7 @@ def lookup(
     stage: str,
     target: Target,
     sizes: Mapping[str, int | torch.SymInt],
+    visits: float,
     device: torch.device,
 ) -> Config | None:
     """The config that was measured to be the fastest, here or by another process, or is now.
@@ -53,6 +55,7 @@ def lookup(
         stage: one of `build.STAGES`.
         target: what the rule knows of the device.
         sizes: `B`, `H`, `HKV`, `GROUP`, `SQ` and `SK`.
+        visits: positions that a program goes over.
         device: where it runs.
 
     Returns:
@@ -67,16 +70,21 @@ def lookup(
     numbers = {name: size for name, size in known.items() if size is not None}
     if len(numbers) < len(known) or any(c.rank >= 0 for c in layout.captured):
         return None  # indices of a table that is made up may lie outside of it
-    return _recalled(layout, stage, target, numbers, device)
+    return _recalled(layout, stage, target, numbers, visits, device)
 
 
 def _recalled(
-    layout: Layout, stage: str, target: Target, sizes: Mapping[str, int], device: torch.device
+    layout: Layout,
+    stage: str,
+    target: Target,
+    sizes: Mapping[str, int],
+    visits: float,
+    device: torch.device,
 ) -> Config | None:
     key = _key(layout, stage, sizes, device)
     found = measure.recall(key)
     if found is None or (found and _config(found) is None):
-        configs = neighbours(layout, stage, target, rows=together(sizes))
+        configs = neighbours(layout, stage, target, rows=together(sizes), visits=visits)
         measure.remember(key, {}, on_disk=False)
         found = _measured(layout, stage, sizes, device, target, configs)
         measure.remember(key, found, on_disk=bool(found))
@@ -114,9 +122,11 @@ def together(sizes: Mapping[str, int]) -> int:
     return sizes["SQ"] * sizes["GROUP"] if few else sizes["SQ"]
 
 
-def neighbours(layout: Layout, stage: str, target: Target, *, rows: int) -> list[Config]:
+def neighbours(
+    layout: Layout, stage: str, target: Target, *, rows: int, visits: float = math.inf
+) -> list[Config]:
     """The rule's config, first, and those around it that fit."""
-    rule = choose(stage, layout, target, rows=rows)
+    rule = choose(stage, layout, target, rows=rows, visits=visits)
     shapes = DECODING if stage == "forward" and rows <= 16 else SHAPES[stage]
     tiles = list(dict.fromkeys((c.block_m, c.block_n) for c in shapes))
     own = (rule.block_m, rule.block_n)
