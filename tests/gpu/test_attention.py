@@ -186,11 +186,11 @@ def test_cuda_graphs() -> None:
     inputs = [t.detach() for t in (x.q[0], x.k[0], x.v, x.captured[0])]
     options = {"fuser.lowering": "triton", "fuser.policy": "always", "triton.cudagraphs": True}
     fn = torch.compile(attention, backend="fuser", options=options)
-    want = attention(*(t.double() for t in inputs))
+    own, want = attention(*inputs), attention(*(t.double() for t in inputs))
     for _ in range(4):
         torch.compiler.cudagraph_mark_step_begin()
         got = fn(*inputs).clone()
-    assert (got - want).abs().max() < 2e-2 * want.abs().max()
+    assert (got - want).abs().max() <= 2 * (own - want).abs().max()
 
 
 def test_a_seed_reproduces() -> None:

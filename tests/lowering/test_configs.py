@@ -91,8 +91,32 @@ def test_descriptors_pay_where_much_is_read() -> None:
     of = entry("causal, 128 bfloat16", "forward")
     layout, target = replace(of.layout, interpreted=False), TARGETS["sm_90"]
     asked = {visits: choose("forward", layout, target, rows=4096, visits=visits).tma
-             for visits in (256, 1535, 1536, math.inf)}  # fmt: skip
-    assert asked == {256: False, 1535: False, 1536: True, math.inf: True}
+             for visits in (256, 767, 768, math.inf)}  # fmt: skip
+    assert asked == {256: False, 767: False, 768: True, math.inf: True}
+
+
+@pytest.mark.parametrize(
+    ("stage", "features", "visits", "expected"),
+    [
+        ("rows", 64, 1536, Config(128, 64, 8, 3)),
+        ("rows", 64, 1535, Config(64, 64, 4, 3)),
+        ("rows", 128, 1024, Config(64, 64, 4, 2, tma=True)),
+        ("rows", 128, 512, Config(128, 64, 8, 3)),
+        ("keys", 64, 512, Config(64, 64, 4, 1)),
+    ],
+)
+def test_few_positions_are_cut_smaller(
+    stage: str, features: int, visits: int, expected: Config
+) -> None:
+    of = entry(f"causal, {features} bfloat16", stage)
+    layout = replace(of.layout, interpreted=False)
+    assert choose(stage, layout, TARGETS["sm_90"], rows=4096, visits=visits) == expected
+
+
+def test_functions_of_scores_take_registers() -> None:
+    plain, capped = (entry(f"{label}, 128 bfloat16, decoding", "forward")
+                     for label in ("causal", "softcap, causal"))  # fmt: skip
+    assert [chosen(e, "sm_90").num_warps for e in (plain, capped)] == [4, 8]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

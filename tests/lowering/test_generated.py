@@ -32,6 +32,11 @@ def plus(s0: Tensor, c0: Tensor) -> Tensor:
     return s0 * 0.3 + c0
 
 
+def bent(s0: Tensor, c0: Tensor) -> Tensor:
+    """Of which a softmax does not cancel what all keys have in common."""
+    return torch.tanh(s0 * 0.3 + c0) * 2.0
+
+
 def hidden(s0: Tensor, c0: Tensor) -> Tensor:
     return torch.where(c0, s0 * 0.3, -math.inf)
 
@@ -140,7 +145,8 @@ def test_many_queries_and_keys() -> None:
     ids=str,
 )  # fmt: skip
 def test_captured_tensors_of_any_shape_train(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    check(spec(plus, dtype=dtype), operands(shape, dtype=dtype))
+    program = plus if shape[-1:] == (28,) else bent
+    check(spec(program, dtype=dtype), operands(shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -274,7 +274,6 @@ def tiles_text(layout: Layout, c: int, in_parts: bool = False) -> KernelText:
         write("seed_value = tl.load(seed)")
     write("own64 = (tl.program_id(0) // (across * down)).to(tl.int64)")
     write("total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
-    write("part = tl.program_id(1).to(tl.int64)")
     write("first = tl.program_id(1) * EACH")
     with write.block("for other in range(first, tl.minimum(first + EACH, REPEATS)):"), tile.tile():
         body.one_of(captured.axes)
@@ -285,6 +284,7 @@ def tiles_text(layout: Layout, c: int, in_parts: bool = False) -> KernelText:
         body.probabilities(everywhere)
         grads = body.gradients((c,), everywhere)
         write(f"total += {grads[f'c{c}']}")
+    write("part = tl.program_id(1).to(tl.int64)")
     own = {"bh": ("own64 // H", "own64 % H"), "b": ("own64",), "h": ("own64",), "": ()}
     terms = [f"part * dc{c}_s"]
     terms += [f"{o} * dc{c}_{a}" for a, o in zip(axes, own[axes[:-2]], strict=False)]

@@ -77,6 +77,8 @@ def keys_of_rows(
     if mask is None:
         write(f"low = {low}")
         write(f"high = {high}")
+        if layout.whole_keys:
+            return (Loop("low", "high", False, False, "tiles of keys"),)
         write("whole = low + (high - low) // BLOCK_N * BLOCK_N")
         return (
             Loop("low", "whole", False, False, "whole tiles of keys"),

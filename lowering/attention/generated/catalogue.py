@@ -17,6 +17,7 @@ import torch
 
 from fuser.graph.program import IDENTITY_TEXT, Program
 from fuser.specs import AttentionSpec
+from fuser.torch_private import hint
 
 from ...triton.kernel import Kernel
 from .build import Needs, build
@@ -142,7 +143,7 @@ def _for_contiguous(kernel: Kernel) -> Kernel:
     ones = {n for n, t in kernel.signature if t == "i32" and n.endswith(("_d", "_k"))}
     ones |= {n for n, _ in kernel.signature if n.startswith(("row_", "delta_")) and n[-2:] == "_m"}
     ones |= {n for n, _ in kernel.signature if n.startswith("dc") and n[-2:] == "_n"}
-    plain = {"B", "H", "HKV", "GROUP", "SPLITS", "REPEATS"}
+    plain = {"B", "H", "HKV", "GROUP", "SPLITS", "REPEATS", "EACH"}
     rest = frozenset(n for n, _ in kernel.signature if n not in ones and n not in plain)
     signature = tuple((n, t) for n, t in kernel.signature if n not in ones)
     constants = (*((n, 1) for n, _ in kernel.signature if n in ones), *kernel.constants)
@@ -168,7 +169,8 @@ def record(
 ) -> None:
     """Notes a launch, where that is wanted. Few visits are one number, and so one entry."""
     if _recorded is not None:
-        few = SHORT if visits < LONG else None
+        few, known = SHORT if visits < LONG else None, hint(rows)
+        rows = LONG if known is None else known
         entry = Entry(str(layout.score), layout, stage, arguments, rows, few)
         _recorded.setdefault(entry.to_json(), entry)
 

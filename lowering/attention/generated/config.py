@@ -16,6 +16,7 @@ import torch
 
 from .layout import Layout
 from .memory import chunks
+from .numerics import is_arithmetic
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,24 @@ WGMMA_SHAPES: dict[str, tuple[Config, ...]] = {
         Config(64, 64, 4, 2, tma=True), Config(32, 64, 4, 2, tma=True),
         Config(32, 128, 8, 2, tma=True), *SHAPES["keys"],
     ),
-    "dk": (Config(32, 128, 8, 2, tma=True), Config(32, 64, 4, 2, tma=True), *SHAPES["keys"]),
-    "dv": (Config(64, 64, 4, 2, tma=True), Config(32, 64, 4, 2, tma=True), *SHAPES["keys"]),
+    "dk": (Config(32, 128, 8, 2), Config(32, 64, 4, 2, tma=True), *SHAPES["keys"]),
+    "dv": (
+        Config(64, 128, 8, 2, tma=True), Config(64, 64, 4, 2, tma=True),
+        Config(32, 64, 4, 2, tma=True), *SHAPES["keys"],
+    ),
+    "tiles": (Config(64, 64, 8, 3), *SHAPES["tiles"]),
 }  # fmt: skip
-"""On an H200 the fastest of some thirty for each stage, at 128 and 256 features, or within a few
+"""On an H200 the fastest of some thirty for each stage, at 32 to 256 features, or within a few
 percent of it (`benchmarks/results/configs-cuda.csv`). Two small programs in a processor do better
 than a large one: one computes exponentials while the other multiplies."""
+WGMMA_FEW: dict[str, tuple[Config, ...]] = {
+    "rows": (Config(64, 64, 4, 3), Config(64, 64, 4, 2, tma=True)),
+    "keys": (Config(64, 64, 4, 1),),
+}
+"""Tried first for fewer positions than `FEW`: of a window, larger tiles hold more that is hidden,
+and what a program waits for at first is more of its time."""
+FEW = 1536
+"""Positions that a program goes over."""
 DESCRIBED_FROM = 768 * 128
 """Numbers of k, or of v, that a program reads at least where descriptors pay: each program makes
 its own at first, which takes microseconds."""
@@ -180,7 +193,8 @@ DECODING = (
     Config(16, 64, 4, 3), Config(16, 64, 8, 3), Config(16, 64, 8, 2), Config(16, 32, 4, 2),
     Config(16, 32, 8, 2), Config(16, 16, 4, 1),
 )  # fmt: skip
-"""Of the forward kernel, where there are at most 16 rows."""
+"""Of the forward kernel, where there are at most 16 rows; in the first, a thread has more scores
+than registers for what a function of them needs."""
 UNROLLED_SHAPES = (
     Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 32, 8, 1), Config(16, 16, 8, 1),
 )  # fmt: skip
@@ -211,7 +225,8 @@ def choose(
         return COMBINING
     stage = "forward" if stage == "table" else stage  # it has the tiles of the kernel it is for
     described = visits * max(_widths(layout)) >= DESCRIBED_FROM
-    shapes = [c for c in _shapes(stage, layout, target, rows) if described or not c.tma]
+    shapes = _shapes(stage, layout, target, rows, few=visits < FEW)
+    shapes = [c for c in shapes if described or not c.tma]
     found = [_cut(stage, c, target) for c in shapes]
     return next((c for c in found if _fits(stage, layout, c, target)), found[-1])
 
@@ -226,14 +241,17 @@ def splits_keys(layout: Layout, target: Target) -> bool:
     return nvidia and not _is_unrolled(layout, target) and sum(_widths(layout)) > TOGETHER
 
 
-def _shapes(stage: str, layout: Layout, target: Target, rows: int) -> tuple[Config, ...]:
+def _shapes(
+    stage: str, layout: Layout, target: Target, rows: int, *, few: bool
+) -> tuple[Config, ...]:
     decoding = stage == "forward" and rows <= 16
     if _is_unrolled(layout, target):
-        return UNROLLED_SHAPES[2 if decoding else 0 :]
+        return UNROLLED_SHAPES[2 if decoding or stage == "tiles" else 0 :]
     if decoding:
-        return DECODING
-    own = {"sm_90": WGMMA_SHAPES}.get(target.arch, SHAPES)
-    own = TCGEN05_SHAPES if _has_tensor_memory(target) else own
+        return DECODING[0 if is_arithmetic(layout.score) else 1 :]
+    if target.arch == "sm_90":
+        return (*(WGMMA_FEW.get(stage, ()) if few else ()), *WGMMA_SHAPES.get(stage, SHAPES[stage]))
+    own = TCGEN05_SHAPES if _has_tensor_memory(target) else SHAPES
     return own.get(stage, SHAPES[stage])
 
 
@@ -258,7 +276,8 @@ def unit_of(stage: str, config: Config, target: Target) -> Unit:
     rows = _own_rows(stage, config)
     if target.arch.startswith("gfx"):
         return MFMA
-    if target.arch == "sm_90" and rows >= 16 * config.num_warps:
+    many = rows >= (64 if stage == "tiles" else 16 * config.num_warps)
+    if target.arch == "sm_90" and many:
         return WGMMA
     if _has_tensor_memory(target) and rows >= 64:
         return TCGEN05
@@ -268,7 +287,7 @@ def unit_of(stage: str, config: Config, target: Target) -> Unit:
 def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
     if (config.tma and not target.tma) or (config.warp_specialize and not target.warp_specialize):
         return False
-    if shared_bytes(stage, layout, config, target) > target.shared:
+    if shared_bytes(stage, layout, config, target) > _available(stage, config, target):
         return False
     threads = config.num_warps * target.lanes
     if _is_unrolled(layout, target):
@@ -281,6 +300,12 @@ def _fits(stage: str, layout: Layout, config: Config, target: Target) -> bool:
         return False  # two groups of warps would share rows, and spill what they exchange
     spared = DESCRIBED if config.tma else 0
     return registers(stage, layout, config, target) <= unit.registers + spared
+
+
+def _available(stage: str, config: Config, target: Target) -> int:
+    """Shared memory for one program; a small one is there to share its processor."""
+    shares = target.arch == "sm_90" and stage == "rows" and config in WGMMA_FEW[stage]
+    return target.shared // 2 if shares else target.shared
 
 
 def _is_unrolled(layout: Layout, target: Target) -> bool:

@@ -54,6 +54,20 @@ def is_linear(program: Program, name: str) -> bool:
     return result in linear
 
 
+_ARITHMETIC = {
+    "add", "sub", "mul", "truediv", "div", "neg", "abs", "to", "rounded", "where", "masked_fill",
+    "maximum", "minimum", "clamp", "relu", "full_like", "scalar_tensor", "gather",
+    "lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not",
+    "and", "or", "xor", "invert", "bitwise_and", "bitwise_or", "bitwise_not", "floordiv", "mod",
+}  # fmt: skip
+
+
+def is_arithmetic(program: Program) -> bool:
+    """Whether every step is a few instructions, as no exponential or hyperbolic tangent is."""
+    steps = (n for n in program.graph.nodes if n.op in ("call_function", "call_method"))
+    return all(_name(node) in _ARITHMETIC for node in steps)
+
+
 def chooses(program: Program) -> bool:
     """Whether a program may put something else in the place of a NaN."""
     return any(_name(node) in ("where", "masked_fill") for node in program.graph.nodes)
