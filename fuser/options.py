@@ -177,7 +177,7 @@ def _globs(value: Any, key: str) -> tuple[str, ...]:
 
 
 def _boolean(value: Any, key: str) -> bool:
-    if isinstance(value, (bool, int)):
+    if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE

@@ -132,6 +132,7 @@ class TestOptions:
             ("fuser.patterns", [1], "pattern id or glob"),
             ("fuser.verify", "perhaps", "boolean"),
             ("fuser.strict", None, "boolean"),
+            ("fuser.atomics", 2, "boolean"),
             ("fuser.debug", None, "directory or a boolean"),
             ("fuser.debug", 2.5, "directory or a boolean"),
         ],

@@ -99,7 +99,7 @@ class Report:
         return self
 
     def _require_family(self, family: str, wanted: Any) -> None:
-        if not isinstance(wanted, int) or isinstance(wanted, bool):
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
             raise FuserError(f"expect({family}={wanted!r}): a number of regions is expected.")
         if not self.count(family) and not is_family(family):
             known = ", ".join(name.removesuffix(".") for name in OWN_FAMILIES)

@@ -63,6 +63,8 @@ class Affine:
     keeps: tuple[Keep, ...] = ()
     floor: float = -math.inf
     """Masked scores were raised to this (a clamp to finfo.min)."""
+    ties: bool = False
+    """By `maximum`, of which a score that is equal to the bound gets half of the gradient."""
     added_after: bool = False
     """A term was added to scores that were masked before."""
 
@@ -152,6 +154,8 @@ def _sub(reader: _Reader, node: Node) -> Affine:
 def _sum(a: Affine, b: Affine) -> Affine:
     if a.keeps or b.keeps or set(a.scales) & set(b.scales):
         raise NotAffine("a sum of masked scores, or of the same scores twice")
+    if a.floor > -math.inf or b.floor > -math.inf:
+        raise NotAffine("a sum of scores that were clamped")
     return Affine({**a.scales, **b.scales}, a.terms + b.terms)
 
 
@@ -189,13 +193,9 @@ def _scaled(score: Affine, how: str, factor: Free) -> Affine:
     if isinstance(factor, (int, float)):
         ratio = float(factor) if how == "mul" else 1 / float(factor)
         keeps = tuple(replace(k, fill=k.fill * ratio) for k in keeps)
-    return Affine(
-        {name: (*factors, (how, factor)) for name, factors in score.scales.items()},
-        tuple(replace(t, steps=(*t.steps, (how, factor))) for t in score.terms),
-        keeps,
-        score.floor,
-        score.added_after,
-    )
+    scales = {name: (*factors, (how, factor)) for name, factors in score.scales.items()}
+    terms = tuple(replace(t, steps=(*t.steps, (how, factor))) for t in score.terms)
+    return replace(score, scales=scales, terms=terms, keeps=keeps)
 
 
 def _masked_fill(reader: _Reader, node: Node) -> Affine:
@@ -256,7 +256,8 @@ def _clamp_low(reader: _Reader, node: Node) -> Affine:
     number = float(bound) if isinstance(bound, (int, float)) else reader.known(bound)  # type: ignore[arg-type]
     if number is None or not (number <= -HUGE or number == torch.finfo(torch.float16).min):
         raise NotAffine("scores are clamped")
-    return replace(reader.values[score], floor=number)  # type: ignore[index]
+    ties = getattr(node.target, "__name__", node.target) == "maximum"
+    return replace(reader.values[score], floor=number, ties=ties)  # type: ignore[index]
 
 
 _RULES: dict[str, Callable[[_Reader, Node], Affine]] = {

@@ -132,6 +132,8 @@ def _refuse(call: Call, form: Form, context: Context) -> Refusal | None:
             return Refusal(
                 "masks are both added and filled in where a query may have no key: gradients differ"
             )
+    if context.training and bias.ties and bias.rows is not Rows.KEPT:
+        return Refusal("`maximum` halves the gradient of a query without keys, no kernel does")
     if context.training and spec.sink:
         return Refusal("the library kernels give no gradient for the log-sum-exp that a sink needs")
     if context.device.type != "cpu":

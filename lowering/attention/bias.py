@@ -62,6 +62,8 @@ class Bias:
     """What is added and kept depends on positions only through their distance."""
     masked: tuple[Term | Keep, ...]
     """What `mask` tells the structure of."""
+    ties: bool
+    """A score that is as low as a mask gets half of its gradient."""
 
     @property
     def empty(self) -> bool:
@@ -139,6 +141,7 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
         bool(lowering),
         relative and is_relative(call, kept_items, evaluator.folder),
         tuple(masked),
+        form.ties,
     )
 
 

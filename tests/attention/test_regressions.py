@@ -395,3 +395,21 @@ def test_the_axis_is_not_blamed_where_it_is_the_last() -> None:
     (miss,) = ours.record.near_misses
     assert "another axis" in miss.reason
     assert miss.hint == ""
+
+
+@pytest.mark.parametrize("lowering", ["auto", "aten"])
+def test_a_maximum_halves_the_gradient_where_it_is_tied(lowering: str) -> None:
+    """OPT's old spelling: of a query without keys, `s + finfo.min` is rounded to the bound."""
+    lowest = torch.finfo(torch.float32).min
+
+    def bounded(q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+        scores = q @ k.mT * 0.4 + torch.where(kept, 0.0, lowest)
+        return torch.max(scores, torch.tensor(lowest)).softmax(-1) @ v
+
+    inputs = _inputs(5, 5, 5, grad=True)
+    kept = torch.ones(5, 5, dtype=torch.bool).tril()
+    kept[2] = False
+    ours = compiled(bounded, (*inputs, kept), grad=True, **{"fuser.lowering": lowering})
+    eager = run(bounded, (*inputs, kept), grad=True)
+    torch.testing.assert_close(ours.grads, eager.grads, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.outputs, eager.outputs)
