@@ -62,6 +62,7 @@ class Match:
         replacement: instead of `calls`, inserts the replacement itself and returns one node for
             each output.
         random: whether the region draws random numbers.
+        native: the region calls library kernels that do the same already.
         opens: the replacement spells one node out for other patterns to match, which count it.
     """
 
@@ -75,6 +76,7 @@ class Match:
     facts: Mapping[str, str] = field(default_factory=dict)
     replacement: Callable[[Builder], Sequence[Node]] | None = None
     random: bool = False
+    native: bool = False
     opens: bool = False
 
 

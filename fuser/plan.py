@@ -15,7 +15,7 @@ from .errors import PatternError
 from .graph.axes import Unproven
 from .graph.fold import Folder
 from .graph.modes import modes_at
-from .graph.ops import Kind, value
+from .graph.ops import value
 from .graph.view import GraphView
 from .lowering import Context, Emission, Refusal
 from .options import Options
@@ -143,7 +143,7 @@ class _Planner:
         return Context(
             device,
             training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-            native=any(self.view.op(n).kind is Kind.ATTENTION for n in match.nodes),
+            native=match.native,
             inner=options.inner,
             folder=self.folder,
             autotune=options.inner == "inductor" and measure.is_wanted(device),

@@ -84,5 +84,90 @@ class AttentionSpec:
         return AttentionSpec(**data)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What the activation of an expert reads of a first product: every `step`-th column from
+    `start` on, up to `stop`, or to the end where that is None."""
+
+    product: int
+    start: int = 0
+    stop: int | None = None
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class MoeSpec:
+    """Each token by the experts that it chose, added up.
+
+        h_p = x M_pᵀ + b_p                     first products p = 0, ..., of one expert
+        y   = activation(columns of h) Mᵀ + b
+        o_t = Σ_k weights[t, k] · y(x_t) of expert indices[t, k]
+
+    Operands: `x: (T, D)`; `indices: (T, K)`, integers, an expert possibly twice, negative ones
+    counted from the end, and those beyond the experts of none; `weights: (T, K)`. Matrices are
+    `(E, out, in)` and biases `(E, out)`, or one for each expert without the first dimension where
+    they are `separate`. The result is `(T, Dout)`.
+    """
+
+    experts: int
+    columns: tuple[Columns, ...]
+    """Of the inputs `h0`, `h1`, ... of `activation`."""
+    activation: Program
+    biases: tuple[bool, ...]
+    """Whether each product adds one, the first products and, at the end, the last."""
+    separate: bool
+    """Every expert has tensors of its own."""
+    weights_first: bool
+    """Tokens are multiplied with their weights before they go through the expert, not after it."""
+    dtype: torch.dtype
+    """Of the result."""
+    product_dtype: torch.dtype
+    """In which tokens, matrices and biases are multiplied and added."""
+
+    @property
+    def products(self) -> int:
+        """How many there are, the last included."""
+        return len(self.biases)
+
+    @property
+    def matrices(self) -> list[str]:
+        """Names of the operands with matrices, product by product."""
+        return [name for p in range(self.products) for name in self._names(f"m{p}")]
+
+    @property
+    def added(self) -> list[str]:
+        """The same for biases."""
+        with_bias = [p for p, has in enumerate(self.biases) if has]
+        return [name for p in with_bias for name in self._names(f"b{p}")]
+
+    def _names(self, name: str) -> list[str]:
+        return [f"{name}_{e}" for e in range(self.experts)] if self.separate else [name]
+
+    def to_text(self) -> str:
+        fields = {
+            **{name: getattr(self, name) for name in ("experts", "biases", "separate")},
+            "columns": [[c.product, c.start, c.stop, c.step] for c in self.columns],
+            "activation": self.activation.text,
+            "weights_first": self.weights_first,
+            "dtype": _name(self.dtype),
+            "product_dtype": _name(self.product_dtype),
+        }
+        return json.dumps(fields, separators=(",", ":"))
+
+    @staticmethod
+    def from_text(text: str) -> MoeSpec:
+        data = json.loads(text)
+        return MoeSpec(
+            data["experts"],
+            tuple(Columns(*c) for c in data["columns"]),
+            Program(data["activation"]),
+            tuple(data["biases"]),
+            data["separate"],
+            data["weights_first"],
+            getattr(torch, data["dtype"]),
+            getattr(torch, data["product_dtype"]),
+        )
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -10,4 +10,4 @@ from .base import Context, Emission, Lowering, Refusal, candidates, register_low
 
 __all__ = ["Context", "Emission", "Lowering", "Refusal", "candidates", "register_lowering"]
 
-from . import attention  # noqa: F401  registers its lowerings
+from . import attention, moe  # noqa: F401  register their lowerings

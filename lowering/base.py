@@ -22,7 +22,7 @@ class Context:
     Attributes:
         device: of the operands.
         training: whether a gradient will be taken through the region.
-        native: the region is one call of a library kernel already.
+        native: the region calls library kernels that do the same already.
         inner: name of the inner backend.
         folder: values that are known while compiling.
         autotune: candidates are measured instead of trusting what they say of their `work`.

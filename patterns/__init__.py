@@ -1,5 +1,5 @@
 """What to look for. Each family registers its patterns through the public API."""
 
-from . import attention
+from . import attention, moe
 
-__all__ = ["attention"]
+__all__ = ["attention", "moe"]

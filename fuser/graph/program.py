@@ -360,7 +360,8 @@ def _formula(graph: Graph) -> str:
             return show(node.args[0])
         else:
             name = str(getattr(node.target, "__name__", node.target))
-            parts = [show(a) for a in node.args] + [show(v) for v in node.kwargs.values()]
+            parts = [show(a) for a in node.args]
+            parts += [show(v) if k == "dtype" else f"{k}={show(v)}" for k, v in node.kwargs.items()]
             if name in _SYMBOLS and len(parts) == 2:
                 text[node] = f"({parts[0]} {_SYMBOLS[name]} {parts[1]})"
             else:

@@ -13,18 +13,9 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView, Mark
 
+from ..declined import Declined, spelled
 from .shift import Shift, read_shift, until_common
-from .walk import (
-    MAX_NODES,
-    WRONG_AXIS,
-    WRONG_AXIS_HINT,
-    Declined,
-    Source,
-    is_cast,
-    loses_nothing,
-    peel,
-    spelled,
-)
+from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Source, is_cast, loses_nothing, peel
 
 
 class ProbabilityWalk:

@@ -20,7 +20,8 @@ from fuser.graph.pull import (
 )
 from fuser.graph.view import GraphView, Mark
 
-from .walk import MAX_NODES, Captured, Declined, Inputs, spelled
+from ..declined import Declined, spelled
+from .walk import MAX_NODES, Captured, Inputs
 
 
 class ScoreWalk:

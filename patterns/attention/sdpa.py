@@ -128,6 +128,7 @@ def _match(
         result=layout.results(leaves((features,))),
         dims=resolve(out_dims),
         facts={"program": spec.score.formula(), "from": "scaled_dot_product_attention"},
+        native=True,
     )
 
 

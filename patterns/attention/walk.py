@@ -31,14 +31,6 @@ MAX_NODES = 256
 _DETACH = ("detach", torch.detach, torch.Tensor.detach, torch.ops.aten.detach.default)
 
 
-class Declined(Exception):
-    """Ends a walk with the reason and the node."""
-
-    def __init__(self, reason: str, node: Node, hint: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.node, self.hint = reason, node, hint
-
-
 @dataclass
 class Captured:
     """Tensors that a program reads, each once for each arrangement."""
@@ -165,8 +157,3 @@ def is_empty(node: Node) -> bool:
 
 def is_cast(op: Op) -> bool:
     return op.name in ("to", "type_as", "type", "float", "half", "bfloat16")
-
-
-def spelled(node: Node) -> str:
-    name = getattr(node.target, "__name__", None) or str(node.target)
-    return f"`{name}`"

@@ -50,6 +50,7 @@ class ModelCase:
         implementations: What `build` accepts. "eager" spells attention out, "sdpa" calls
             `scaled_dot_product_attention` (in diffusers: the legacy and the default processor).
         attentions: Attentions that one forward runs.
+        mixtures: Mixtures of experts that one forward runs, in graphs that Dynamo captures whole.
         output: The floating point tensors of the result, for comparisons.
         one_graph: Dynamo makes a single graph of the forward.
         forms_agree: All implementations compute the same outputs.
@@ -65,6 +66,7 @@ class ModelCase:
     one_graph: bool = True
     forms_agree: bool = True
     random_in_training: bool = False
+    mixtures: int = 0
 
 
 def logits(out: Any) -> list[Tensor]:

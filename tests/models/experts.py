@@ -168,15 +168,24 @@ def _pair() -> dict[str, Any]:
 
 
 CASES = (
-    ModelCase("mixtral", seeded(_mixtral), text, BOTH, LAYERS, logits),
-    ModelCase("qwen3-moe", seeded(_qwen3_moe), text, BOTH, LAYERS, logits),
-    ModelCase("olmoe", seeded(_olmoe), text, BOTH, LAYERS, logits),
-    ModelCase("granite-moe", seeded(_granite_moe), text, BOTH, LAYERS, logits),
+    ModelCase("mixtral", seeded(_mixtral), text, BOTH, LAYERS, logits, mixtures=LAYERS),
+    ModelCase("qwen3-moe", seeded(_qwen3_moe), text, BOTH, LAYERS, logits, mixtures=LAYERS),
+    ModelCase("olmoe", seeded(_olmoe), text, BOTH, LAYERS, logits, mixtures=LAYERS),
+    ModelCase("granite-moe", seeded(_granite_moe), text, BOTH, LAYERS, logits, mixtures=LAYERS),
     # its training router (sparsemixer) samples experts
-    ModelCase("phimoe", seeded(_phimoe), text, BOTH, LAYERS, logits, random_in_training=True),
-    ModelCase("gpt-oss", seeded(_gpt_oss), text, EAGER_ONLY, LAYERS, logits),
-    ModelCase("deepseek-v3", seeded(_deepseek_v3), text, BOTH, LAYERS, logits),
-    ModelCase("llama4", seeded(_llama4), text, BOTH, LAYERS, logits),
+    ModelCase(
+        "phimoe",
+        seeded(_phimoe),
+        text,
+        BOTH,
+        LAYERS,
+        logits,
+        random_in_training=True,
+        mixtures=LAYERS,
+    ),
+    ModelCase("gpt-oss", seeded(_gpt_oss), text, EAGER_ONLY, LAYERS, logits, mixtures=LAYERS),
+    ModelCase("deepseek-v3", seeded(_deepseek_v3), text, BOTH, LAYERS, logits, mixtures=1),
+    ModelCase("llama4", seeded(_llama4), text, BOTH, LAYERS, logits, mixtures=LAYERS),
     # 19 graphs on torch 2.13: the loop over the experts that were hit breaks around sparse layers
     ModelCase(
         "switch",

@@ -1,0 +1,10 @@
+"""Mixture of experts: the operators that a match becomes.
+
+experts     one expert on rows of tokens, in plain PyTorch
+reference   expert by expert, as it is written down most often: the oracle
+grouped     tokens sorted by expert, so that each expert is a few products
+"""
+
+from . import grouped, reference  # registers their lowerings
+
+__all__ = ["grouped", "reference"]

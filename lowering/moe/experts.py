@@ -1,0 +1,109 @@
+"""One expert on rows of tokens, and how operators of a mixture carry their operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.pattern import Call
+from fuser.specs import MoeSpec
+
+
+@lru_cache(maxsize=1024)
+def spec_of(text: str) -> MoeSpec:
+    """The spec that an operator's argument describes."""
+    return MoeSpec.from_text(text)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The weights of all experts.
+
+    Attributes:
+        matrices: as `MoeSpec.matrices` names them.
+        biases: as `MoeSpec.added` does.
+    """
+
+    spec: MoeSpec
+    matrices: Sequence[Tensor]
+    biases: Sequence[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.matrices, *self.biases]
+
+    @property
+    def width(self) -> Any:
+        """Features of the result."""
+        return self.matrices[-1].shape[-2]
+
+    def of(self, expert: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Matrices `(out, in)` and biases `(out,)` of one."""
+        return self._part(self.matrices, expert), self._part(self.biases, expert)
+
+    def _part(self, tensors: Sequence[Tensor], expert: int) -> list[Tensor]:
+        if self.spec.separate:
+            return list(tensors[expert :: self.spec.experts])
+        return [x[expert] for x in tensors]
+
+
+def apply(
+    spec: MoeSpec, rows: Tensor, matrices: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """What one expert makes of rows of tokens.
+
+    Args:
+        spec: of the mixture.
+        rows: `(R, D)`.
+        matrices: `(out, in)`, one for each product.
+        biases: `(out,)`, one for each product that has one.
+
+    Returns:
+        `(R, Dout)`.
+    """
+    dtype = spec.product_dtype
+    matrices, found = [m.to(dtype) for m in matrices], iter(biases)
+    added = [next(found).to(dtype) if has else None for has in spec.biases]
+    rows = rows.to(dtype)
+    first = [F.linear(rows, m, b) for m, b in zip(matrices[:-1], added[:-1], strict=True)]
+    parts = [first[c.product][:, c.start : c.stop : c.step] for c in spec.columns]
+    hidden = spec.activation(**{f"h{i}": part for i, part in enumerate(parts)})
+    return F.linear(hidden.to(dtype), matrices[-1], added[-1])
+
+
+def from_the_start(indices: Tensor, experts: int) -> Tensor:
+    """Indices of experts, with those that were counted from the end counted from the start."""
+    return torch.where(indices < 0, indices + experts, indices)
+
+
+def emit(builder: Builder, call: Call, function: Any) -> Node:
+    """An operator of this family on its operands."""
+    spec: MoeSpec = call.spec
+    place = {name: builder.operand(operand) for name, operand in call.operands.items()}
+    if "dense" in place:
+        place["weights"] = builder.call(torch.gather, place["dense"], 1, place["indices"])
+    return builder.call(
+        function,
+        *(place[name] for name in ("x", "indices", "weights")),
+        [place[name] for name in spec.matrices],
+        [place[name] for name in spec.added],
+        spec.to_text(),
+    )
+
+
+def empty_result(x: Tensor, experts: Experts) -> Tensor:
+    """What operators say of their result on fake tensors."""
+    return x.new_empty(x.shape[0], experts.width, dtype=experts.spec.dtype)
+
+
+def accumulating(dtype: torch.dtype) -> torch.dtype:
+    """In which results are added up."""
+    return torch.float32 if dtype.itemsize < 4 else dtype

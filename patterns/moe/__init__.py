@@ -1,0 +1,13 @@
+"""Mixture of experts.
+
+mixture     the pattern: where weighted rows are added up
+rows        from there to rows and their weights
+branches    experts that are written out one after the other
+expert      from rows through one expert to tokens
+space       which token and which expert a row is of
+routing     whose weights are zero whatever the numbers are
+"""
+
+from . import mixture  # registers its pattern
+
+__all__ = ["mixture"]

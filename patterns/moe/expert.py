@@ -1,0 +1,423 @@
+"""One expert, from the rows that it gives up to the tokens that it was given.
+
+    x -> products with matrices of the expert (+ biases) -> activation -> product (+ bias) -> y
+
+Between the products anything pointwise may stand, of columns of the first ones. The weight of a
+choice is multiplied with y, or with x. A matrix is told from rows by its axes: it has none of the
+tokens'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.fx import Node
+
+from fuser.graph.axes import Dim, Dims, Unproven, broadcast, fresh, leaves, resolve
+from fuser.graph.effects import draws
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.program import Program, ProgramBuilder
+from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
+from fuser.graph.view import GraphView
+from fuser.specs import Columns
+
+from ..declined import Declined, spelled
+from .order import GROUPED
+from .space import CASTS, COPIES, Place, Space, part_of, require
+
+MAX_NODES = 256
+
+
+@dataclass(frozen=True)
+class Product:
+    """Rows times a matrix of the expert.
+
+    Attributes:
+        node: the product.
+        rows, dims: what is multiplied; `inner` is its last axis.
+        matrix, bias: of the expert.
+        inner: axes that are contracted.
+        out: axes of the features that it gives.
+    """
+
+    node: Node
+    rows: Node
+    dims: Dims
+    matrix: Place
+    bias: Place | None
+    inner: Dim
+    out: Dim
+
+
+@dataclass
+class Expert:
+    """What was found.
+
+    Attributes:
+        products: the first ones, and at the end the last.
+        columns: of the inputs of the activation.
+        activation: its program.
+        x: the tokens; `features` are their own axes.
+        weight: what tokens are multiplied with before they go through it, if that differs between
+            the choices of a token.
+    """
+
+    products: list[Product]
+    columns: list[Columns]
+    activation: Program
+    x: Place
+    features: Dim
+    weight: Place | None
+    interior: set[Node]
+
+
+class NoExpert(Declined):
+    """What is added up are no rows of an expert: nobody would take it for a mixture."""
+
+
+class ExpertWalk:
+    """Walks up one expert."""
+
+    def __init__(self, space: Space) -> None:
+        self.space, self.view = space, space.view
+        self.interior = space.interior
+        self.builder = ProgramBuilder()
+        self.columns: list[Columns] = []
+        self.first: list[Product] = []
+        self._inputs: dict[Columns, Node] = {}
+        self._products: dict[Node, int] = {}
+        self._seen: dict[Node, tuple[Dims, Node]] = {}
+        self.weight: Place | None = None
+
+    def run(self, node: Node, dims: Dims) -> Expert:
+        """The expert that gave rows.
+
+        Args:
+            node: the rows, possibly weighted.
+            dims: their axes.
+
+        Raises:
+            Declined: it is no expert of the kind above.
+        """
+        features = tuple(a for a in leaves(dims) if a not in self.space.row_axes)
+        require(bool(features), "rows without features", node)
+        last = self._last(node, dims)
+        result = self._visit(last.rows, last.dims, last.inner)
+        require(
+            bool(self.first), "no product with an expert's matrix is behind the activation", node
+        )
+        x, inner = self._tokens()
+        products = [*self.first, last]
+        program = self.builder.finish(result)
+        return Expert(products, self.columns, program, x, inner, self.weight, self.interior)
+
+    # -- after the last product
+
+    def _last(self, node: Node, dims: Dims) -> Product:
+        """The last product, past casts, views and the bias."""
+        bias: Place | None = None
+        for _ in range(MAX_NODES):
+            product = self._product(node, dims)
+            if product is not None:
+                require(bias is None or product.bias is None, "two biases are added", node)
+                return _with(product, product.bias or bias)
+            op = self.view.op(node)
+            step = unchanged(self.view, node, dims)
+            if step is None:
+                plain = op.name == "add" and op.args.get("alpha", 1) == 1 and bias is None
+                if not plain:
+                    raise NoExpert(self._stands(node), node)
+                step, added = self._apart(op, node, dims)
+                bias = self._bias(*added)
+            self.interior.add(node)
+            node, dims = step
+        raise Declined("more than 256 operators behind an expert", node)
+
+    def _apart(self, op: Op, node: Node, dims: Dims) -> tuple[tuple[Node, Dims], tuple[Node, Dims]]:
+        """The inputs of an addition: the rows first, which tell tokens apart, and the bias."""
+        inputs = list(pull_pointwise(op, node, dims).items())
+        rows = [pair for pair in inputs if self.space.token_axes & set(leaves(pair[1]))]
+        if len(rows) != 1:
+            rows = [pair for pair in inputs if self._is_product(pair[0])]
+        if len(inputs) != 2 or len(rows) != 1:
+            raise NoExpert(self._stands(node), node)
+        return rows[0], next(pair for pair in inputs if pair is not rows[0])
+
+    def _bias(self, node: Node, dims: Dims) -> Place:
+        place = self.space.locate(node, dims)
+        if set(leaves(place.dims)) & self.space.token_axes:
+            raise Declined("what is added to an expert's product differs between tokens", node)
+        return place
+
+    # -- between the products
+
+    def _visit(self, node: Node, dims: Dims, features: Dim) -> Node:
+        """The program's node for a value."""
+        dims = resolve(dims)
+        if node in self._seen:
+            before, known = self._seen[node]
+            require(
+                resolve(before) == dims, "hidden features are combined with a rearranged copy", node
+            )
+            return known
+        require(len(self._seen) <= MAX_NODES, "more than 256 operators in an expert", node)
+        found = self._columns_of(node, dims, features)
+        if found is None:
+            found = self._pointwise(node, dims, features)
+        self._seen[node] = (dims, found)
+        return found
+
+    def _columns_of(self, node: Node, dims: Dims, features: Dim) -> Node | None:
+        """An input of the activation: a first product, or columns of one."""
+        part = part_of(self.view, node)
+        if part is None:
+            index = self._first(node, dims)
+            return None if index is None else self._input(Columns(index))
+        at = part.dim % len(dims)
+        require(
+            set(leaves((dims[at],))) == set(leaves((features,))),
+            "a part is cut of something else than features",
+            node,
+        )
+        cut = fresh((value(part.source).shape[at],), "columns")[0]
+        index = self._first(part.source, (*dims[:at], cut, *dims[at + 1 :]))
+        require(index is not None, "columns are cut of something else than a product", node)
+        assert index is not None
+        self.interior.update((node, *part.passed))
+        size = value(part.source).shape[at]
+        stop = None if part.stop == size else part.stop
+        return self._input(Columns(index, part.start, stop, part.step))
+
+    def _input(self, columns: Columns) -> Node:
+        if columns not in self._inputs:
+            self._inputs[columns] = self.builder.input(f"h{len(self.columns)}")
+            self.columns.append(columns)
+        return self._inputs[columns]
+
+    def _first(self, node: Node, dims: Dims) -> int | None:
+        """The number of the first product that a node is, past views and its bias."""
+        passed: list[Node] = []
+        bias: tuple[Node, Dims] | None = None
+        while node not in self._products:
+            product = self._product(node, dims)
+            if product is not None:
+                placed = None if bias is None else self._bias(*bias)
+                require(placed is None or product.bias is None, "two biases are added", node)
+                self._products[node] = len(self.first)
+                self.first.append(_with(product, product.bias or placed))
+                break
+            op = self.view.op(node)
+            if op.kind is Kind.VIEW and not op.inplace:
+                step = pull_view(op, node, dims)
+            elif op.name == "add" and bias is None and op.args.get("alpha", 1) == 1:
+                try:
+                    step, bias = self._apart(op, node, dims)
+                except NoExpert:
+                    return None
+            else:
+                return None
+            passed.append(node)
+            node, dims = step
+        self.interior.update(passed)
+        number = self._products[node]
+        for other in passed:
+            self._products[other] = number
+        return number
+
+    def _is_product(self, node: Node) -> bool:
+        op = self.view.op(node)
+        while op.kind is Kind.VIEW:
+            node = op.args["input"]
+            op = self.view.op(node)
+        return is_contraction(op) or op.name == "linear" or is_grouped(node)
+
+    def _pointwise(self, node: Node, dims: Dims, features: Dim) -> Node:
+        op = self.view.op(node)
+        if op.kind is Kind.VIEW and not op.inplace:
+            self.interior.add(node)
+            source, pulled = pull_view(op, node, dims)
+            return self._visit(source, pulled, features)
+        if op.kind is Kind.DROPOUT and not draws(node, op):
+            self.interior.add(node)
+            return self._visit(op.args["input"], dims, features)
+        require(op.kind is Kind.POINTWISE, self._stands(node), node)
+        self.interior.add(node)
+        pulled = pull_pointwise(op, node, dims)
+        mapped = {n: self._visit(n, d, features) for n, d in pulled.items()}
+        for source in node.all_input_nodes:
+            require(source in mapped, "the activation reads a number that is no constant", node)
+        return self.builder.pointwise(op, node, mapped)
+
+    def _stands(self, node: Node) -> str:
+        return f"{spelled(node)} stands where an expert's product was expected"
+
+    # -- products and tokens
+
+    def _product(self, node: Node, dims: Dims) -> Product | None:
+        op = self.view.op(node)
+        dims = resolve(dims)
+        if op.name == "linear" and is_tensor(op.args.get("weight")):
+            return self._linear(op, node, dims)
+        if is_grouped(node):
+            return self._grouped(node, dims)
+        if not is_contraction(op):
+            return None
+        found = pull_contraction(op, node, dims)
+        sides = ((found.a, found.a_dims), (found.b, found.b_dims))
+        places = [self.space.locate(*side) for side in sides]
+        out = set(leaves(dims)) - self.space.row_axes
+        own = [set(leaves(p.dims)) for p in places]
+        matrices = [not axes & self.space.token_axes and out <= axes for axes in own]
+        if sum(matrices) != 1 or not found.inner:
+            return None
+        at = matrices.index(True)
+        bias = None
+        if op.name == "baddbmm":
+            if op.args.get("beta", 1) != 1 or op.args.get("alpha", 1) != 1:
+                return None
+            added = op.args["input"]
+            bias = self._bias(added, broadcast(dims, value(added).shape))
+        return self._made(node, *sides[1 - at], places[at], bias, found.inner)
+
+    def _linear(self, op: Op, node: Node, dims: Dims) -> Product:
+        weight, bias = op.args["weight"], op.args.get("bias")
+        inner = fresh((value(weight).shape[-1],), "inner")[0]
+        matrix = self.space.locate(weight, (dims[-1], inner))
+        placed = None if bias is None else self._bias(bias, (dims[-1],))
+        return self._made(node, op.args["input"], (*dims[:-1], inner), matrix, placed, inner)
+
+    def _grouped(self, node: Node, dims: Dims) -> Product | None:
+        """`grouped_mm(rows, matrices, ends)`, of rows that are sorted by their experts."""
+        order, names = self.space.order, ("input", "weight", "offs")
+        given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        rows, matrices, ends = (given.get(name) for name in names)
+        if order is None or not (is_tensor(rows) and is_tensor(matrices) and is_tensor(ends)):
+            return None
+        if value(matrices).ndim != 3 or len(dims) != 2 or given.get("bias") is not None:
+            return None
+        count, width = value(matrices).shape[:2]
+        if not isinstance(count, int) or not order.holds_ends(self.view, ends, count):
+            raise Declined("rows are cut elsewhere than where the next expert begins", node)
+        experts, inner = fresh((count,), "e")[0], fresh((width,), "inner")[0]
+        place = self.space.locate(matrices, (experts, inner, dims[1]))
+        matrix = Place(place.node, place.dims, experts)
+        return self._made(node, rows, (dims[0], inner), matrix, None, inner)
+
+    def _made(
+        self, node: Node, rows: Node, dims: Dims, matrix: Place, bias: Place | None, inner: Dim
+    ) -> Product:
+        self.interior.add(node)
+        known = {*leaves((inner,)), *leaves((matrix.experts,))}
+        out = tuple(a for a in leaves(matrix.dims) if a not in known)
+        return Product(node, rows, resolve(dims), matrix, bias, inner, out)
+
+    def _tokens(self) -> tuple[Place, Dim]:
+        """What all first products multiply, and its features; the weight may be there."""
+        found: Place | None = None
+        inner: Dim = ()
+        for product in self.first:
+            node, dims = self._past_weight(product)
+            place = self.space.locate(node, dims)
+            if set(leaves(place.dims)) & self.space.chosen_axes:
+                raise Declined("the choices of a token do not start from the same numbers", node)
+            if found is None:
+                found, inner = place, product.inner
+            same = same_rows(found, inner, place, product.inner)
+            require(same, "products of an expert multiply different tensors", product.node)
+        assert found is not None
+        return found, inner
+
+    def _past_weight(self, product: Product) -> tuple[Node, Dims]:
+        node, dims = product.rows, product.dims
+        for _ in range(MAX_NODES):
+            op = self.view.op(node)
+            step = unchanged(self.view, node, dims) if self._is_own(node) else None
+            if step is not None and self._reaches_weight(node):
+                self.interior.add(node)
+                node, dims = step
+                continue
+            weighted = self._weighted(op, node, dims, product)
+            if weighted is None:
+                return node, dims
+            self.interior.add(node)
+            node, dims = weighted
+        raise Declined("more than 256 operators before an expert", node)
+
+    def _is_own(self, node: Node) -> bool:
+        """Whether nobody else reads a node."""
+        return len(node.users) == 1
+
+    def _reaches_weight(self, node: Node) -> bool:
+        op = self.view.op(node)
+        while self._is_own(node) and (op.kind is Kind.VIEW or op.name in CASTS):
+            node = op.args["input"]
+            op = self.view.op(node)
+        return op.name == "mul"
+
+    def _weighted(
+        self, op: Op, node: Node, dims: Dims, product: Product
+    ) -> tuple[Node, Dims] | None:
+        """The tokens of `tokens * weight`, where the weight tells choices apart."""
+        if op.name != "mul" or op.inplace:
+            return None
+        try:
+            inputs = list(pull_pointwise(op, node, dims).items())
+        except Unproven:
+            return None
+        inner = set(leaves((product.inner,)))
+        whole = [(n, d) for n, d in inputs if inner & set(leaves(d))]
+        others = [pair for pair in inputs if pair not in whole]
+        if len(whole) != 1 or len(others) != 1:
+            return None
+        place = self.space.locate(*others[0])
+        if not self.space.chosen_axes & set(leaves(place.dims)):
+            return None
+        known = self.weight
+        same = known is None or (
+            known.node is place.node and resolve(known.dims) == resolve(place.dims)
+        )
+        require(same, "rows are weighted twice", node)
+        self.weight = place
+        return whole[0]
+
+
+def is_grouped(node: Node) -> bool:
+    """Whether a node multiplies runs of rows with a matrix each."""
+    name = str(getattr(node.target, "_opname", getattr(node.target, "__name__", "")))
+    package = str(getattr(node.target, "namespace", getattr(node.target, "__module__", "")))
+    return (
+        node.op == "call_function"
+        and name in GROUPED
+        and package.startswith(("torch", "aten", "transformers"))
+    )
+
+
+def unchanged(view: GraphView, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
+    """The input of a node that changes no number but its rounding."""
+    op = view.op(node)
+    if op.inplace:
+        return None
+    if op.kind is Kind.VIEW:
+        return pull_view(op, node, dims)
+    source = op.args.get("input")
+    if not is_tensor(source):
+        return None
+    if op.name in COPIES or (op.kind is Kind.DROPOUT and not draws(node, op)):
+        return source, dims
+    if op.name in CASTS and all(value(n).dtype.is_floating_point for n in (source, node)):
+        return source, dims
+    return None
+
+
+def _with(product: Product, bias: Place | None) -> Product:
+    return replace(product, bias=bias)
+
+
+def same_rows(a: Place, a_inner: Dim, b: Place, b_inner: Dim) -> bool:
+    """Whether two products multiply one tensor, contracted along the same dimension of it."""
+    if a.node is not b.node:
+        return False
+    names = dict(zip(leaves((b_inner,)), leaves((a_inner,)), strict=False))
+    renamed = tuple(tuple(names.get(x, x) for x in dim) for dim in resolve(b.dims))
+    return renamed == resolve(a.dims)

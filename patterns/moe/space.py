@@ -1,0 +1,264 @@
+"""Rows of a mixture: which token each of them is, and which expert it goes through.
+
+all experts       a row for every token and every expert     x[t], matrices[e]
+chosen ones       a row for every token and each choice      x[t], matrices[indices[t, k]]
+one expert        a row for every token                      x[t], matrices of that expert
+sorted            a row for every choice, in the order of experts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve, size_of
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.pull import pull_view
+from fuser.graph.view import GraphView
+
+from ..declined import Declined
+from .order import Order
+
+COPIES = {"clone", "contiguous", "alias"}
+CASTS = {"to", "type_as", "type", "float", "half", "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor with its axes, and those of them that tell experts apart, if any does."""
+
+    node: Node
+    dims: Dims
+    experts: Dim = ()
+
+
+@dataclass
+class Space:
+    """The rows that experts compute.
+
+    Attributes:
+        view: the graph.
+        tokens: axes that tell tokens apart.
+        chosen: axes that tell the rows of a token apart: choices, or experts where `dense`; none
+            where rows are those of one expert.
+        dense: every token goes through every expert.
+        indices: which experts were chosen, once that is known.
+        order: in which rows are sorted, once they are.
+        interior: nodes that were passed.
+    """
+
+    view: GraphView
+    tokens: Dim
+    chosen: Dim = ()
+    dense: bool = False
+    indices: Place | None = None
+    order: Order | None = None
+    interior: set[Node] = field(default_factory=set)
+
+    @property
+    def token_axes(self) -> set[Axis]:
+        places = () if self.order is None else self.order.row
+        return set(leaves((self.tokens, places)))
+
+    @property
+    def chosen_axes(self) -> set[Axis]:
+        return set(leaves((self.chosen,)))
+
+    @property
+    def row_axes(self) -> set[Axis]:
+        return self.token_axes | self.chosen_axes
+
+    def locate(self, node: Node, dims: Dims) -> Place:
+        """What a tensor is a view of, and for each row a part of.
+
+        Raises:
+            Unproven: it is read at rows that are not those of its place.
+        """
+        node, dims = self._peel(node, dims)
+        part = selected(self.view.op(node))
+        if part is None or self.is_written(node):
+            return self._as_it_is(node, dims)
+        rank = value(part.index).ndim
+        index_dims, rest = dims[:rank], dims[rank + part.new :]
+        placed = self._placed(part.index, index_dims)
+        if placed is not None:
+            return self.locate(part.source, (placed, *rest))
+        if self.row_axes & set(leaves(rest)) or not self._is_choice(part.index, index_dims):
+            return self._as_it_is(node, dims)
+        experts = fresh(value(part.source).shape[:1], "e")[0]
+        source, whole = self._peel(part.source, (experts, *rest))
+        return Place(source, whole, experts)
+
+    def is_written(self, node: Node) -> bool:
+        """Whether a tensor is written to after it was made, so that it is no copy any more."""
+        order = self.view.order
+        return self.view.mutated_between(node, order[node] + 1, len(order)) is not None
+
+    def _as_it_is(self, node: Node, dims: Dims) -> Place:
+        return Place(node, dims, self._experts_among(dims))
+
+    def _placed(self, index: Node, dims: Dims) -> Dim | None:
+        """What the first dimension of a tensor is that is read at the places of sorted rows."""
+        order = self.order
+        if order is None or set(leaves(dims)) != set(leaves((order.row,))):
+            return None
+        if order.holds_order(index):
+            return (*self.tokens, *self.chosen)
+        choices = size_of(self.chosen)
+        if isinstance(choices, int) and order.holds_tokens(self.view, index, choices):
+            return self.tokens
+        return None
+
+    def sort(self, order: Order, dims: Dims) -> Dims:
+        """Axes of rows that are in an order from here on, whose first dimension were choices.
+
+        Raises:
+            Unproven: they were not, token by token.
+        """
+        if leaves(dims[:1]) != (*leaves((self.tokens,)), *leaves((self.chosen,))):
+            raise Unproven("rows are taken in another order than token by token")
+        node, own = self._peel(order.ids, (leaves(dims[:1]),))
+        self.indices = Place(node, own)
+        row = (Axis(size_of(leaves(dims[:1])), "row"),)
+        self.order = Order(order.order, order.ids, row)
+        return (row, *dims[1:])
+
+    def _experts_among(self, dims: Dims) -> Dim:
+        return self.chosen if self.dense and self.chosen_axes & set(leaves(dims)) else ()
+
+    def _peel(self, node: Node, dims: Dims) -> tuple[Node, Dims]:
+        for _ in range(32):
+            op = self.view.op(node)
+            if self.is_written(node):
+                break
+            if op.kind is Kind.VIEW and not op.inplace:
+                try:
+                    source, pulled = pull_view(op, node, dims)
+                except Unproven:
+                    break
+            elif is_copy(op, node):
+                source, pulled = op.args["input"], dims
+            else:
+                break
+            node, dims = source, pulled
+        return node, resolve(dims)
+
+    def _is_choice(self, index: Node, dims: Dims) -> bool:
+        """Whether an index tensor tells for every row which expert it goes through."""
+        if value(index).dtype not in (torch.int64, torch.int32) or self.dense:
+            return False
+        if set(leaves(dims)) - self.row_axes:
+            return False
+        if self.order is not None:
+            return self.order.holds_ids(self.view, index)
+        node, dims = self._peel(index, dims)
+        if self.indices is None:
+            self.indices = Place(node, dims)
+        known = self.indices
+        return known.node is node and resolve(known.dims) == resolve(dims)
+
+
+def is_copy(op: Op, node: Node) -> bool:
+    """Whether a node has the numbers of its input."""
+    source = op.args.get("input")
+    if not is_tensor(source):
+        return False
+    same = value(source).dtype is value(node).dtype and value(source).device == value(node).device
+    return op.name in COPIES or (op.name in CASTS and same)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`source[index]`, along the first dimension; `new` dimensions of one follow the index."""
+
+    source: Node
+    index: Node
+    new: int = 0
+
+
+def selected(op: Op) -> Selection | None:
+    """What a node selects along the first dimension by a tensor of positions."""
+    if op.name == "index_select" and op.args.get("dim") == 0:
+        return Selection(op.args["input"], op.args["index"])
+    if op.kind is not Kind.SLICE or op.name != "getitem":
+        return None
+    index = op.args["index"]
+    first, *rest = index if isinstance(index, tuple) else (index,)
+    while rest and rest[-1] in (Ellipsis, slice(None)):
+        rest.pop()
+    if not is_tensor(first) or any(part is not None for part in rest):
+        return None
+    return Selection(op.args["input"], first, len(rest))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns of a tensor, along one of its dimensions."""
+
+    source: Node
+    dim: int
+    start: int
+    stop: int | None
+    step: int
+    passed: tuple[Node, ...] = ()
+
+
+def part_of(view: GraphView, node: Node) -> Part | None:
+    """What `chunk`, `split` or a slice takes of a tensor."""
+    op = view.op(node)
+    if op.kind is Kind.SLICE and op.name == "narrow":
+        start, length = op.args.get("start"), op.args.get("length")
+        if isinstance(start, int) and isinstance(length, int) and isinstance(op.args["dim"], int):
+            return Part(op.args["input"], op.args["dim"], start, start + length, 1)
+        return None
+    if op.kind is Kind.SLICE and op.name == "getitem":
+        return _slice(op)
+    source = node.args[0] if node.args else None
+    if getattr(node.target, "__name__", "") != "getitem" or not isinstance(source, Node):
+        return None
+    cut = view.op(source)
+    if cut.name not in ("chunk", "split") or not isinstance(node.args[1], int):
+        return None
+    shapes = [x.shape for x in value(source)] if isinstance(value(source), (tuple, list)) else []
+    dim = cut.args.get("dim", 0)
+    if not shapes or not isinstance(dim, int):
+        return None
+    sizes = [shape[dim] for shape in shapes]
+    if not all(isinstance(n, int) for n in sizes):
+        return None
+    at = node.args[1] % len(sizes)
+    start = sum(sizes[:at])
+    return Part(cut.args["input"], dim, start, start + sizes[at], 1, (source,))
+
+
+def _slice(op: Op) -> Part | None:
+    index, rank = op.args["index"], value(op.args["input"]).ndim
+    parts: Sequence[object] = index if isinstance(index, tuple) else (index,)
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        filled = [slice(None)] * (rank - len(parts) + 1)
+        parts = (*parts[:at], *filled, *parts[at + 1 :])
+    if not all(isinstance(p, slice) for p in parts):
+        return None
+    cut = [i for i, p in enumerate(parts) if p != slice(None)]
+    if len(cut) != 1:
+        return None
+    (dim,) = cut
+    part = parts[dim]
+    assert isinstance(part, slice)
+    size = value(op.args["input"]).shape[dim]
+    if not isinstance(size, int) or not all(
+        isinstance(n, (int, type(None))) for n in (part.start, part.stop, part.step)
+    ):
+        return None
+    start, stop, step = part.indices(size)
+    return Part(op.args["input"], dim, start, stop, step) if step > 0 else None
+
+
+def require(condition: bool, reason: str, node: Node, hint: str = "") -> None:
+    """Ends the walk where a fact does not hold."""
+    if not condition:
+        raise Declined(reason, node, hint)

@@ -1,0 +1,90 @@
+"""The operators of mixtures: the sorted one against the oracle, and both against torch's checks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fuser.graph.program import Program, ProgramBuilder
+from fuser.specs import Columns, MoeSpec
+from tests.compiled import TOLERANCES
+
+EXPERTS, CHOICES, FEATURES, HIDDEN = 5, 2, 6, 8
+OPERATORS = (torch.ops.fuser.moe, torch.ops.fuser.grouped_moe)
+
+
+def gated() -> Program:
+    builder = ProgramBuilder()
+    gate, up = builder.input("h0"), builder.input("h1")
+    return builder.finish(builder.call(torch.mul, builder.call(F.silu, gate), up))
+
+
+def operands(
+    tokens: int, dtype: torch.dtype, *, separate: bool, first: bool, out: int = FEATURES
+) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(tokens)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+    shapes = [(2 * HIDDEN, FEATURES), (out, HIDDEN)]
+    if separate:
+        matrices = [made(*shape) for shape in shapes for _ in range(EXPERTS)]
+        biases = [made(shape[0]) for shape in shapes for _ in range(EXPERTS)]
+    else:
+        matrices = [made(EXPERTS, *shape) for shape in shapes]
+        biases = [made(EXPERTS, shape[0]) for shape in shapes]
+    columns = (Columns(0, 0, HIDDEN), Columns(0, HIDDEN))
+    spec = MoeSpec(EXPERTS, columns, gated(), (True, True), separate, first, dtype, dtype)
+    indices = torch.randint(0, EXPERTS - 1, (tokens, CHOICES), generator=generator)
+    return made(tokens, FEATURES), indices, made(tokens, CHOICES), matrices, biases, spec.to_text()
+
+
+def outcome(operator: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    out = operator(*args)
+    x, _, weights, matrices, biases, _ = args
+    cotangent = torch.linspace(0.5, 1.5, out.numel()).reshape(out.shape).to(out)
+    leaves = [x, weights, *matrices, *biases]
+    return [out, *torch.autograd.grad(out, leaves, cotangent)]
+
+
+CASES = [*itertools.product([False, True], [False, True], [0, 1, 7])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("separate", "first", "tokens"), CASES)
+def test_sorted_is_the_oracle(separate: bool, first: bool, tokens: int, dtype: torch.dtype) -> None:
+    """Expert 4 is chosen by nobody, and tokens choose an expert twice."""
+    args = operands(tokens, dtype, separate=separate, first=first, out=4)
+    ours, theirs = (outcome(operator, args) for operator in reversed(OPERATORS))
+    for a, b in zip(ours, theirs, strict=True):
+        scale = float(b.detach().double().abs().max()) if b.numel() else 0.0
+        torch.testing.assert_close(a, b, rtol=0, atol=2 * TOLERANCES[dtype] * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_indices_from_the_end_and_beyond(operator: Any) -> None:
+    args = operands(4, torch.float64, separate=False, first=False)
+    x, _, weights, *rest = args
+    indices = torch.tensor([[-1, 0], [4, 0], [7, 0], [5, 9]])
+    same = torch.tensor([[4, 0], [4, 0], [0, 0], [0, 0]])
+    kept = weights * torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    torch.testing.assert_close(operator(x, indices, weights, *rest), operator(x, same, kept, *rest))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_opcheck(operator: Any, separate: bool) -> None:
+    args = operands(6, torch.float32, separate=separate, first=False)
+    torch.library.opcheck(operator.default, args)
+
+
+def test_specs_have_a_text() -> None:
+    for separate, first in itertools.product([False, True], repeat=2):
+        text = operands(1, torch.bfloat16, separate=separate, first=first)[-1]
+        assert MoeSpec.from_text(text).to_text() == text
