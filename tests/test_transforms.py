@@ -42,3 +42,13 @@ def test_transforms_are_left_alone(fn: Callable[..., Any]) -> None:
     assert ours.rewrites() == 0
     assert "torch.func transform" in ours.reasons()
     torch.testing.assert_close(ours.outputs, eager.outputs)
+
+
+@pytest.mark.parametrize("fn", [_vmapped, _shared_keys])
+def test_the_reason_is_the_same_in_training(fn: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(3, 4, 16, 8, generator=generator).requires_grad_() for _ in range(3)]
+    ours, eager = compiled(fn, inputs, grad=True), run(fn, inputs, grad=True)
+    assert ours.rewrites() == 0
+    assert ours.reasons() == "it runs inside a torch.func transform"
+    torch.testing.assert_close(ours.grads, eager.grads)

@@ -227,6 +227,9 @@ def _call(
 def _require_gradient(view: GraphView, interior: set[Node], anchor: Node) -> None:
     """Whatever is read and wants a gradient has a way to the result that passes one: rounded to
     integers, or compared, it gets none at all."""
+    order = view.order[anchor]
+    if any(start <= order < end for start, end in view.transformed):
+        return  # nothing is rewritten there, for another reason
     with modes_at(view, anchor):
         if not torch.is_grad_enabled():
             return
