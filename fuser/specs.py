@@ -103,8 +103,8 @@ class MoeSpec:
         y   = activation(columns of h) Mᵀ + b
         o_t = Σ_k weights[t, k] · y(x_t) of expert indices[t, k]
 
-    Operands: `x: (T, D)`; `indices: (T, K)`, integers, an expert possibly twice, negative ones
-    counted from the end, and those beyond the experts of none; `weights: (T, K)`. Matrices are
+    Operands: `x: (T, D)`; `indices: (T, K)`, integers, an expert possibly twice, and negative ones
+    counted from the end; `weights: (T, K)`. Matrices are
     `(E, out, in)` and biases `(E, out)`, or one for each expert without the first dimension where
     they are `separate`. The result is `(T, Dout)`.
     """

@@ -80,7 +80,16 @@ def apply(
 
 
 def from_the_start(indices: Tensor, experts: int) -> Tensor:
-    """Indices of experts, with those that were counted from the end counted from the start."""
+    """Indices of experts, with those that were counted from the end counted from the start.
+
+    Raises:
+        IndexError: one is of no expert.
+    """
+    if indices.numel():
+        low, high = (int(n) for n in indices.aminmax())
+        if low < -experts or high >= experts:
+            wrong = high if high >= experts else low
+            raise IndexError(f"a token chose expert {wrong}, and there are {experts}")
     return torch.where(indices < 0, indices + experts, indices)
 
 

@@ -37,7 +37,7 @@ def stacked(space: Space, op: Op, node: Node, dims: Dims) -> list[Expert]:
     space.interior.add(node)
     found: list[Expert] = []
     for tensor in tensors:
-        alone = Space(space.view, space.tokens, interior=space.interior)
+        alone = Space(space.view, space.dtype, space.tokens, interior=space.interior)
         found.append(ExpertWalk(alone).run(tensor, own))
     return found
 
@@ -50,6 +50,7 @@ def terms(view: GraphView, node: Node) -> list[Node]:
         current = pending.pop()
         op = view.op(current)
         inputs = [op.args.get("input"), op.args.get("other")]
+        inputs = [n for n in inputs if is_tensor(n) or n != 0]  # Python's sum starts with 0
         inner = current is node or len(current.users) == 1
         plain = op.name == "add" and op.args.get("alpha", 1) == 1 and all(map(is_tensor, inputs))
         if plain and inner and value(current).shape == value(node).shape:

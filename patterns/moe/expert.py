@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, Unproven, broadcast, fresh, leaves, resolve
@@ -19,7 +20,6 @@ from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
-from fuser.graph.view import GraphView
 from fuser.specs import Columns
 
 from ..declined import Declined, spelled
@@ -27,6 +27,7 @@ from .order import GROUPED
 from .space import CASTS, COPIES, Place, Space, part_of, require
 
 MAX_NODES = 256
+HALVES = {torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class ExpertWalk:
         self._products: dict[Node, int] = {}
         self._seen: dict[Node, tuple[Dims, Node]] = {}
         self.weight: Place | None = None
+        self._is_weighted = False
 
     def run(self, node: Node, dims: Dims) -> Expert:
         """The expert that gave rows.
@@ -123,7 +125,7 @@ class ExpertWalk:
                 require(bias is None or product.bias is None, "two biases are added", node)
                 return _with(product, product.bias or bias)
             op = self.view.op(node)
-            step = unchanged(self.view, node, dims)
+            step = unchanged(self.space, node, dims)
             if step is None:
                 plain = op.name == "add" and op.args.get("alpha", 1) == 1 and bias is None
                 if not plain:
@@ -316,8 +318,11 @@ class ExpertWalk:
         """What all first products multiply, and its features; the weight may be there."""
         found: Place | None = None
         inner: Dim = ()
+        weighted: list[bool] = []
         for product in self.first:
+            self._is_weighted = False
             node, dims = self._past_weight(product)
+            weighted.append(self._is_weighted)
             place = self.space.locate(node, dims)
             if set(leaves(place.dims)) & self.space.chosen_axes:
                 raise Declined("the choices of a token do not start from the same numbers", node)
@@ -325,6 +330,8 @@ class ExpertWalk:
                 found, inner = place, product.inner
             same = same_rows(found, inner, place, product.inner)
             require(same, "products of an expert multiply different tensors", product.node)
+        together = len(set(weighted)) == 1
+        require(together, "some products of an expert multiply weighted tokens", self.first[0].node)
         assert found is not None
         return found, inner
 
@@ -332,7 +339,7 @@ class ExpertWalk:
         node, dims = product.rows, product.dims
         for _ in range(MAX_NODES):
             op = self.view.op(node)
-            step = unchanged(self.view, node, dims) if self._is_own(node) else None
+            step = unchanged(self.space, node, dims) if self._is_own(node) else None
             if step is not None and self._reaches_weight(node):
                 self.interior.add(node)
                 node, dims = step
@@ -377,8 +384,8 @@ class ExpertWalk:
         same = known is None or (
             known.node is place.node and resolve(known.dims) == resolve(place.dims)
         )
-        require(same, "rows are weighted twice", node)
-        self.weight = place
+        require(same and not self._is_weighted, "rows are weighted twice", node)
+        self.weight, self._is_weighted = place, True
         return whole[0]
 
 
@@ -393,9 +400,9 @@ def is_grouped(node: Node) -> bool:
     )
 
 
-def unchanged(view: GraphView, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
-    """The input of a node that changes no number but its rounding."""
-    op = view.op(node)
+def unchanged(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
+    """The input of a node that changes no number, but for a rounding to the dtype of the sum."""
+    op = space.view.op(node)
     if op.inplace:
         return None
     if op.kind is Kind.VIEW:
@@ -405,8 +412,10 @@ def unchanged(view: GraphView, node: Node, dims: Dims) -> tuple[Node, Dims] | No
         return None
     if op.name in COPIES or (op.kind is Kind.DROPOUT and not draws(node, op)):
         return source, dims
-    if op.name in CASTS and all(value(n).dtype.is_floating_point for n in (source, node)):
-        return source, dims
+    before, after = value(source).dtype, value(node).dtype
+    if op.name in CASTS and before.is_floating_point and after.is_floating_point:
+        rounds = after.itemsize < before.itemsize or {before, after} == HALVES
+        return None if rounds and after is not space.dtype else (source, dims)
     return None
 
 

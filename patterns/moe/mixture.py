@@ -22,12 +22,12 @@ from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
 from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import MoeSpec
-from fuser.torch_private import GuardOnDataDependentSymNode
+from fuser.torch_private import GuardOnDataDependentSymNode, eager_world
 
 from ..declined import Declined
 from .branches import Branch, additions, branch, column, is_zero, same, stacked, terms
 from .expert import Expert, ExpertWalk, NoExpert
-from .routing import Routing, summed
+from .routing import Routing, are_experts, summed
 from .rows import Rows, rows_of
 from .space import Place, Space, require
 
@@ -126,7 +126,8 @@ def _along(
     """A mixture whose rows are added up along an axis: of all experts, or of choices."""
     declined: list[tuple[int, Declined]] = []
     for dense in (True, False):
-        space = Space(view, leaves(out_dims[:-1]), leaves((axis,)), dense)
+        dtype = value(anchor).dtype
+        space = Space(view, dtype, leaves(out_dims[:-1]), leaves((axis,)), dense)
         try:
             placed = None if weight is None else space.locate(*weight)
             rows = rows_of(space, *source, placed)
@@ -168,7 +169,9 @@ def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
     for i, (own, other) in enumerate(zip(value(source).shape, value(index).shape, strict=True)):
         require(i == at or own == other, "a part of the rows is gathered", node)
     experts = fresh(value(source).shape[at : at + 1], "e")[0]
-    whole = Space(space.view, space.tokens, leaves((experts,)), True, interior=space.interior)
+    whole = Space(
+        space.view, space.dtype, space.tokens, leaves((experts,)), True, interior=space.interior
+    )
     dims = (*rows.dims[:at], experts, *rows.dims[at + 1 :])
     every = rows_of(whole, source, dims)
     require(every.weight is None and rows.weight is not None, "rows without one weight", anchor)
@@ -208,8 +211,24 @@ def _mixture(
         count = size_of(first.products[-1].matrix.experts)
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     assert isinstance(count, int)
+    if space.dense and before is not None:
+        kept = all(_keeps_zero(expert) for expert in experts)
+        require(kept, "an expert makes something of a token that is weighted with zero", anchor)
+    if space.order is not None:
+        known = are_experts(space.view, indices.node, count)
+        require(known, "rows are sorted by what may be no number of an expert", indices.node)
     found = Mixture(experts, count, indices, weights, space.dense, choices, space.chosen)
     return _match(space, anchor, out_dims, found)
+
+
+def _keeps_zero(expert: Expert) -> bool:
+    """Whether an expert makes zeros of zeros."""
+    if any(product.bias is not None for product in expert.products):
+        return False
+    dtype = value(expert.products[0].node).dtype
+    with eager_world():
+        zeros = {name: torch.zeros(1, 1, dtype=dtype) for name in expert.activation.inputs}
+        return not bool(expert.activation(**zeros).count_nonzero())
 
 
 def _chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
@@ -217,7 +236,7 @@ def _chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     found = terms(view, anchor)
     if len(found) < 2:
         return None
-    space = Space(view, leaves(out_dims[:-1]))
+    space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
     branches: list[Branch] = []
     columns: list[tuple[Node, Dims, Dim, int]] = []
     for term in found:
@@ -239,11 +258,13 @@ def _chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     require(alike, "weights of experts come from different tensors", anchor)
     count = value(source).shape[next(i for i, d in enumerate(dims) if set(d) & set(axis))]
     every = sorted(numbers) == list(range(count)) if isinstance(count, int) else False
+    if not every and any(view.op(user).name == "add" for user in anchor.users):
+        return None  # a part of a longer chain
     require(every, "not every expert is there once", anchor)
     ordered = [branches[numbers.index(e)].expert for e in range(len(numbers))]
     same(ordered, anchor)
     space.interior |= additions(view, anchor, found)
-    whole = Space(view, space.tokens, axis, dense=True, interior=space.interior)
+    whole = Space(view, space.dtype, space.tokens, axis, dense=True, interior=space.interior)
     weight = whole.locate(source, dims)
     return _mixture(whole, anchor, out_dims, ordered, Rows(anchor, out_dims, weight))
 

@@ -109,7 +109,11 @@ def pair(view: GraphView, node: Node, which: int) -> Node | None:
     }
     if not isinstance(source, Node) or len(node.args) < 2:
         return None
-    if named.get((target, node.args[1])) != which or view.op(source).name != "sort":
+    if (
+        not isinstance(node.args[1], (int, str))
+        or named.get((target, node.args[1])) != which
+        or view.op(source).name != "sort"
+    ):
         return None
     return _ascending(view.op(source).args)
 

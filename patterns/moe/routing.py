@@ -136,21 +136,53 @@ class Routing:
     # -- what keeps it
 
     def _mul(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """A product with a zero, where the other factor is a number whatever happens."""
         if number != ZERO:
             return None
-        for source, pulled in pull_pointwise(op, node, dims).items():
+        inputs = list(pull_pointwise(op, node, dims).items())
+        for i, (source, pulled) in enumerate(inputs):
             found = self.support(source, pulled, number)
-            if found is not None:
+            others = [pair for j, pair in enumerate(inputs) if j != i]
+            if found is not None and all(self._is_harmless(*other) for other in others):
                 return found
         return None
 
     def _first(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
-        if number != ZERO or op.args.get("rounding_mode") is not None:
+        """A quotient of a zero by what is the same for all experts of a token."""
+        source, divisor = op.args["input"], op.args["other"]
+        if number != ZERO or op.args.get("rounding_mode") is not None or not is_tensor(source):
             return None
-        source = op.args["input"]
-        if not is_tensor(source):
+        if is_tensor(divisor):
+            own = broadcast(dims, value(divisor).shape)
+            if set(leaves(own)) & set(leaves((self.experts,))):
+                return None
+        elif not isinstance(divisor, (int, float)) or divisor == 0:
             return None
         return self.support(source, broadcast(dims, value(source).shape), ZERO)
+
+    def _is_harmless(self, node: Node, dims: Dims) -> bool:
+        """Whether a factor cannot be infinite, or no number, for an expert alone that was not
+        chosen: it is a probability, an integer, the same for all experts, or zero as well."""
+        if not set(leaves(dims)) & set(leaves((self.experts,))):
+            return True
+        return self._is_bounded(node, dims) or self.support(node, dims, ZERO) is not None
+
+    def _is_bounded(self, node: Node, dims: Dims) -> bool:
+        """Whether a tensor is made of probabilities, or integers."""
+        for _ in range(MAX_DEPTH):
+            op = self.view.op(node)
+            if not value(node).dtype.is_floating_point or op.name in ("sigmoid", "tanh"):
+                return True
+            if op.kind is Kind.SOFTMAX:
+                dim = op.args.get("dim")
+                return isinstance(dim, int) and self._is_experts(resolve(dims)[dim])
+            if op.kind is Kind.VIEW and not op.inplace:
+                node, dims = pull_view(op, node, dims)
+            elif op.name in (*COPIES, *CASTS):
+                node = op.args["input"]
+            else:
+                return False
+        return False
 
     def _unary(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         return self.support(op.args["input"], dims, LOWEST) if number == ZERO else None
@@ -220,14 +252,45 @@ class Routing:
 
     def _is_topk(self, node: Node, dim: int, rank: int) -> bool:
         """Whether a tensor is what `topk` calls indices, of that dimension."""
-        source = node.args[0] if node.args else None
-        name = getattr(node.target, "__name__", str(node.target))
-        named = (name, node.args[1]) if isinstance(source, Node) else None
-        if named not in (("getitem", 1), ("getattr", "indices")):
+        op = found_by(self.view, node)
+        if op is None or op.name != "topk":
             return False
-        op = self.view.op(node.args[0])  # type: ignore[arg-type]
         along = op.args.get("dim", -1)
-        return op.name == "topk" and isinstance(along, int) and along % rank == dim
+        return isinstance(along, int) and along % rank == dim
+
+
+def found_by(view: GraphView, node: Node) -> Op | None:
+    """The operator that gives a tensor of positions beside one of values."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or len(node.args) < 2:
+        return None
+    part = (getattr(node.target, "__name__", str(node.target)), node.args[1])
+    if part not in (("getitem", 1), ("getattr", "indices")):
+        return None
+    return view.op(source)
+
+
+def are_experts(view: GraphView, node: Node, count: int) -> bool:
+    """Whether every element of a tensor is the number of one of so many experts: a position among
+    as many scores."""
+    for _ in range(MAX_DEPTH):
+        op = view.op(node)
+        if (op.kind is Kind.VIEW and not op.inplace) or op.name in (*COPIES, "to", "long", "int"):
+            node = op.args["input"]
+        else:
+            break
+    op = view.op(node)
+    if op.kind is Kind.CAT:
+        tensors = op.args.get("tensors")
+        listed = isinstance(tensors, (tuple, list)) and bool(tensors)
+        return listed and all(are_experts(view, n, count) for n in tensors)
+    found = op if op.name == "argmax" else found_by(view, node)
+    if found is None or found.name not in ("topk", "max", "argmax"):
+        return False
+    scores, dim = found.args.get("input"), found.args.get("dim", -1)
+    if not is_tensor(scores) or type(dim) is not int:
+        return False
+    return value(scores).shape[dim] == count
 
 
 def summed(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims, Dim] | None:

@@ -39,7 +39,7 @@ def rows_of(space: Space, node: Node, dims: Dims, weight: Place | None = None) -
     """
     view, passed = space.view, list[Node]()
     for _ in range(MAX_NODES):
-        step = unchanged(view, node, dims) or _unsorted(space, node, dims)
+        step = unchanged(space, node, dims) or _unsorted(space, node, dims)
         if step is None:
             op = view.op(node)
             if op.name != "mul" or op.inplace:

@@ -41,6 +41,7 @@ class Space:
 
     Attributes:
         view: the graph.
+        dtype: of the sum.
         tokens: axes that tell tokens apart.
         chosen: axes that tell the rows of a token apart: choices, or experts where `dense`; none
             where rows are those of one expert.
@@ -51,6 +52,7 @@ class Space:
     """
 
     view: GraphView
+    dtype: torch.dtype
     tokens: Dim
     chosen: Dim = ()
     dense: bool = False

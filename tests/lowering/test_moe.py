@@ -68,13 +68,18 @@ def test_sorted_is_the_oracle(separate: bool, first: bool, tokens: int, dtype: t
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_indices_from_the_end_and_beyond(operator: Any) -> None:
-    args = operands(4, torch.float64, separate=False, first=False)
-    x, _, weights, *rest = args
-    indices = torch.tensor([[-1, 0], [4, 0], [7, 0], [5, 9]])
-    same = torch.tensor([[4, 0], [4, 0], [0, 0], [0, 0]])
-    kept = weights * torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
-    torch.testing.assert_close(operator(x, indices, weights, *rest), operator(x, same, kept, *rest))
+def test_indices_from_the_end(operator: Any) -> None:
+    x, _, weights, *rest = operands(2, torch.float64, separate=False, first=False)
+    ours = operator(x, torch.tensor([[-1, 0], [4, -5]]), weights, *rest)
+    torch.testing.assert_close(ours, operator(x, torch.tensor([[4, 0], [4, 0]]), weights, *rest))
+
+
+@pytest.mark.parametrize("wrong", [5, -6, 2**40])
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_indices_of_no_expert(operator: Any, wrong: int) -> None:
+    x, _, weights, *rest = operands(2, torch.float64, separate=False, first=False)
+    with pytest.raises(IndexError, match=f"chose expert {wrong}, and there are 5"):
+        operator(x, torch.tensor([[0, 1], [wrong, 0]]), weights, *rest)
 
 
 @pytest.mark.parametrize("separate", [False, True])

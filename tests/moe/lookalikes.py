@@ -256,6 +256,76 @@ class WrittenScores(Mixture):
         return (_stack(self, x) * masked.softmax(-1)[..., None]).sum(1)
 
 
+class ZeroIsNoNothing(Mixture):
+    """Tokens are weighted before an expert that adds biases: zeros give something."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, None] * self.weights(x)[..., None]
+        hidden = torch.einsum("ted,ehd->teh", tokens, self.up).relu()
+        return (torch.einsum("teh,edh->ted", hidden, self.down) + self.down_bias).sum(1)
+
+
+class HalfIsNoNothing(Mixture):
+    """sigmoid(0) is 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, None] * self.weights(x)[..., None]
+        hidden = torch.einsum("ted,ehd->teh", tokens, self.up).sigmoid()
+        return torch.einsum("teh,edh->ted", hidden, self.down).sum(1)
+
+
+class OneLegWeighted(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, None] * self.weights(x)[..., None]
+        gate = torch.einsum("ted,ehd->teh", tokens, self.up)
+        up = torch.einsum("td,ehd->teh", x, self.gate_up[:, :HIDDEN])
+        return torch.einsum("teh,edh->ted", F.silu(gate) * up, self.down).sum(1)
+
+
+class NormalisedOverTokens(Mixture):
+    """An expert without tokens divides zero by zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weights(x)
+        return (_stack(self, x) * (weights / weights.sum(0))[..., None]).sum(1)
+
+
+class MaskedLogits(Mixture):
+    """Zero times a score that may be -inf."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.gate(x)
+        keep = torch.zeros_like(logits).scatter(1, logits.topk(CHOICES, -1).indices, 1.0)
+        return (_stack(self, x) * (keep * logits)[..., None]).sum(1)
+
+
+class RoundedResults(Mixture):
+    """Rounded on purpose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (_stack(self, x) * self.weights(x)[..., None]).bfloat16()
+        return rows.to(x.dtype).sum(1)
+
+
+class ClampedIndices(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        dense = x.new_zeros(len(x), EXPERTS).scatter(1, chosen.clamp(max=1), weights)
+        return (_stack(self, x) * dense[..., None]).sum(1)
+
+
+class DroppedChoices(Sorted):
+    """-1 is no expert, and is not counted where the next one begins."""
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, chosen = super().route(x)
+        return weights, torch.where(weights < 0.45, -1, chosen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, _, inverse = self.rows(x)
+        return rows[inverse].view(-1, CHOICES, FEATURES).sum(1)
+
+
 class OtherIndices(Mixture):
     """The matrices of the first product are not those of the second."""
 
@@ -291,7 +361,7 @@ LOOKALIKES = [
     *(LookAlike(module, EVERY) for module in (
         Soft, MaskedByALargeNumber, SoftmaxOverTokens, ExpertsChoose, ScatteredIntoOnes,
         ChosenTwice, Threshold, TiesAreKept, PartOfTheTokens, Detached, WrittenZeros,
-        WrittenWeights, WrittenScores,
+        WrittenWeights, WrittenScores, NormalisedOverTokens, MaskedLogits, ClampedIndices,
     )),
     LookAlike(OtherActivation, "experts have different activations"),
     LookAlike(OtherShape, "experts have tensors of different shapes"),
@@ -299,6 +369,11 @@ LOOKALIKES = [
     LookAlike(ColumnTwice, "not every expert is there once"),
     LookAlike(ExpertMissing, "not every expert is there once"),
     LookAlike(WeightedTwice, "rows are weighted twice"),
+    LookAlike(ZeroIsNoNothing, "an expert makes something of a token that is weighted with zero"),
+    LookAlike(HalfIsNoNothing, "an expert makes something of a token that is weighted with zero"),
+    LookAlike(OneLegWeighted, "some products of an expert multiply weighted tokens"),
+    LookAlike(DroppedChoices, "rows are sorted by what may be no number of an expert"),
+    LookAlike(RoundedResults),
     LookAlike(WrittenTokens, "a tensor is written to before the experts have read it"),
     *(LookAlike(module) for module in (
         Escapes, MixesTokens, NormInside, GateInside, BiasAfterWeight, SumOverFeatures,
