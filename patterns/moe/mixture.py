@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve, size_of
-from fuser.graph.ops import value
+from fuser.graph.ops import is_tensor, value
 from fuser.graph.pull import is_contraction, pull_contraction
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
@@ -71,11 +71,12 @@ class MixtureOfExperts(Pattern):
     priority: ClassVar[int] = 10
 
     def anchors(self, view: GraphView) -> Iterable[Node]:
-        for node in view.nodes:
+        tensors = [node for node in view.nodes if is_tensor(node)]
+        for node in tensors:
             op = view.op(node)
             if op.name == "sum" or is_contraction(op):
                 yield node
-        for node in reversed(view.nodes):  # the longest chain first
+        for node in reversed(tensors):  # the longest chain first
             if view.op(node).name == "add":
                 yield node
 

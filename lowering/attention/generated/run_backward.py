@@ -129,11 +129,13 @@ class _Backward:
     def _delta(self, out: Tensor) -> Tensor:
         """`Σ_keys p dp` of every query: do·out where `probs` is linear.
 
-        Not where a gradient adds up what should cancel, over all keys of a query (a bias that they
-        share, a sink): then it is added up from the same products, with the same errors.
+        Not where out is rounded and a gradient adds up what should cancel, over all keys of a query
+        (a bias that they share, a sink): then it is added up from the same products.
         """
         layout = self.of.layout
-        if not (layout.two_passes or self.over_rows or self.needs.sink):
+        rounded = layout.spec.dtype.itemsize < 4
+        cancels = bool(self.over_rows) or self.needs.sink
+        if not layout.two_passes and not (rounded and cancels):
             return (self.grad.float() * out.float()).sum(-1)
         self.delta = torch.empty_like(self.row_max)
         self._over_rows("delta", (), {})
