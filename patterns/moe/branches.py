@@ -15,7 +15,7 @@ from fuser.graph.view import GraphView
 from ..declined import Declined
 from .expert import Expert, ExpertWalk, NoExpert, same_rows
 from .rows import rows_of
-from .space import Place, Space, require
+from .space import Place, Space, part_of, require
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ def column(view: GraphView, place: Place) -> tuple[Node, Dims, Dim, int] | None:
             dim = cut.args.get("dim", 0) % value(cut.args["input"]).ndim
             parts = [slice(None)] * dim + [place.node.args[1]]
             return _taken(cut.args["input"], parts, place.dims)
+    part = part_of(view, place.node)
+    if part is not None and part.step == 1 and part.stop == part.start + 1:
+        dim = part.dim % value(part.source).ndim
+        parts = [slice(None)] * dim + [slice(part.start, part.stop)]
+        return _taken(part.source, parts, place.dims)
     return None
 
 

@@ -242,6 +242,7 @@ def _chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     columns: list[tuple[Node, Dims, Dim, int]] = []
     for term in found:
         if is_zero(view, term):
+            space.interior.add(term)
             continue
         try:
             branches.append(branch(space, term, out_dims))

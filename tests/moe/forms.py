@@ -92,6 +92,23 @@ class ChainInPlace(Mixture):
         return out
 
 
+class ChainIntoZeros(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, out = self.weights(x).chunk(EXPERTS, dim=-1), torch.zeros_like(x)
+        for weight, expert in zip(weights, self.experts, strict=True):
+            out += weight * expert(x)
+        return out
+
+
+class ChainBySum(Mixture):
+    """Python's `sum` starts with the number zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.weights(x).unbind(1)
+        pairs = zip(columns, self.experts, strict=True)
+        return sum(c[:, None] * expert(x) for c, expert in pairs)  # type: ignore[return-value]
+
+
 class SharedExpert(Mixture):
     """One more expert for every token, and a residual."""
 
@@ -278,7 +295,7 @@ class Sorted(Mixture):
 
 
 FORMS: list[type[Mixture]] = [
-    Chain, ChainInPlace, SharedExpert, Stack, StackMatmul, MaskedSoftmax, MaskedFill, OneHot, Where,
-    DenseEinsum, DenseBmm, WeightFirst, Gathered, GatheredFlat, Top1, Batched,
-    Sorted, GatheredResults,
+    Chain, ChainInPlace, ChainIntoZeros, ChainBySum, SharedExpert, Stack, StackMatmul,
+    MaskedSoftmax, MaskedFill, OneHot, Where, DenseEinsum, DenseBmm, WeightFirst, Gathered,
+    GatheredFlat, Top1, Batched, Sorted, GatheredResults,
 ]  # fmt: skip
