@@ -85,8 +85,8 @@ class MixtureOfExperts(Pattern):
             return _prove(view, anchor)
         except Declined as error:
             return Decline(error.reason, error.node, hint=error.hint)
-        except Unproven as error:
-            return Decline(str(error), anchor)
+        except Unproven:
+            return None  # of most sums nobody would say that they are mixtures
         except GuardOnDataDependentSymNode:
             return Decline(SIZE_OF_DATA, anchor)
 
@@ -222,6 +222,22 @@ def _mixture(
     return _match(space, anchor, out_dims, found)
 
 
+def _adds_expert(view: GraphView, anchor: Node, out_dims: Dims) -> bool:
+    """Whether what the last addition of a chain adds is an expert's."""
+    op = view.op(anchor)
+    inputs = [n for n in (op.args.get("input"), op.args.get("other")) if is_tensor(n)]
+    single = [
+        n for n in inputs if view.op(n).name != "add" and value(n).shape == value(anchor).shape
+    ]
+    for term in single:
+        try:
+            branch(Space(view, value(anchor).dtype, leaves(out_dims[:-1])), term, out_dims)
+        except Declined:
+            continue
+        return True
+    return False
+
+
 def _keeps_zero(expert: Expert) -> bool:
     """Whether an expert makes zeros of zeros."""
     if any(product.bias is not None for product in expert.products):
@@ -234,6 +250,8 @@ def _keeps_zero(expert: Expert) -> bool:
 
 def _chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     """Experts that are written out, weighted and added up."""
+    if not _adds_expert(view, anchor, out_dims):
+        return None  # before the whole chain is looked at, of which there may be as many as terms
     found = terms(view, anchor)
     if len(found) < 2:
         return None
