@@ -1,6 +1,7 @@
 """Mixture of experts: the operators that a match becomes.
 
 experts     one expert on rows of tokens, in plain PyTorch
+operators   what all of them share: schemas, gradients, emission
 reference   expert by expert, as it is written down most often: the oracle
 grouped     tokens sorted by expert, so that each expert is a few products
 """

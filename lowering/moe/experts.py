@@ -10,10 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import Node
 
-from fuser.builder import Builder
-from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
 
@@ -91,26 +88,6 @@ def from_the_start(indices: Tensor, experts: int) -> Tensor:
             wrong = high if high >= experts else low
             raise IndexError(f"a token chose expert {wrong}, and there are {experts}")
     return torch.where(indices < 0, indices + experts, indices)
-
-
-def emit(builder: Builder, call: Call, function: Any) -> Node:
-    """An operator of this family on its operands."""
-    spec: MoeSpec = call.spec
-    place = {name: builder.operand(operand) for name, operand in call.operands.items()}
-    if "dense" in place:
-        place["weights"] = builder.call(torch.gather, place["dense"], 1, place["indices"])
-    return builder.call(
-        function,
-        *(place[name] for name in ("x", "indices", "weights")),
-        [place[name] for name in spec.matrices],
-        [place[name] for name in spec.added],
-        spec.to_text(),
-    )
-
-
-def empty_result(x: Tensor, experts: Experts) -> Tensor:
-    """What operators say of their result on fake tensors."""
-    return x.new_empty(x.shape[0], experts.width, dtype=experts.spec.dtype)
 
 
 def accumulating(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,16 +24,8 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .experts import (
-    Experts,
-    accumulating,
-    apply,
-    emit,
-    empty_result,
-    from_the_start,
-    spec_of,
-)
-from .reference import differentiated, save
+from .experts import Experts, accumulating, apply, from_the_start
+from .operators import define, emit
 
 
 @dataclass(frozen=True)
@@ -86,56 +78,6 @@ def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor
     if not spec.weights_first:
         y *= weight
     return places.by_token(y, choices).to(spec.dtype)
-
-
-@torch.library.custom_op("fuser::grouped_moe", mutates_args=())
-def grouped_moe(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    matrices: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    spec: str,
-) -> Tensor:
-    """`mix` as one operator; see `fuser.specs.MoeSpec` for the operands."""
-    experts = Experts(spec_of(spec), matrices, biases)
-    with torch.autocast(x.device.type, enabled=False):
-        return mix(experts, x, indices, weights)
-
-
-@grouped_moe.register_fake
-def _(x: Tensor, indices: Tensor, weights: Tensor, matrices: Any, biases: Any, spec: str) -> Tensor:
-    return empty_result(x, Experts(spec_of(spec), matrices, biases))
-
-
-@torch.library.custom_op("fuser::grouped_moe_backward", mutates_args=())
-def grouped_moe_backward(
-    grad: Tensor,
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    matrices: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    spec: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    """Gradients of `grouped_moe` for x, weights, matrices and biases, where `needs`."""
-    experts = Experts(spec_of(spec), matrices, biases)
-    with torch.autocast(x.device.type, enabled=False):
-        found = _Backward(experts, x, indices, weights, needs).run(grad)
-    return [g for g, n in zip(found, needs, strict=True) if n]
-
-
-@grouped_moe_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, indices: Tensor, weights: Tensor, matrices: Any, biases: Any,
-    spec: str, needs: Any,
-) -> list[Tensor]:  # fmt: skip
-    inputs = [x, weights, *matrices, *biases]
-    return [t.new_empty(t.shape) for t, n in zip(inputs, needs, strict=True) if n]
-
-
-grouped_moe.register_autograd(differentiated(grouped_moe_backward), setup_context=save)
 
 
 class _Backward:
@@ -207,6 +149,22 @@ class _Backward:
             tensors[part * self.spec.experts + expert].copy_(grad)
         else:
             tensors[part][expert].copy_(grad)
+
+
+def gradients(
+    grad: Tensor,
+    experts: Experts,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Of `mix`: of x, weights and the experts' tensors, where `needs` says so."""
+    found = _Backward(experts, x, indices, weights, needs).run(grad)
+    return [g for g, n in zip(found, needs, strict=True) if n]
+
+
+define("grouped_moe", mix, gradients)
 
 
 @register_lowering(MoeSpec, order=10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,15 +15,8 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .experts import (
-    Experts,
-    accumulating,
-    apply,
-    emit,
-    empty_result,
-    from_the_start,
-    spec_of,
-)
+from .experts import Experts, accumulating, apply, from_the_start
+from .operators import define, emit
 
 WORK = 10.0
 
@@ -54,44 +47,22 @@ def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor
     return out.to(spec.dtype)
 
 
-@torch.library.custom_op("fuser::moe", mutates_args=())
-def moe(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    matrices: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    spec: str,
-) -> Tensor:
-    """`mix` as one operator; see `fuser.specs.MoeSpec` for the operands."""
-    experts = Experts(spec_of(spec), matrices, biases)
-    with torch.autocast(x.device.type, enabled=False):
-        return mix(experts, x, indices, weights)
-
-
-@moe.register_fake
-def _(x: Tensor, indices: Tensor, weights: Tensor, matrices: Any, biases: Any, spec: str) -> Tensor:
-    return empty_result(x, Experts(spec_of(spec), matrices, biases))
-
-
-@torch.library.custom_op("fuser::moe_backward", mutates_args=())
-def moe_backward(
+def gradients(
     grad: Tensor,
+    experts: Experts,
     x: Tensor,
     indices: Tensor,
     weights: Tensor,
-    matrices: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    spec: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of `moe` for x, weights, matrices and biases, in this order, where `needs`."""
-    inputs = [x, weights, *matrices, *biases]
+    """Of `mix`, which is recomputed with gradients recorded: of x, weights and the experts' tensors
+    where `needs` says so."""
+    inputs = [x, weights, *experts.tensors]
     leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needs, strict=True)]
     own_x, own_weights, *rest = leaves
-    experts = Experts(spec_of(spec), rest[: len(matrices)], rest[len(matrices) :])
-    with torch.autocast(x.device.type, enabled=False), differentiable():
-        out = mix(experts, own_x, indices, own_weights)
+    count = len(experts.matrices)
+    with differentiable():
+        out = mix(Experts(experts.spec, rest[:count], rest[count:]), own_x, indices, own_weights)
     wanted = [t for t, n in zip(leaves, needs, strict=True) if n]
     if not out.requires_grad:  # there are no tokens
         return [torch.zeros_like(t) for t in wanted]
@@ -102,37 +73,7 @@ def moe_backward(
     ]
 
 
-@moe_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, indices: Tensor, weights: Tensor, matrices: Any, biases: Any,
-    spec: str, needs: Any,
-) -> list[Tensor]:  # fmt: skip
-    inputs = [x, weights, *matrices, *biases]
-    return [t.new_empty(t.shape) for t, n in zip(inputs, needs, strict=True) if n]
-
-
-def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keeps the operands of an operator of this family."""
-    x, indices, weights, matrices, biases, ctx.spec = inputs
-    ctx.count = len(matrices)
-    ctx.save_for_backward(x, indices, weights, *matrices, *biases)
-
-
-def differentiated(function: Any) -> Any:
-    """The formula of an operator whose gradients another one gives."""
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, indices, weights, *rest = ctx.saved_tensors
-        needs = [t.is_floating_point() and t.requires_grad for t in (x, weights, *rest)]
-        matrices, biases = rest[: ctx.count], rest[ctx.count :]
-        found = iter(function(grad, x, indices, weights, matrices, biases, ctx.spec, needs))
-        own_x, own_weights, *others = [next(found) if n else None for n in needs]
-        return own_x, None, own_weights, others[: ctx.count], others[ctx.count :], None
-
-    return backward
-
-
-moe.register_autograd(differentiated(moe_backward), setup_context=save)
+define("moe", mix, gradients)
 
 
 @register_lowering(MoeSpec, order=100)

@@ -4,6 +4,7 @@ mixture     the pattern: where weighted rows are added up
 rows        from there to rows and their weights
 branches    experts that are written out one after the other
 expert      from rows through one expert to tokens
+products    rows times a matrix of the expert, in every spelling
 space       which token and which expert a row is of
 routing     whose weights are zero whatever the numbers are
 """

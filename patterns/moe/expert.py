@@ -3,52 +3,29 @@
     x -> products with matrices of the expert (+ biases) -> activation -> product (+ bias) -> y
 
 Between the products anything pointwise may stand, of columns of the first ones. The weight of a
-choice is multiplied with y, or with x. A matrix is told from rows by its axes: it has none of the
-tokens'.
+choice is multiplied with y, or with x.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, Unproven, broadcast, fresh, leaves, resolve
+from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve
 from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import Program, ProgramBuilder
-from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
+from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.specs import Columns
 
 from ..declined import Declined, spelled
-from .order import GROUPED
+from .products import Product, Products
 from .space import CASTS, COPIES, Place, Space, part_of, require
 
 MAX_NODES = 256
 HALVES = {torch.float16, torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Product:
-    """Rows times a matrix of the expert.
-
-    Attributes:
-        node: the product.
-        rows, dims: what is multiplied; `inner` is its last axis.
-        matrix, bias: of the expert.
-        inner: axes that are contracted.
-        out: axes of the features that it gives.
-    """
-
-    node: Node
-    rows: Node
-    dims: Dims
-    matrix: Place
-    bias: Place | None
-    inner: Dim
-    out: Dim
 
 
 @dataclass
@@ -82,7 +59,7 @@ class ExpertWalk:
 
     def __init__(self, space: Space) -> None:
         self.space, self.view = space, space.view
-        self.interior = space.interior
+        self.interior, self.products = space.interior, Products(space)
         self.builder = ProgramBuilder()
         self.columns: list[Columns] = []
         self.first: list[Product] = []
@@ -120,7 +97,7 @@ class ExpertWalk:
         """The last product, past casts, views and the bias."""
         bias: Place | None = None
         for _ in range(MAX_NODES):
-            product = self._product(node, dims)
+            product = self.products.find(node, dims)
             if product is not None:
                 require(bias is None or product.bias is None, "two biases are added", node)
                 return _with(product, product.bias or bias)
@@ -131,7 +108,7 @@ class ExpertWalk:
                 if not plain:
                     raise NoExpert(self._stands(node), node)
                 step, added = self._apart(op, node, dims)
-                bias = self._bias(*added)
+                bias = self.products.bias(*added)
             self.interior.add(node)
             node, dims = step
         raise Declined("more than 256 operators behind an expert", node)
@@ -141,16 +118,10 @@ class ExpertWalk:
         inputs = list(pull_pointwise(op, node, dims).items())
         rows = [pair for pair in inputs if self.space.token_axes & set(leaves(pair[1]))]
         if len(rows) != 1:
-            rows = [pair for pair in inputs if self._is_product(pair[0])]
+            rows = [pair for pair in inputs if self.products.is_one(pair[0])]
         if len(inputs) != 2 or len(rows) != 1:
             raise NoExpert(self._stands(node), node)
         return rows[0], next(pair for pair in inputs if pair is not rows[0])
-
-    def _bias(self, node: Node, dims: Dims) -> Place:
-        place = self.space.locate(node, dims)
-        if set(leaves(place.dims)) & self.space.token_axes:
-            raise Declined("what is added to an expert's product differs between tokens", node)
-        return place
 
     # -- between the products
 
@@ -202,9 +173,9 @@ class ExpertWalk:
         passed: list[Node] = []
         bias: tuple[Node, Dims] | None = None
         while node not in self._products:
-            product = self._product(node, dims)
+            product = self.products.find(node, dims)
             if product is not None:
-                placed = None if bias is None else self._bias(*bias)
+                placed = None if bias is None else self.products.bias(*bias)
                 require(placed is None or product.bias is None, "two biases are added", node)
                 self._products[node] = len(self.first)
                 self.first.append(_with(product, product.bias or placed))
@@ -227,13 +198,6 @@ class ExpertWalk:
             self._products[other] = number
         return number
 
-    def _is_product(self, node: Node) -> bool:
-        op = self.view.op(node)
-        while op.kind is Kind.VIEW:
-            node = op.args["input"]
-            op = self.view.op(node)
-        return is_contraction(op) or op.name == "linear" or is_grouped(node)
-
     def _pointwise(self, node: Node, dims: Dims, features: Dim) -> Node:
         op = self.view.op(node)
         if op.kind is Kind.VIEW and not op.inplace:
@@ -255,64 +219,6 @@ class ExpertWalk:
         return f"{spelled(node)} stands where an expert's product was expected"
 
     # -- products and tokens
-
-    def _product(self, node: Node, dims: Dims) -> Product | None:
-        op = self.view.op(node)
-        dims = resolve(dims)
-        if op.name == "linear" and is_tensor(op.args.get("weight")):
-            return self._linear(op, node, dims)
-        if is_grouped(node):
-            return self._grouped(node, dims)
-        if not is_contraction(op):
-            return None
-        found = pull_contraction(op, node, dims)
-        sides = ((found.a, found.a_dims), (found.b, found.b_dims))
-        places = [self.space.locate(*side) for side in sides]
-        out = set(leaves(dims)) - self.space.row_axes
-        own = [set(leaves(p.dims)) for p in places]
-        matrices = [not axes & self.space.token_axes and out <= axes for axes in own]
-        if sum(matrices) != 1 or not found.inner:
-            return None
-        at = matrices.index(True)
-        bias = None
-        if op.name == "baddbmm":
-            if op.args.get("beta", 1) != 1 or op.args.get("alpha", 1) != 1:
-                return None
-            added = op.args["input"]
-            bias = self._bias(added, broadcast(dims, value(added).shape))
-        return self._made(node, *sides[1 - at], places[at], bias, found.inner)
-
-    def _linear(self, op: Op, node: Node, dims: Dims) -> Product:
-        weight, bias = op.args["weight"], op.args.get("bias")
-        inner = fresh((value(weight).shape[-1],), "inner")[0]
-        matrix = self.space.locate(weight, (dims[-1], inner))
-        placed = None if bias is None else self._bias(bias, (dims[-1],))
-        return self._made(node, op.args["input"], (*dims[:-1], inner), matrix, placed, inner)
-
-    def _grouped(self, node: Node, dims: Dims) -> Product | None:
-        """`grouped_mm(rows, matrices, ends)`, of rows that are sorted by their experts."""
-        order, names = self.space.order, ("input", "weight", "offs")
-        given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        rows, matrices, ends = (given.get(name) for name in names)
-        if order is None or not (is_tensor(rows) and is_tensor(matrices) and is_tensor(ends)):
-            return None
-        if value(matrices).ndim != 3 or len(dims) != 2 or given.get("bias") is not None:
-            return None
-        count, width = value(matrices).shape[:2]
-        if not isinstance(count, int) or not order.holds_ends(self.view, ends, count):
-            raise Declined("rows are cut elsewhere than where the next expert begins", node)
-        experts, inner = fresh((count,), "e")[0], fresh((width,), "inner")[0]
-        place = self.space.locate(matrices, (experts, inner, dims[1]))
-        matrix = Place(place.node, place.dims, experts)
-        return self._made(node, rows, (dims[0], inner), matrix, None, inner)
-
-    def _made(
-        self, node: Node, rows: Node, dims: Dims, matrix: Place, bias: Place | None, inner: Dim
-    ) -> Product:
-        self.interior.add(node)
-        known = {*leaves((inner,)), *leaves((matrix.experts,))}
-        out = tuple(a for a in leaves(matrix.dims) if a not in known)
-        return Product(node, rows, resolve(dims), matrix, bias, inner, out)
 
     def _tokens(self) -> tuple[Place, Dim]:
         """What all first products multiply, and its features; the weight may be there."""
@@ -387,17 +293,6 @@ class ExpertWalk:
         require(same and not self._is_weighted, "rows are weighted twice", node)
         self.weight, self._is_weighted = place, True
         return whole[0]
-
-
-def is_grouped(node: Node) -> bool:
-    """Whether a node multiplies runs of rows with a matrix each."""
-    name = str(getattr(node.target, "_opname", getattr(node.target, "__name__", "")))
-    package = str(getattr(node.target, "namespace", getattr(node.target, "__module__", "")))
-    return (
-        node.op == "call_function"
-        and name in GROUPED
-        and package.startswith(("torch", "aten", "transformers"))
-    )
 
 
 def unchanged(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
