@@ -114,24 +114,22 @@ def tokens_text(layout: Layout, config: Config) -> Text:
     write(f"inner = tl.arange(0, {config.block_k})")
     text.zeros("total", config.block_m, config.block_n)
     wide = len(layout.columns) * layout.hidden
-    for i, c in enumerate(layout.columns):
-        rows = f"({c.start} + inner{f' * {c.step}' if c.step > 1 else ''})"
-        start = f" + {i * layout.hidden}" if i else ""
-        write(f"at_dh{i} = dh + row64[:, None] * {wide}{start} + inner[None, :]")
-        write(f"at_m{i} = m{c.product}_own + {rows}[:, None] * m{c.product}_o"
-              f" + column[None, :] * m{c.product}_i")  # fmt: skip
     in_columns = beyond("column", layout.features, config.block_n, "")
-    with write.block(f"for first_i in range(0, {layout.hidden}, {config.block_k}):"):
-        there = beyond("first_i + inner", layout.hidden, config.block_k, "")
-        for i, c in enumerate(layout.columns):
+    for i, c in enumerate(layout.columns):
+        step = f" * {c.step}" if c.step > 1 else ""
+        start = f" + {i * layout.hidden}" if i else ""
+        write(f"at_dh = dh + row64[:, None] * {wide}{start} + inner[None, :]")
+        write(f"at_m = m{c.product}_own + ({c.start} + inner{step})[:, None] * m{c.product}_o"
+              f" + column[None, :] * m{c.product}_i")  # fmt: skip
+        with write.block(f"for first_i in range(0, {layout.hidden}, {config.block_k}):"):
+            there = beyond("first_i + inner", layout.hidden, config.block_k, "")
             of_a = ["in_rows[:, None]", f"{there}[None, :]" if there else None]
             of_b = [f"{there}[:, None]" if there else None,
                     f"{in_columns}[None, :]" if in_columns else None]  # fmt: skip
-            write(f"tile_dh{i} = {text.load(f'at_dh{i} + first_i', layout.dtype, of_a)}")
-            step = f" * {c.step}" if c.step > 1 else ""
-            at = f"at_m{i} + first_i{step} * m{c.product}_o"
-            write(f"tile_m{i} = {text.load(at, layout.matrices[c.product], of_b)}")
-            text.dot(f"tile_dh{i}", f"tile_m{i}", "total")
+            write(f"tile_dh = {text.load('at_dh + first_i', layout.dtype, of_a)}")
+            at = f"at_m + first_i{step} * m{c.product}_o"
+            write(f"tile_m = {text.load(at, layout.matrices[c.product], of_b)}")
+            text.dot("tile_dh", "tile_m", "total")
     value = "total"
     if spec.weights_first:
         text.weight()

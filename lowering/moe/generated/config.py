@@ -8,7 +8,7 @@ import torch
 
 from .layout import Layout
 
-STAGES = ("sort", "place", "up", "down", "hidden", "tokens", "matrix", "bias")
+STAGES = ("count", "scan", "place", "up", "down", "hidden", "tokens", "matrix", "bias")
 """What a kernel of a mixture is for."""
 
 
@@ -35,8 +35,8 @@ class Config:
 
 INTERPRETED = Config(16, 32, 32, group=2)
 """Small tiles, so that small sizes have several, with edges."""
-SORTED = 1 << 14
-"""Elements of the table of choices and experts that one program of `sort` holds."""
+SORTING = Config(0, 0, 0, num_warps=8, num_stages=1)
+"""The kernels that sort have tables of choices and experts, see `sort`."""
 
 
 def rows_of_tile(rows: float) -> int:
@@ -53,20 +53,39 @@ def choose(stage: str, layout: Layout, arch: str, rows: float) -> Config:
         arch: of `devices.DEVICES`.
         rows: that an expert has on average.
     """
+    if stage in ("count", "scan", "place"):
+        return SORTING
     if layout.interpreted:
         return INTERPRETED
-    wide = layout.dtype is torch.float32
+    if layout.dtype is torch.float32:
+        return _wide(stage, layout, rows)
     if stage in ("matrix", "bias"):
-        return Config(64, 64, 32, 4, 2) if wide else Config(128, 128, 64, 8, 3)
-    block_m = min(rows_of_tile(rows), 64) if wide else rows_of_tile(rows)
+        return Config(128, 128, 64, 8, 3 if arch in HOPPER else 2)
     sums = len(layout.columns) if stage == "up" else 1
+    block_m, deep = rows_of_tile(rows), 3 if arch in HOPPER else 2
     if block_m <= 32:
-        return Config(block_m, 64 // sums if not wide else 32, 64 if wide else 128, 4, 3)
-    if wide:
-        return Config(block_m, 64 // sums, 32, 4, 2)
-    deep = 3 if arch in ("sm_90", "sm_100") else 2
-    if arch == "gfx942":
-        return Config(block_m, 128 // sums, 64, 8, 2)
-    if block_m == 64:
-        return Config(64, 128 // sums, 64, 4, deep)
-    return Config(128, max(64, 256 // sums), 64, 8, deep)
+        return Config(block_m, share(64, sums), 128, 4, deep)
+    if block_m == 64 or arch not in HOPPER:
+        return Config(block_m, share(128, sums), 64, 4 if block_m == 64 else 8, deep)
+    busy = stage == "hidden" or (
+        stage == "up" and (layout.spec.weights_first or any(layout.biases[:-1]))
+    )
+    return Config(block_m, share(128 if busy else 256, sums), 64, 8, deep)
+
+
+HOPPER = ("sm_90", "sm_100")
+"""And what came after it: a program has registers, or tensor memory, for wide tiles."""
+
+
+def _wide(stage: str, layout: Layout, rows: float) -> Config:
+    """fp32 is multiplied without tensor cores, in registers."""
+    if stage in ("matrix", "bias"):
+        return Config(64, 64, 32, 4, 2)
+    sums = len(layout.columns) if stage in ("up", "hidden") else 1
+    block_m = min(rows_of_tile(rows), 64)
+    return Config(block_m, share(32 if block_m <= 32 else 64, sums), 32, 4, 2)
+
+
+def share(columns: int, sums: int) -> int:
+    """Columns of each of several sums, a power of two, that are so many together."""
+    return max(16, 1 << (columns // sums).bit_length() - 1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fuser.torch_private import differentiable, eager_world, hint
+from fuser.torch_private import differentiable, eager_world, hint, known_true
 
 from ...triton.kernel import Kernel
 from ...triton.launch import Target, run, target_of
@@ -19,11 +19,11 @@ from .backward import bias_text, hidden_text, matrix_text, tokens_text
 from .config import Config, choose
 from .forward import down_text, up_text
 from .layout import Layout, Matrix, layout_of
-from .sort import part, place_text, sort_text
+from .sort import count_text, part, place_text, scan_programs, scan_text
 from .text import Text, power_of_two
 
 TEXTS: dict[str, Callable[..., Text]] = {
-    "sort": sort_text, "place": place_text, "up": up_text, "down": down_text,
+    "count": count_text, "scan": scan_text, "place": place_text, "up": up_text, "down": down_text,
     "hidden": hidden_text, "tokens": tokens_text, "matrix": matrix_text, "bias": bias_text,
 }  # fmt: skip
 MANY = 512.0
@@ -107,13 +107,17 @@ class Problem:
         experts = self.layout.spec.experts
         order = self.indices.new_empty(self.rows, dtype=torch.int32)
         starts = self.indices.new_empty(experts + 1, dtype=torch.int32)
+        index, numbers = self.indices.dtype, {"CHOICES": self.rows, "K": self.choices}
+        given = {"indices": self.indices, "order": order, "starts": starts}
         parts = torch.sym_max(-(-self.rows // part(self.layout)), 1)
-        counts = self.indices.new_empty(parts, power_of_two(experts), dtype=torch.int32)
-        index = self.indices.dtype
-        numbers = {"CHOICES": self.rows, "K": self.choices}
-        given = {"indices": self.indices, "counts": counts, "order": order, "starts": starts}
-        self.launch("sort", (index,), parts, given, **numbers)
-        self.launch("place", (index,), parts, given, PARTS=parts, **numbers)
+        if known_true(parts == 1):
+            self.launch("place", (index, True), 1, given, **numbers)
+            return Places(order, starts)
+        counts = self.indices.new_empty(parts + 1, power_of_two(experts), dtype=torch.int32)
+        given["counts"] = counts
+        self.launch("count", (index,), parts, given, **numbers)
+        self.launch("scan", (), scan_programs(self.layout), given, PARTS=parts)
+        self.launch("place", (index, False), parts, given, PARTS=parts, **numbers)
         return Places(order, starts)
 
     def up(self, places: Places, *, keep: bool, hidden: bool = True) -> tuple[Tensor, Tensor]:

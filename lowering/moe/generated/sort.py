@@ -1,4 +1,4 @@
-"""Kernels that sort choices by expert: counts of parts, and then each choice's place.
+"""Kernels that sort choices by expert: counts of parts, their sums, and then each choice's place.
 
 Choices keep their order within an expert, so that sums have one order.
 """
@@ -8,24 +8,26 @@ from __future__ import annotations
 import torch
 
 from ...triton.kernel import pointer
-from .config import SORTED, Config
+from .config import Config
 from .layout import Layout
 from .text import I32, Argument, Text, power_of_two
 
-SCANNED = 32
-"""Parts whose counts the program that adds them up has in its registers."""
+TABLE = 1 << 13
+"""Elements of the table of choices and experts that a program has in its registers."""
+SCANNED = (64, 16)
+"""Parts and experts of the table of counts that a program adds up at a time."""
 
 
 def part(layout: Layout) -> int:
     """Choices of one program."""
-    return max(16, min(1024, SORTED // power_of_two(layout.spec.experts)))
+    return max(16, min(1024, TABLE // power_of_two(layout.spec.experts)))
 
 
-def sort_text(layout: Layout, config: Config, index: torch.dtype) -> Text:
+def count_text(layout: Layout, config: Config, index: torch.dtype) -> Text:
     """Counts of the choices of each expert in each part, `(parts, experts)`."""
     arguments = [Argument("indices", pointer(index), "tk"), Argument("counts", I32)]
     text = Text(
-        "sort", "How many choices of a part each expert has.", layout, config, arguments,
+        "count", "How many choices of a part each expert has.", layout, config, arguments,
         ("CHOICES", "K"),
     )  # fmt: skip
     _chosen(text)
@@ -34,34 +36,65 @@ def sort_text(layout: Layout, config: Config, index: torch.dtype) -> Text:
     return text
 
 
-def place_text(layout: Layout, config: Config, index: torch.dtype) -> Text:
-    """Places of the choices of a part, and where each expert's begin, `(experts + 1)`."""
+def scan_text(layout: Layout, config: Config) -> Text:
+    """Counts become those of all parts before; the row after the last part is their sum."""
+    text = Text(
+        "scan", "How many choices each expert has in the parts before.", layout, config,
+        [Argument("counts", I32)], ("PARTS",),
+    )  # fmt: skip
+    write, width = text.write, power_of_two(layout.spec.experts)
+    parts, experts = SCANNED[0], min(SCANNED[1], width)
+    write(f"experts = tl.program_id(0) * {experts} + tl.arange(0, {experts})")
+    write(f"parts = tl.arange(0, {parts})")
+    write(f"before = tl.zeros([{experts}], tl.int32)")
+    with write.block(f"for first in range(0, PARTS, {parts}):"):
+        write(f"at = counts + (first + parts)[:, None] * {width} + experts[None, :]")
+        write("there = (first + parts < PARTS)[:, None]")
+        write("own = tl.load(at, mask=there, other=0)")
+        write("tl.store(at, tl.cumsum(own, 0) - own + before[None, :], mask=there)")
+        write("before += tl.sum(own, 0)")
+    write(f"tl.store(counts + PARTS * {width} + experts, before)")
+    return text
+
+
+def scan_programs(layout: Layout) -> int:
+    """How many programs `scan` has."""
+    width = power_of_two(layout.spec.experts)
+    return width // min(SCANNED[1], width)
+
+
+def place_text(layout: Layout, config: Config, index: torch.dtype, alone: bool) -> Text:
+    """Places of the choices of a part, and where each expert's begin, `(experts + 1)`.
+
+    Args:
+        layout: what it is specialised on.
+        config: how it is cut.
+        index: dtype of the indices.
+        alone: there is one part, which nobody has counted.
+    """
     arguments = [
         Argument("indices", pointer(index), "tk"),
-        Argument("counts", I32),
+        *([] if alone else [Argument("counts", I32)]),
         Argument("order", I32),
         Argument("starts", I32),
     ]
     text = Text(
         "place", "Where the choices of a part are among those of their expert.", layout, config,
-        arguments, ("CHOICES", "K", "PARTS"),
+        arguments, ("CHOICES", "K") if alone else ("CHOICES", "K", "PARTS"),
     )  # fmt: skip
     write, width = text.write, power_of_two(layout.spec.experts)
     _chosen(text)
-    write(f"parts = tl.arange(0, {SCANNED})")
-    write(f"total = tl.zeros([{width}], tl.int32)")
-    write(f"earlier = tl.zeros([{width}], tl.int32)")
-    with write.block(f"for first in range(0, PARTS, {SCANNED}):"):
-        write(f"at_counts = counts + (first + parts)[:, None] * {width} + experts[None, :]")
-        write("found = tl.load(at_counts, mask=(first + parts < PARTS)[:, None], other=0)")
-        write("total += tl.sum(found, 0)")
-        write("passed = (first + parts < tl.program_id(0))[:, None]")
-        write("earlier += tl.sum(tl.where(passed, found, 0), 0)")
+    if alone:
+        write("total = tl.sum(one, 0)")
+    else:
+        write(f"total = tl.load(counts + PARTS * {width} + experts)")
+        write(f"earlier = tl.load(counts + tl.program_id(0) * {width} + experts)")
     write("ends = tl.cumsum(total, 0)")
     with write.block("if tl.program_id(0) == 0:"):
         write(f"tl.store(starts + experts + 1, ends, mask=experts < {layout.spec.experts})")
         write("tl.store(starts, 0)")
-    write("rank = tl.cumsum(one, 0) - one + (ends - total + earlier)[None, :]")
+    first = "ends - total" if alone else "ends - total + earlier"
+    write(f"rank = tl.cumsum(one, 0) - one + ({first})[None, :]")
     write("place = tl.sum(one * rank, 1)")
     write("tl.store(order + place, at, mask=tl.sum(one, 1) > 0)")
     return text
