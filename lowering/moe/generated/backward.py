@@ -38,9 +38,9 @@ def hidden_text(layout: Layout, config: Config) -> Text:
             if bias is not None:
                 arguments += experts_tensors(layout, f"b{q}", bias, "o")
                 numbers += strides(layout, f"b{q}", "o")
-    arguments += [
-        Argument(name, pointer(layout.dtype)) for name in ("saved", "dh", "again")
-    ] + [Argument("partial", FP32)]
+    arguments += [Argument(name, pointer(layout.dtype)) for name in ("saved", "dh", "again")] + [
+        Argument("partial", FP32)
+    ]
     text = Text(
         "hidden", "Gradients of the first products of each row, and of its weight.", layout, config,
         arguments, numbers,

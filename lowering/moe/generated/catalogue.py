@@ -155,7 +155,9 @@ def builtin() -> Iterator[Entry]:
         yield from _stages("SwiGLU in pairs, biases", biased, 1440, 720)
         first = _spec(16, SWIGLU, halves, dtype, weights_first=True)
         yield from _stages("SwiGLU, weights first", first, 1536, 768)
-        yield from _stages("GELU, biases", _spec(8, GELU, (Columns(0),), dtype, biases=True), 768, 768)
+        yield from _stages(
+            "GELU, biases", _spec(8, GELU, (Columns(0),), dtype, biases=True), 768, 768
+        )
 
 
 def _spec(

@@ -112,9 +112,7 @@ def at_saved(layout: Layout, column: int, name: str = "saved") -> str:
     return f"{name} + row64[:, None] * {wide}{plus} + column[None, :]"
 
 
-def preactivations(
-    text: Text, emitter: Emitter, *, from_sums: bool
-) -> list[tuple[Value, Value]]:
+def preactivations(text: Text, emitter: Emitter, *, from_sums: bool) -> list[tuple[Value, Value]]:
     """Inputs of the activation, each with what is saved of it, from sums or from what was saved.
 
     Where tokens are weighted first, the sum is saved without the weight, which it is then

@@ -150,4 +150,3 @@ def _require_disjoint(columns: Sequence[Column], hidden: int) -> None:
         if taken & own:
             raise NoLayout("two inputs of the activation read the same column")
         taken |= own
-

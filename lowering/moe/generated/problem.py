@@ -173,7 +173,10 @@ class Problem:
         columns = layout.hidden if column is None else layout.features
         grid = -(-rows // config.block_m) * -(-columns // config.block_n) * layout.spec.experts
         self.launch(
-            "matrix", (column,), grid, {**self._rows(places), **given, **self._each(f"dm{p}", grads)}
+            "matrix",
+            (column,),
+            grid,
+            {**self._rows(places), **given, **self._each(f"dm{p}", grads)},
         )
 
     def of_bias(
@@ -257,9 +260,7 @@ def _stride(name: str, given: Mapping[str, Tensor]) -> int:
     return tensor.stride(letters.index(letter) - len(letters))
 
 
-def problem(
-    x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origin: str
-) -> Problem:
+def problem(x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origin: str) -> Problem:
     """Lays out the operands of a mixture.
 
     Raises:
