@@ -61,37 +61,52 @@ def hidden_text(layout: Layout, config: Config) -> Text:
         inner=layout.width,
         columns=layout.hidden,
     )
-    in_columns = beyond("column", layout.hidden, config.block_n, "")
+    across, part = -(-layout.hidden // config.block_n), config.block_n // config.parts
+    if config.parts > 1:
+        write(f"total = tl.reshape(total, [{config.block_m}, {config.parts}, {part}])")
+        write("total_0, total_1 = tl.split(tl.permute(total, [0, 2, 1]))")
+    text.weight()
+    write(f"shares = tl.zeros([{config.block_m}], tl.float32)")
+    for n in range(config.parts):
+        if config.parts > 1:
+            write(f"total = total_{n}")
+            first = f"within // {config.group} * {config.block_n} + {n * part}"
+            write(f"column = {first} + tl.arange(0, {part})")
+        _epilogue(text)
+    write(f"at_partial = partial + choice.to(tl.int64) * {across} + within // {config.group}")
+    write("tl.store(at_partial, shares, mask=in_rows)")
+    return text
+
+
+def _epilogue(text: Text) -> None:
+    """What `hidden_text` makes of `total`, or of a part of its columns."""
+    write, layout, spec = text.write, text.layout, text.layout.spec
+    in_columns = beyond("column", layout.hidden, text.config.block_n, "")
     mask = "in_rows[:, None]" + (f" & {in_columns}[None, :]" if in_columns else "")
     for i in range(len(layout.columns)):
         at = at_saved(layout, i)
         write(f"saved_{i} = tl.load({at}, mask={mask}, other=0.0).to(tl.float32)")
-    text.weight()
     emitter = text.emitter()
-    columns = preactivations(text, emitter, from_sums=False)
-    inputs = {f"h{i}": value for i, (value, _) in enumerate(columns)}
+    found = preactivations(text, emitter, from_sums=False)
+    inputs = {f"h{i}": value for i, (value, _) in enumerate(found)}
     result = text.run(emitter, inputs)
     total = emitter.cast(Value("total", torch.float32), layout.dtype)
     cotangent = total if spec.weights_first else Value("(total * weight[:, None])", torch.float32)
-    found = text.gradient(emitter, inputs, cotangent)
-    for i, value in enumerate(found):
+    for i, value in enumerate(text.gradient(emitter, inputs, cotangent)):
         value = emitter.cast(value, layout.dtype)
         write(f"dh_{i} = tl.where({mask}, {value.text}, 0.0)")
         write(f"tl.store({at_saved(layout, i, 'dh')}, dh_{i}, mask={mask})")
     if spec.weights_first:
-        terms = [f"dh_{i} * {raw.text}" for i, (_, raw) in enumerate(columns)]
+        terms = [f"dh_{i} * {raw.text}" for i, (_, raw) in enumerate(found)]
         share, again = " + ".join(terms), result.text
     else:
         share = f"tl.where({mask}, {total.text} * {result.text}, 0.0)"
-        weighted = Value(f"({result.text} * weight[:, None])", torch.float32)
-        again = emitter.cast(emitter.let(weighted.text, torch.float32), layout.dtype).text
-    across = -(-layout.hidden // config.block_n)
-    write(f"at_partial = partial + choice.to(tl.int64) * {across} + within // {config.group}")
-    write(f"tl.store(at_partial, tl.sum({share}, 1), mask=in_rows)")
+        weighted = emitter.let(f"{result.text} * weight[:, None]", torch.float32)
+        again = emitter.cast(weighted, layout.dtype).text
+    write(f"shares += tl.sum({share}, 1)")
     at = f"again + row64[:, None] * {layout.hidden} + column[None, :]"
     write(f"tl.store({at}, {again}, mask={mask})")
     text.functions |= emitter.functions
-    return text
 
 
 def tokens_text(layout: Layout, config: Config) -> Text:

@@ -1,4 +1,4 @@
-"""Kernels by description: to compile ahead of time what a program, or a test suite, would launch."""
+"""Kernels by description: to compile ahead of time what a program, or a suite, would launch."""
 
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ def _stages(label: str, spec: MoeSpec, rows: int, hidden: int, firsts: int = 1) 
     label = f"{label}, {_name(dtype)}"
     columns: list[int | None] = [None, *range(len(layout.columns))]
     stages: list[tuple[str, tuple[Any, ...]]] = [
-        ("count", (torch.int64,)), ("scan", ()), ("place", (torch.int64, False)), ("up", (True, True)), ("down", ()),
+        ("count", (torch.int64,)), ("scan", ()), ("place", (torch.int64, False)),
+        ("up", (True, True)), ("down", ()),
         ("hidden", ()), ("tokens", ()), *(("matrix", (c,)) for c in columns),
         *(("bias", (c,)) for c in columns if biases),
     ]  # fmt: skip

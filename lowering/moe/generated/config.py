@@ -23,6 +23,8 @@ class Config:
         group: tiles of rows that are worked on together, so that they share columns in the cache.
         num_warps: of a program.
         num_stages: depth of the software pipeline.
+        parts: of the columns that are worked on one after the other once they are added up, so
+            that fewer registers are in use; one or two.
     """
 
     block_m: int
@@ -31,9 +33,10 @@ class Config:
     num_warps: int = 4
     num_stages: int = 3
     group: int = 8
+    parts: int = 1
 
 
-INTERPRETED = Config(16, 32, 32, group=2)
+INTERPRETED = Config(16, 32, 32, group=2, parts=2)
 """Small tiles, so that small sizes have several, with edges."""
 SORTING = Config(0, 0, 0, num_warps=8, num_stages=1)
 """The kernels that sort have tables of choices and experts, see `sort`."""
@@ -60,16 +63,18 @@ def choose(stage: str, layout: Layout, arch: str, rows: float) -> Config:
     if layout.dtype is torch.float32:
         return _wide(stage, layout, rows)
     if stage in ("matrix", "bias"):
-        return Config(128, 128, 64, 8, 3 if arch in HOPPER else 2)
+        return Config(128, 128, 32, 4, 4 if arch in HOPPER else 2)
     sums = len(layout.columns) if stage == "up" else 1
     block_m, deep = rows_of_tile(rows), 3 if arch in HOPPER else 2
     if block_m <= 32:
         return Config(block_m, share(64, sums), 128, 4, deep)
+    parts = 2 if stage == "hidden" else 1
     if block_m == 64 or arch not in HOPPER:
-        return Config(block_m, share(128, sums), 64, 4 if block_m == 64 else 8, deep)
-    busy = stage == "hidden" or (
-        stage == "up" and (layout.spec.weights_first or any(layout.biases[:-1]))
-    )
+        warps = 4 if block_m == 64 else 8
+        return Config(block_m, share(128, sums), 64, warps, deep, parts=parts)
+    busy = stage == "up" and (layout.spec.weights_first or any(layout.biases[:-1]))
+    if stage == "hidden":
+        return Config(block_m, 128, 64, 8, deep, parts=parts)
     return Config(block_m, share(128 if busy else 256, sums), 64, 8, deep)
 
 

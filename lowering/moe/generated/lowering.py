@@ -54,7 +54,11 @@ class GeneratedMoe(Lowering):
         if context.device.type == "cpu":
             slower = "the interpreter is for checking numbers"
             return Emission(put, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
-        return Emission(put, "triton", why, "", {})
+        library = context.native and layout.dtype is torch.float32
+        slower = (
+            "products in fp32 are the library's already, without tensor cores" if library else ""
+        )
+        return Emission(put, "triton", why, slower, {})
 
 
 def _layout(call: Call, context: Context) -> Layout:
