@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from fuser.builder import Builder
-from fuser.graph.axes import leaves, size_of
 from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
-from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ..triton.launch import target_of
 from .cost import LIBRARY
 from .experts import accumulating, spec_of
@@ -47,7 +46,8 @@ def library_moe(
     """
     of = spec_of(spec)
     (tokens, choices), dtype = indices.shape, of.product_dtype
-    experts = torch.where(indices < 0, indices + of.experts, indices)
+    experts = indices.long()
+    experts = torch.where(experts < 0, experts + of.experts, experts)
     flat = experts.reshape(-1)
     order = flat.argsort(stable=True)
     chosen = flat[order]
@@ -118,8 +118,8 @@ def _unavailable(call: Call, context: Context) -> str:
     if spec.separate:
         return "matrices of experts are tensors of their own, and it wants one"
     for name in spec.matrices:
-        for dim in call.operands[name].target[1:]:
-            size = size_of(leaves((dim,)))
-            if not isinstance(size, int) or size * spec.product_dtype.itemsize % ALIGNED:
+        for dim in (1, 2):
+            number = size(call, name, dim)
+            if number is None or number * spec.product_dtype.itemsize % ALIGNED:
                 return f"a matrix has rows or columns that are no multiples of {ALIGNED} bytes"
     return ""
