@@ -363,6 +363,8 @@ def registers(stage: str, layout: Layout, config: Config, target: Target) -> flo
     # numbers of documents and the like, compared at every score: wide ones hold more
     vectors = [c.dtype for c in layout.captured if ("q" in c.axes) != ("k" in c.axes)]
     values += sum(d.itemsize / 32 for d in vectors if not d.is_floating_point)
+    # where elements of tables are, in 64 bits
+    values += 2 * sum(c.rank >= 0 for c in layout.captured)
     found = (1.0 if stage == "forward" else unit.sums) * sums + values * m * n
     if stage in ("rows", *OF_KEYS) and any(len(chunks(x.features)) > 1 for x in layout.q):
         found += unit.pieces * threads
