@@ -11,8 +11,11 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
 from fuser.graph.fold import Folder
+from fuser.graph.ops import value
 from fuser.pattern import Call
+from fuser.torch_private import hints
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,13 @@ def register_lowering(spec: type, *, order: int) -> Callable[[type[L]], type[L]]
 def candidates(spec: Any) -> list[Lowering]:
     """The lowerings for a spec, in the order of preference."""
     return [lowering for _, lowering in _lowerings.get(type(spec), [])]
+
+
+def size(call: Call, name: str, dim: int) -> int | None:
+    """A canonical size, as it is in the example where it is symbolic."""
+    found: Any = size_of(leaves((call.operands[name].target[dim],)))
+    if isinstance(found, int):
+        return found
+    examples = [value(operand.node) for operand in call.operands.values()]
+    found = found.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
+    return int(found) if found.is_Integer else None
