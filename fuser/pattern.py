@@ -41,10 +41,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """One operator to put there: its spec and its operands by name."""
+    """One operator to put there: its spec, its operands by name, and by how much its result is
+    multiplied."""
 
     spec: Any
     operands: Mapping[str, Operand]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Match:
         random: whether the region draws random numbers.
         native: the region calls library kernels that do the same already.
         opens: the replacement spells one node out for other patterns to match, which count it.
+        onto: what the results of `calls` are added to as well, arranged as `outputs[0]`.
     """
 
     pattern: str
@@ -78,6 +81,7 @@ class Match:
     random: bool = False
     native: bool = False
     opens: bool = False
+    onto: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -160,11 +160,15 @@ def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor])
 def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
     """All calls of a match, added up and arranged as its output."""
     total: Node | None = None
-    for emission in emissions:
+    for call, emission in zip(match.calls, emissions, strict=True):
         part = emission.emit(builder)
+        part = part if call.scale == 1 else builder.call(torch.mul, part, call.scale)
         total = part if total is None else builder.call(torch.add, total, part)
     assert total is not None
-    return builder.arrange(total, match.result, match.dims, materialise=True)
+    total = builder.arrange(total, match.result, match.dims, materialise=True)
+    for other in match.onto:
+        total = builder.call(torch.add, other, total)
+    return total
 
 
 def _number(size: Any) -> int:

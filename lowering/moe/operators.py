@@ -7,7 +7,7 @@ whichever way it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import MoeSpec
+from fuser.torch_private import known_true, to_expr
 
 from .experts import Experts, spec_of
 
@@ -56,15 +58,43 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
     """An operator of this family on its operands."""
     spec: MoeSpec = call.spec
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
-    if "dense" in place:
-        place["weights"] = builder.call(torch.gather, place["dense"], 1, place["indices"])
     return builder.call(
         function,
-        *(place[name] for name in ("x", "indices", "weights")),
+        place["x"],
+        place["indices"],
+        _weights(builder, place, spec.dtype),
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
         spec.to_text(),
     )
+
+
+def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
+    """The product of all factors, `(T, K)`: those of all experts, `dense`, where they were chosen,
+    and those of choices, `weights`."""
+    indices, factor = place["indices"], _product(builder, place, "weights")
+    dense = _product(builder, place, "dense")
+    if dense is not None:
+        if not known_true(value(dense).shape[0] == value(indices).shape[0]):
+            tokens = builder.size(to_expr(value(indices).shape[0]))
+            dense = builder.method("expand", dense, (tokens, -1))
+        chosen = builder.call(torch.gather, dense, 1, indices)
+        factor = chosen if factor is None else builder.call(torch.mul, chosen, factor)
+    assert factor is not None
+    if not value(factor).is_floating_point():
+        factor = builder.method("to", factor, dtype=dtype)
+    sizes = zip(value(factor).shape, value(indices).shape, strict=True)
+    whole = all(known_true(a == b) for a, b in sizes)
+    return factor if whole else builder.method("expand_as", factor, indices)
+
+
+def _product(builder: Builder, place: Mapping[str, Node], kind: str) -> Node | None:
+    """Of all factors of a kind."""
+    found: Node | None = None
+    for name, node in place.items():
+        if name.partition("_")[0] == kind:
+            found = node if found is None else builder.call(torch.mul, found, node)
+    return found
 
 
 def _experts(matrices: Sequence[Tensor], biases: Sequence[Tensor], spec: str) -> Experts:

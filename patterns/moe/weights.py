@@ -1,0 +1,74 @@
+"""What rows are multiplied with: factors that have no features, and a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from fuser.graph.axes import Dims, leaves, resolve
+from fuser.graph.ops import Op, is_tensor
+from fuser.graph.pull import pull_pointwise
+
+from .space import Place, Space, require
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A product.
+
+    Attributes:
+        factors: tensors, with axes of rows alone.
+        scale: a number.
+    """
+
+    factors: tuple[Place, ...] = ()
+    scale: float = 1.0
+
+    def times(self, other: Weights) -> Weights:
+        return Weights((*self.factors, *other.factors), self.scale * other.scale)
+
+    def only(self, node: Node) -> Place:
+        """The one factor.
+
+        Raises:
+            Declined: there is another number of them, or a scale.
+        """
+        one = len(self.factors) == 1 and self.scale == 1.0
+        require(one, "rows are weighted with something else than one tensor", node)
+        return self.factors[0]
+
+
+def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] | None:
+    """The factor of a product that has no features, and what is multiplied with it."""
+    if op.name not in ("mul", "div") or op.args.get("rounding_mode") is not None:
+        return None
+    source, other = op.args.get("input"), op.args.get("other")
+    number = next((n for n in (source, other) if type(n) in (int, float)), None)
+    if number is not None:
+        divides = op.name == "div"
+        if not is_tensor(source if divides or number is other else other):
+            return None
+        if divides and (number is source or number == 0):
+            return None
+        inner = source if number is other else other
+        ((rows, own),) = pull_pointwise(op, node, dims).items()
+        assert rows is inner
+        return Weights(scale=1 / number if divides else float(number)), rows, own
+    inputs = list(pull_pointwise(op, node, dims).items())
+    plain = [pair for pair in inputs if not set(leaves(pair[1])) - space.row_axes]
+    if op.name == "div" or len(inputs) != 2 or len(plain) != 1:
+        return None
+    ((rows, own),) = (pair for pair in inputs if pair is not plain[0])
+    return Weights((space.weight(Place(*plain[0])),)), rows, own
+
+
+def same_weights(one: Weights, other: Weights) -> bool:
+    """Whether two products have the same factors."""
+    rest = [(place.node, resolve(place.dims)) for place in other.factors]
+    for place in one.factors:
+        key = (place.node, resolve(place.dims))
+        if key not in rest:
+            return False
+        rest.remove(key)
+    return not rest and one.scale == other.scale
