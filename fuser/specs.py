@@ -107,6 +107,11 @@ class MoeSpec:
     counted from the end; `weights: (T, K)`. Matrices are
     `(E, out, in)` and biases `(E, out)`, or one for each expert without the first dimension where
     they are `separate`. The result is `(T, Dout)`.
+
+    Where tokens were `sent` to places of experts, operands are `combine: (T, E, C)`, the weight of
+    a token at each place, and `dispatch: (T, E, C)`, not zero where it was sent, instead of indices
+    and weights, which follow from them. A choice for which a token has no place is dropped: its
+    index is E.
     """
 
     experts: int
@@ -123,6 +128,8 @@ class MoeSpec:
     """Of the result."""
     product_dtype: torch.dtype
     """In which tokens, matrices and biases are multiplied and added."""
+    sent: int = 0
+    """To how many experts a token is sent at the most, where there are places; else 0."""
 
     @property
     def products(self) -> int:
@@ -151,6 +158,7 @@ class MoeSpec:
             "weights_first": self.weights_first,
             "dtype": _name(self.dtype),
             "product_dtype": _name(self.product_dtype),
+            **({"sent": self.sent} if self.sent else {}),
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -166,6 +174,7 @@ class MoeSpec:
             data["weights_first"],
             getattr(torch, data["dtype"]),
             getattr(torch, data["product_dtype"]),
+            data.get("sent", 0),
         )
 
 

@@ -76,15 +76,17 @@ def apply(
     return F.linear(hidden.to(dtype), matrices[-1], added[-1])
 
 
-def from_the_start(indices: Tensor, experts: int) -> Tensor:
-    """Indices of experts, with those that were counted from the end counted from the start.
+def from_the_start(indices: Tensor, spec: MoeSpec) -> Tensor:
+    """Indices of experts, with those that were counted from the end counted from the start. Where
+    tokens were sent to places, that of a dropped choice is the number of experts.
 
     Raises:
         IndexError: one is of no expert.
     """
+    experts = spec.experts
     if indices.numel():
         low, high = (int(n) for n in indices.aminmax())
-        if low < -experts or high >= experts:
+        if low < -experts or high >= experts + bool(spec.sent):
             wrong = high if high >= experts else low
             raise IndexError(f"a token chose expert {wrong}, and there are {experts}")
     return torch.where(indices < 0, indices + experts, indices)

@@ -43,8 +43,8 @@ class Sorted:
     ends: Sequence[int]
 
     @staticmethod
-    def of(indices: Tensor, experts: int) -> Sorted:
-        flat = from_the_start(indices, experts).reshape(-1)
+    def of(indices: Tensor, spec: MoeSpec) -> Sorted:
+        flat, experts = from_the_start(indices, spec).reshape(-1), spec.experts
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=experts)[:experts]
         return Sorted(order, order // indices.shape[1], counts.cumsum(0).tolist())
@@ -67,7 +67,7 @@ class Sorted:
 def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """The same as `reference.mix`."""
     spec, choices = experts.spec, indices.shape[1]
-    places = Sorted.of(indices, spec.experts)
+    places = Sorted.of(indices, spec)
     weight = weights.reshape(-1)[places.order, None]
     rows = x[places.token]
     if spec.weights_first:
@@ -93,7 +93,7 @@ class _Backward:
     ) -> None:
         self.experts, self.spec, self.x, self.weights = experts, experts.spec, x, weights
         self.choices = indices.shape[1]
-        self.places = Sorted.of(indices, self.spec.experts)
+        self.places = Sorted.of(indices, self.spec)
         self.weight = weights.reshape(-1)[self.places.order, None]
         self.needs_rows, self.needs = any(needs[:2]), list(needs[2:])
 

@@ -7,6 +7,7 @@ whichever way it computes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -58,15 +59,31 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
     """An operator of this family on its operands."""
     spec: MoeSpec = call.spec
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
+    if spec.sent:
+        indices, weights = _sent(builder, place, spec)
+    else:
+        indices, weights = place["indices"], _weights(builder, place, spec.dtype)
     return builder.call(
         function,
         place["x"],
-        place["indices"],
-        _weights(builder, place, spec.dtype),
+        indices,
+        weights,
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
         spec.to_text(),
     )
+
+
+def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:
+    """Indices and weights of the experts at which tokens have a place; the others' index is E."""
+    taken = builder.method("ne", place["dispatch"], 0)
+    places = builder.call(torch.sum, taken, -1)
+    found = builder.call(torch.topk, places, spec.sent, -1)
+    counts, chosen = (builder.call(operator.getitem, found, i) for i in range(2))
+    kept = builder.call(torch.gt, counts, 0)
+    indices = builder.call(torch.where, kept, chosen, spec.experts)
+    dense = builder.call(torch.sum, place["combine"], -1)
+    return indices, builder.call(torch.gather, dense, 1, chosen)
 
 
 def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:

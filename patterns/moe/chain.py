@@ -9,16 +9,16 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, Unproven, leaves
+from fuser.graph.axes import Dim, Dims, Unproven, leaves, resolve
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
 
 from ..declined import Declined
-from .branches import Branch, Columns, branch, columns_of, same
-from .expert import NoExpert
+from .branches import Branch, Columns, branch, column, columns_of, same
+from .expert import Expert, NoExpert
 from .region import mixture
-from .space import Space, require
+from .space import Place, Space, require
 from .weights import Weights
 
 IN_PLACE = "experts are added in place to what something else has made"
@@ -41,7 +41,12 @@ def chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
         except Declined as error:
             declined.append(error)
     groups = columns_of(view, [b for b, _ in branches.values()])
-    group = next((g for g in groups if g.is_complete and len(g.of) > 1), None)
+    chosen = _by_choice(view, anchor, out_dims, groups, branches)
+    if chosen is not None:
+        return chosen
+    taken = {id(b) for b, space in branches.values() if space.indices is not None}
+    dense = [g for g in groups if not any(id(b) in taken for _, b in g.of)]
+    group = next((g for g in dense if g.is_complete and len(g.of) > 1), None)
     if group is None:
         _explain([b for b, _ in branches.values()], groups, declined, anchor)
         return None
@@ -68,7 +73,68 @@ def _matched(
 ) -> Match | None:
     by_number = sorted(group.of, key=lambda pair: pair[0])
     experts = [b.expert for _, b in by_number]
-    own = {id(b) for _, b in by_number}
+    same(experts, anchor)
+    end, whole, others = _whole(view, anchor, out_dims, group, branches)
+    weights = Weights((whole.locate(group.source, group.dims),)).times(group.rest)
+    return replace(mixture(whole, end, out_dims, experts, weights), onto=others)
+
+
+def _by_choice(
+    view: GraphView,
+    anchor: Node,
+    out_dims: Dims,
+    groups: list[Columns],
+    branches: dict[Node, tuple[Branch, Space]],
+) -> Match | None:
+    """One choice of all tokens after the other, each with the matrices of its experts."""
+    spaces = {id(b): space for b, space in branches.values()}
+    for group in groups:
+        indices = [spaces[id(b)].indices for _, b in group.of]
+        cuts = [column(view, place) for place in indices if place is not None]
+        numbers = [cut[3] for cut in cuts if cut is not None]
+        if len(group.of) < 2 or numbers != [number for number, _ in group.of]:
+            continue
+        alike = all(_same_matrices(b.expert, group.of[0][1].expert) for _, b in group.of)
+        known = [_renamed(cut, group.axis) for cut in cuts if cut is not None]
+        source, dims = known[0]
+        if not alike or any(found != known[0] for found in known):
+            continue
+        complete = group.count == len(numbers) and sorted(numbers) == list(range(len(numbers)))
+        require(complete, "not every choice is there once", anchor)
+        experts = [b.expert for _, b in group.of]
+        same(experts, anchor)
+        end, whole, others = _whole(view, anchor, out_dims, group, branches, dense=False)
+        whole.indices = Place(source, dims)
+        weights = Weights((Place(group.source, group.dims),)).times(group.rest)
+        return replace(mixture(whole, end, out_dims, experts[:1], weights), onto=others)
+    return None
+
+
+def _renamed(cut: tuple[Node, Dims, Dim, int], axis: Dim) -> tuple[Node, Dims]:
+    source, dims, own, _ = cut
+    return source, tuple(axis if d == own else d for d in resolve(dims))
+
+
+def _same_matrices(one: Expert, other: Expert) -> bool:
+    """Whether two experts take their matrices of the same tensors."""
+    places = [
+        [(p.matrix.node, p.bias and p.bias.node) for p in expert.products]
+        for expert in (one, other)
+    ]
+    return places[0] == places[1] and all(p.matrix.experts for p in one.products)
+
+
+def _whole(
+    view: GraphView,
+    anchor: Node,
+    out_dims: Dims,
+    group: Columns,
+    branches: dict[Node, tuple[Branch, Space]],
+    *,
+    dense: bool = True,
+) -> tuple[Node, Space, tuple[Node, ...]]:
+    """The last addition of a group, the space of its rows, and what else is added."""
+    own = {id(b) for _, b in group.of}
     members = {term: space for term, (b, space) in branches.items() if id(b) in own}
     end = smallest(view, anchor, set(members))
     found = terms(view, end)
@@ -81,15 +147,11 @@ def _matched(
             passed.add(term)
         else:
             others.append(beneath(view, term, passed))
-    same(experts, anchor)
-    whole = Space(view, value(end).dtype, leaves(out_dims[:-1]), group.axis, dense=True)
+    whole = Space(view, value(end).dtype, leaves(out_dims[:-1]), group.axis, dense)
     for space in members.values():
         whole.interior |= space.interior
     whole.interior |= passed
-    factor = whole.locate(group.source, group.dims)
-    weights = Weights((factor,)).times(group.rest)
-    match = mixture(whole, end, out_dims, experts, weights)
-    return replace(match, onto=tuple(others))
+    return end, whole, tuple(others)
 
 
 def terms(view: GraphView, node: Node) -> list[Node]:

@@ -245,7 +245,7 @@ class ExpertWalk:
         for product in self.first:
             node, dims, before = self._past_weights(product)
             place = self.space.locate(node, dims)
-            if set(leaves(place.dims)) & self.space.chosen_axes:
+            if set(leaves(place.dims)) & self.space.chosen_axes and not self.space.places:
                 raise Declined("the choices of a token do not start from the same numbers", node)
             if found is None:
                 found = place, product.inner, before

@@ -25,6 +25,7 @@ from fuser.torch_private import GuardOnDataDependentSymNode
 
 from ..declined import Declined
 from .branches import same, stacked
+from .capacity import capacity
 from .chain import beneath, chain, is_zero
 from .expert import Expert, ExpertWalk, NoExpert
 from .products import Product
@@ -112,6 +113,8 @@ def _contracted(
             found = _along(view, anchor, out_dims, rows, product.inner, weights)
             if found is not None:
                 return found
+        elif inner <= set(leaves(rows[1])) and set(leaves(out_dims[:-1])) <= set(leaves(dims)):
+            return capacity(view, anchor, out_dims, (node, dims), rows, product.inner)
     return _fused(view, anchor, out_dims, product)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
@@ -49,6 +49,29 @@ class Mixture:
     along: Dim
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A mixture whose tokens were sent to places of experts.
+
+    Attributes:
+        experts: one for all, or one each in order.
+        combine, dispatch: of `tokens`, experts and places: the weight of each, and whether it is
+            taken.
+        experts_axis, slots: the axes of experts and of their places.
+        choices: to how many experts a token is sent at the most.
+        scale: a number.
+    """
+
+    experts: Sequence[Expert]
+    combine: Place
+    dispatch: Place
+    tokens: Dim
+    experts_axis: Dim
+    slots: Dim
+    choices: int
+    scale: float
+
+
 def mixture(
     space: Space, anchor: Node, out_dims: Dims, experts: Sequence[Expert], weights: Weights
 ) -> Match:
@@ -77,7 +100,7 @@ def mixture(
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     assert isinstance(count, int)
     if space.dense and before.factors:
-        kept = all(_keeps_zero(expert) for expert in experts)
+        kept = all(keeps_zero(expert) for expert in experts)
         require(kept, "an expert makes something of a token that is weighted with zero", anchor)
     if space.order is not None:
         known = are_experts(space.view, indices.node, count)
@@ -101,7 +124,7 @@ def _support(space: Space, weights: Weights, anchor: Node) -> Place:
     )
 
 
-def _keeps_zero(expert: Expert) -> bool:
+def keeps_zero(expert: Expert) -> bool:
     """Whether an expert makes zeros of zeros."""
     if any(product.bias is not None for product in expert.products):
         return False
@@ -124,44 +147,89 @@ def matched(
     tokens = tuple(a for a in leaves(first.x.dims) if a in every)
     require(set(tokens) == every, "rows of several tokens start from the same numbers", anchor)
     features = leaves(out_dims[-1:])
-    places: dict[str, tuple[Place, Dims]] = {
-        "x": (first.x, (tokens, first.features)),
-        "indices": (found.indices, (tokens, found.choices)),
-        **_experts(found, features),
-    }
-    dtypes = {value(p.node).dtype for expert in found.experts for p in expert.products}
-    require(len(dtypes) == 1, "products of an expert have different dtypes", anchor)
-    (product_dtype,) = dtypes
-    operands = {
-        name: _operand(view, end, place, target) for name, (place, target) in places.items()
-    }
     weighted = _weights(found, tokens)
-    operands |= {
-        name: _operand(view, end, place, target, whole=False)
-        for name, (place, target) in weighted.items()
-    }
     require(bool(weighted), "rows without a weight", anchor)
-    spec = MoeSpec(
-        found.count,
+    operands = {
+        "x": _operand(view, end, first.x, (tokens, first.features)),
+        "indices": _operand(view, end, found.indices, (tokens, found.choices)),
+        **_experts(view, end, found.experts, features),
+        **{n: _operand(view, end, *place, whole=False) for n, place in weighted.items()},
+    }
+    spec = _spec(found.experts, found.count, anchor)
+    facts = {
+        "experts": f"{spec.experts}, {size_of(found.choices)} for each token",
+        "weights": "before the experts" if spec.weights_first else "after the experts",
+        "from": "all experts" if found.dense else "the chosen experts",
+    }
+    call = Call(spec, operands, found.weights.scale)
+    match = _region(space, anchor, out_dims, tokens, call, found.experts)
+    return replace(match, facts={**match.facts, **facts}, drops_nonfinite=found.dense)
+
+
+def sent(space: Space, anchor: Node, out_dims: Dims, found: Sent) -> Match:
+    """The region of a mixture with places.
+
+    Raises:
+        Declined: its tensors do not fit together.
+    """
+    view, first = space.view, found.experts[0]
+    every = set(leaves((found.tokens,)))
+    tokens = tuple(a for a in leaves(first.x.dims) if a in every)
+    features, count = leaves(out_dims[-1:]), size_of(found.experts_axis)
+    require(isinstance(count, int), "the number of experts is a symbol", anchor)
+    assert isinstance(count, int)
+    target = (tokens, found.experts_axis, found.slots)
+    operands = {
+        "x": _operand(view, anchor, first.x, (tokens, first.features)),
+        "combine": _operand(view, anchor, found.combine, target),
+        "dispatch": _operand(view, anchor, found.dispatch, target),
+        **_experts(view, anchor, found.experts, features),
+    }
+    choices = min(found.choices, count)
+    spec = replace(_spec(found.experts, count, anchor), sent=choices)
+    facts = {
+        "experts": f"{count}, {choices} for each token that has a place",
+        "places": f"{size_of(found.slots)} of each expert",
+    }
+    call = Call(spec, operands, found.scale)
+    match = _region(space, anchor, out_dims, tokens, call, found.experts)
+    return replace(match, facts={**match.facts, **facts}, drops_nonfinite=True)
+
+
+def _spec(experts: Sequence[Expert], count: int, anchor: Node) -> MoeSpec:
+    first = experts[0]
+    dtypes = {value(p.node).dtype for expert in experts for p in expert.products}
+    require(len(dtypes) == 1, "products of an expert have different dtypes", anchor)
+    return MoeSpec(
+        count,
         tuple(first.columns),
         first.activation,
         tuple(p.bias is not None for p in first.products),
-        len(found.experts) > 1,
+        len(experts) > 1,
         bool(first.before.factors),
         value(anchor).dtype,
-        product_dtype,
+        dtypes.pop(),
     )
-    _require_dtypes(operands, anchor)
-    interior = frozenset({anchor, *space.interior, *(n for e in found.experts for n in e.interior)})
+
+
+def _region(
+    space: Space,
+    anchor: Node,
+    out_dims: Dims,
+    tokens: Dim,
+    call: Call,
+    experts: Sequence[Expert],
+) -> Match:
+    _require_dtypes(call.operands, anchor)
     return Match(
         pattern=ID,
         anchor=anchor,
-        nodes=interior,
+        nodes=frozenset({anchor, *space.interior, *(n for e in experts for n in e.interior)}),
         outputs=(anchor,),
-        calls=(Call(spec, operands, found.weights.scale),),
-        result=(tokens, features),
+        calls=(call,),
+        result=(tokens, leaves(out_dims[-1:])),
         dims=resolve(out_dims),
-        facts=_facts(spec, found),
+        facts={"activation": call.spec.activation.formula()},
         native=space.order is not None,
     )
 
@@ -177,24 +245,26 @@ def _weights(found: Mixture, tokens: Dim) -> dict[str, tuple[Place, Dims]]:
     return places
 
 
-def _experts(found: Mixture, features: Dim) -> dict[str, tuple[Place, Dims]]:
+def _experts(
+    view: GraphView, end: Node, experts: Sequence[Expert], features: Dim
+) -> dict[str, Operand]:
     """Matrices and biases by name."""
-    places: dict[str, tuple[Place, Dims]] = {}
-    separate = len(found.experts) > 1
+    found: dict[str, Operand] = {}
+    separate = len(experts) > 1
 
-    def experts(place: Place) -> tuple[Dim, ...]:
+    def placed(name: str, place: Place, *target: Dim) -> None:
         require(separate or bool(place.experts), "experts share a tensor", place.node)
-        return () if separate else (place.experts,)
+        own = target if separate else (place.experts, *target)
+        found[name] = _operand(view, end, place, own)
 
-    for e, expert in enumerate(found.experts):
+    for e, expert in enumerate(experts):
         suffix = f"_{e}" if separate else ""
         for p, product in enumerate(expert.products):
             out = features if p == len(expert.products) - 1 else product.out
-            target = (*experts(product.matrix), out, product.inner)
-            places[f"m{p}{suffix}"] = product.matrix, target
+            placed(f"m{p}{suffix}", product.matrix, out, product.inner)
             if product.bias is not None:
-                places[f"b{p}{suffix}"] = product.bias, (*experts(product.bias), out)
-    return places
+                placed(f"b{p}{suffix}", product.bias, out)
+    return found
 
 
 def _operand(
@@ -214,21 +284,12 @@ def _operand(
     return Operand(node, resolve(place.dims), resolve(target), read_at=read_at)
 
 
-def _require_dtypes(operands: dict[str, Operand], anchor: Node) -> None:
+def _require_dtypes(operands: Mapping[str, Operand], anchor: Node) -> None:
     for name, operand in operands.items():
         dtype = value(operand.node).dtype
-        counted = name.startswith(("dense", "weights")) and not dtype.is_floating_point
+        counts = name.startswith(("dense", "weights", "dispatch"))
+        counted = counts and not dtype.is_floating_point
         if name != "indices" and not counted and dtype not in _DTYPES:
             raise Declined(f"a part of it is {str(dtype)[6:]}", operand.node)
     if value(anchor).dtype not in _DTYPES:
         raise Declined(f"its result is {str(value(anchor).dtype)[6:]}", anchor)
-
-
-def _facts(spec: MoeSpec, found: Mixture) -> dict[str, str]:
-    chosen = size_of(found.choices)
-    return {
-        "experts": f"{spec.experts}, {chosen} for each token",
-        "activation": spec.activation.formula(),
-        "weights": "before the experts" if spec.weights_first else "after the experts",
-        "from": "all experts" if found.dense else "the chosen experts",
-    }

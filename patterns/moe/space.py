@@ -47,6 +47,7 @@ class Space:
         chosen: axes that tell the rows of a token apart: choices, or experts where `dense`; none
             where rows are those of one expert.
         dense: every token goes through every expert.
+        places: rows are places of experts, which tokens were sent to.
         indices: which experts were chosen, once that is known.
         order: in which rows are sorted, once they are.
         interior: nodes that were passed.
@@ -57,6 +58,7 @@ class Space:
     tokens: Dim
     chosen: Dim = ()
     dense: bool = False
+    places: bool = False
     indices: Place | None = None
     order: Order | None = None
     interior: set[Node] = field(default_factory=set)
@@ -187,7 +189,20 @@ class Space:
         if self.indices is None:
             self.indices = Place(node, dims)
         known = self.indices
-        return known.node is node and resolve(known.dims) == resolve(dims)
+        same = known.node is node or _is_again(self.view, known.node, node)
+        return same and resolve(known.dims) == resolve(dims)
+
+
+def _is_again(view: GraphView, one: Node, other: Node) -> bool:
+    """Whether two nodes take the same part of the same tensor."""
+    part = view.op(one).kind is Kind.SLICE or view.op(one).name == "select"
+    same = (one.op, one.target, one.args, one.kwargs) == (
+        other.op, other.target, other.args, other.kwargs
+    )  # fmt: skip
+    order, source = view.order, view.op(one).args.get("input")
+    if not (part and same and is_tensor(source)):
+        return False
+    return view.mutated_between(source, order[source] + 1, len(order)) is None
 
 
 def is_copy(op: Op, node: Node) -> bool:

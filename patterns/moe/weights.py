@@ -10,7 +10,7 @@ from fuser.graph.axes import Dims, leaves, resolve
 from fuser.graph.ops import Op, is_tensor
 from fuser.graph.pull import pull_pointwise
 
-from .space import Place, Space, require
+from .space import Place, Space
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,6 @@ class Weights:
 
     def times(self, other: Weights) -> Weights:
         return Weights((*self.factors, *other.factors), self.scale * other.scale)
-
-    def only(self, node: Node) -> Place:
-        """The one factor.
-
-        Raises:
-            Declined: there is another number of them, or a scale.
-        """
-        one = len(self.factors) == 1 and self.scale == 1.0
-        require(one, "rows are weighted with something else than one tensor", node)
-        return self.factors[0]
 
 
 def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] | None:

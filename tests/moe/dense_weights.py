@@ -193,6 +193,6 @@ class WeightInsideGate(Weighted):
 DENSE_WEIGHTS: list[type[Mixture]] = [
     ScatteredInPlace, ScatteredByStatement, ScatterAdd, ScatterReduce, Placed, OneHotSum,
     OneHotEinsum, OneHotMatmul, ComparedWithNumbers, MaskedByAny, MultipliedMask, Flipped,
-    SortedChoices, TopKBySort, TopKByArgsort, LowestBySort, WeightedByTwo, Squared, GateOfTheToken, ScaledByANumber,
-    MeanOfChoices, WeightOnHidden, WeightInsideGate,
+    SortedChoices, TopKBySort, TopKByArgsort, LowestBySort, WeightedByTwo, Squared,
+    GateOfTheToken, ScaledByANumber, MeanOfChoices, WeightOnHidden, WeightInsideGate,
 ]  # fmt: skip

@@ -92,7 +92,7 @@ class AddedByAddmm(InOut):
     def forward(self, x: Tensor) -> Tensor:
         outs: list[Tensor] = []
         for e in range(EXPERTS):
-            hidden = torch.addmm(self.down_bias[e, :1], x, self.w1[e])
+            hidden = torch.addmm(self.gate_up_bias[e, :HIDDEN], x, self.w1[e])
             outs.append(
                 torch.addmm(self.down_bias[e], F.gelu(hidden, approximate="tanh"), self.w2[e])
             )
