@@ -84,10 +84,14 @@ class AttentionSpec:
         return AttentionSpec(**data)
 
 
+TOKEN = -1
+"""In place of the number of a first product: the token itself."""
+
+
 @dataclass(frozen=True)
 class Columns:
-    """What the activation of an expert reads of a first product: every `step`-th column from
-    `start` on, up to `stop`, or to the end where that is None."""
+    """What the activation of an expert reads of a first product, or of the token: every `step`-th
+    column from `start` on, up to `stop`, or to the end where that is None."""
 
     product: int
     start: int = 0

@@ -205,6 +205,8 @@ def same(experts: Sequence[Expert], node: Node) -> None:
             "experts have different activations", node,
         )  # fmt: skip
         given = same_rows(first.x, first.features, expert.x, expert.features)
+        if not given and expert.unread is not None:
+            raise expert.unread
         require(given, "experts are given different tensors", node)
         shapes = [_shapes(e) for e in (expert, first)]
         require(shapes[0] == shapes[1], "experts have tensors of different shapes", node)

@@ -57,6 +57,9 @@ def _explain(
     branches: list[Branch], groups: list[Columns], declined: list[Declined], anchor: Node
 ) -> None:
     """Why weighted experts in a chain are no mixture; nothing to say where there is one alone."""
+    sources = [group.source for group in groups]
+    apart = len(set(sources)) < len(sources)
+    require(not apart, "experts have other weights beside the columns of one tensor", anchor)
     many = sum(bool(b.weights.factors) for b in branches) > 1
     require(not (groups and len(groups[0].of) > 1), "not every expert is there once", anchor)
     require(not many, "a weight is no column of the weights of all experts", anchor)
@@ -92,13 +95,15 @@ def _by_choice(
         indices = [spaces[id(b)].indices for _, b in group.of]
         cuts = [column(view, place) for place in indices if place is not None]
         numbers = [cut[3] for cut in cuts if cut is not None]
-        if len(group.of) < 2 or numbers != [number for number, _ in group.of]:
+        if len(group.of) < 2 or len(numbers) != len(group.of):
             continue
         alike = all(_same_matrices(b.expert, group.of[0][1].expert) for _, b in group.of)
         known = [_renamed(cut, group.axis) for cut in cuts if cut is not None]
         source, dims = known[0]
         if not alike or any(found != known[0] for found in known):
             continue
+        own = numbers == [number for number, _ in group.of]
+        require(own, "a choice is weighted with the weight of another one", anchor)
         complete = group.count == len(numbers) and sorted(numbers) == list(range(len(numbers)))
         require(complete, "not every choice is there once", anchor)
         experts = [b.expert for _, b in group.of]

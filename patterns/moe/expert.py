@@ -18,7 +18,7 @@ from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
-from fuser.specs import Columns
+from fuser.specs import TOKEN, Columns
 
 from ..declined import Declined, spelled
 from .products import Product, Products
@@ -42,6 +42,7 @@ class Expert:
             between the choices of a token.
         inside: what its hidden features are multiplied with before the last product, which might
             be done after it as well.
+        unread: why what its only product multiplies was taken for the tokens.
     """
 
     products: list[Product]
@@ -52,6 +53,7 @@ class Expert:
     before: Weights
     inside: Weights
     interior: set[Node]
+    unread: Declined | None = None
 
 
 class NoExpert(Declined):
@@ -92,17 +94,40 @@ class ExpertWalk:
         Raises:
             Declined: it is no expert of the kind above.
         """
-        node = last.node
-        result = self._visit(last.rows, last.dims, last.inner, linear=last.bias is None)
-        require(
-            bool(self.first), "no product with an expert's matrix is behind the activation", node
-        )
-        x, inner = self._tokens()
-        products = [*self.first, last]
-        program = self.builder.finish(result)
+        kept = set(self.interior)
+        try:
+            result = self._visit(last.rows, last.dims, last.inner, linear=last.bias is None)
+            none = "no product with an expert's matrix is behind the activation"
+            require(bool(self.first), none, last.node)
+            x, inner = self._tokens()
+        except (Declined, Unproven) as error:
+            self.interior.clear()
+            self.interior.update(kept)
+            return self._alone(last, error)
+        products, program = [*self.first, last], self.builder.finish(result)
         return Expert(
             products, self.columns, program, x, inner, self.before, self.inside, self.interior
         )
+
+    def _alone(self, last: Product, error: Exception) -> Expert:
+        """An expert that is one product.
+
+        Args:
+            last: the product.
+            error: why nothing was found before it; raised where that cannot be the tokens.
+        """
+        if not isinstance(error, Declined) or self.space.order is not None:
+            raise error
+        builder, self.first = ProgramBuilder(), [last]
+        try:
+            x, inner = self._tokens()
+        except (Declined, Unproven):
+            raise error from None
+        program = builder.finish(builder.input("h0"))
+        return Expert(
+            [last], [Columns(TOKEN)], program, x, inner, self.before, Weights(), self.interior,
+            error,
+        )  # fmt: skip
 
     # -- after the last product
 

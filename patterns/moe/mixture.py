@@ -114,7 +114,9 @@ def _contracted(
             if found is not None:
                 return found
         elif inner <= set(leaves(rows[1])) and set(leaves(out_dims[:-1])) <= set(leaves(dims)):
-            return capacity(view, anchor, out_dims, (node, dims), rows, product.inner)
+            found = capacity(view, anchor, out_dims, (node, dims), rows, product.inner)
+            if found is not None:
+                return found
     return _fused(view, anchor, out_dims, product)
 
 
@@ -245,4 +247,4 @@ def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
     assert isinstance(count, int)
     weights = rows.weights.times(own)
     made = Mixture(found, count, place, weights, False, space.chosen, space.chosen)
-    return matched(space, anchor, out_dims, made)
+    return replace(matched(space, anchor, out_dims, made), drops_nonfinite=True)

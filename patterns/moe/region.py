@@ -279,7 +279,9 @@ def _operand(
             node,
         )
         read_at = view.order[written]
-    missing = set(leaves(target)) - set(leaves(place.dims))
+    own, wanted = set(leaves(place.dims)), set(leaves(target))
+    require(own <= wanted, "a tensor differs between more than tokens, choices and experts", node)
+    missing = wanted - own
     require(not (whole and missing), "a tensor is the same for several tokens or experts", node)
     return Operand(node, resolve(place.dims), resolve(target), read_at=read_at)
 

@@ -1,4 +1,4 @@
-"""Experts with a capacity: tokens are sent to places by einsum, and what has no place is dropped."""
+"""Experts with a capacity: tokens are sent to places by einsum; what has none is dropped."""
 
 from __future__ import annotations
 

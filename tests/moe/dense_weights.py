@@ -146,6 +146,16 @@ class WeightedByTwo(Weighted):
         return (out * self.weights(x)[..., None] * self.correction[None, :, None]).sum(1)
 
 
+class TokensWritten(Weighted):
+    """A copy of the tokens is changed before anybody reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        copy = x.clone()
+        copy[0] = 0.0
+        out = torch.stack([expert(copy) for expert in self.experts], 1)
+        return (out * self.weights(x)[..., None]).sum(1)
+
+
 class Squared(Weighted):
     """The same weight twice."""
 
@@ -193,6 +203,7 @@ class WeightInsideGate(Weighted):
 DENSE_WEIGHTS: list[type[Mixture]] = [
     ScatteredInPlace, ScatteredByStatement, ScatterAdd, ScatterReduce, Placed, OneHotSum,
     OneHotEinsum, OneHotMatmul, ComparedWithNumbers, MaskedByAny, MultipliedMask, Flipped,
-    SortedChoices, TopKBySort, TopKByArgsort, LowestBySort, WeightedByTwo, Squared,
+    SortedChoices, TopKBySort, TopKByArgsort, LowestBySort, WeightedByTwo, TokensWritten,
+    Squared,
     GateOfTheToken, ScaledByANumber, MeanOfChoices, WeightOnHidden, WeightInsideGate,
 ]  # fmt: skip

@@ -9,9 +9,13 @@ from tests.compiled import assert_near, compiled, run, wide
 
 from .forms import FEATURES, TOKENS
 from .lookalikes import LOOKALIKES, LookAlike
+from .lookalikes_places import PLACES
+from .lookalikes_rows import ROWS
+
+ALL = [*LOOKALIKES, *PLACES, *ROWS]
 
 
-@pytest.mark.parametrize("case", LOOKALIKES, ids=lambda c: c.module.__name__)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.module.__name__)
 def test_numbers_and_reason(case: LookAlike) -> None:
     torch.manual_seed(2)
     module, x = case.module().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
