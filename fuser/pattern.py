@@ -41,12 +41,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """One operator to put there: its spec, its operands by name, and by how much its result is
-    multiplied."""
+    """One operator to put there: its spec and its operands by name."""
 
     spec: Any
     operands: Mapping[str, Operand]
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,8 @@ def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor])
 def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
     """All calls of a match, added up and arranged as its output."""
     total: Node | None = None
-    for call, emission in zip(match.calls, emissions, strict=True):
+    for emission in emissions:
         part = emission.emit(builder)
-        part = part if call.scale == 1 else builder.call(torch.mul, part, call.scale)
         total = part if total is None else builder.call(torch.add, total, part)
     assert total is not None
     total = builder.arrange(total, match.result, match.dims, materialise=True)

@@ -105,7 +105,7 @@ class MoeSpec:
 
         h_p = x M_pᵀ + b_p                     first products p = 0, ..., of one expert
         y   = activation(columns of h) Mᵀ + b
-        o_t = Σ_k weights[t, k] · y(x_t) of expert indices[t, k]
+        o_t = scale Σ_k weights[t, k] · y(x_t) of expert indices[t, k]
 
     Operands: `x: (T, D)`; `indices: (T, K)`, integers, an expert possibly twice, and negative ones
     counted from the end; `weights: (T, K)`. Matrices are
@@ -134,6 +134,8 @@ class MoeSpec:
     """In which tokens, matrices and biases are multiplied and added."""
     sent: int = 0
     """To how many experts a token is sent at the most, where there are places; else 0."""
+    scale: float = 1.0
+    """Of the result; operators are given weights that have it, or their result gets it."""
 
     @property
     def products(self) -> int:
@@ -163,6 +165,7 @@ class MoeSpec:
             "dtype": _name(self.dtype),
             "product_dtype": _name(self.product_dtype),
             **({"sent": self.sent} if self.sent else {}),
+            **({"scale": self.scale.hex()} if self.scale != 1 else {}),
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -179,6 +182,7 @@ class MoeSpec:
             getattr(torch, data["dtype"]),
             getattr(torch, data["product_dtype"]),
             data.get("sent", 0),
+            float.fromhex(data.get("scale", "0x1p0")),
         )
 
 

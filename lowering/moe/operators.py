@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -63,15 +64,19 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
         indices, weights = _sent(builder, place, spec)
     else:
         indices, weights = place["indices"], _weights(builder, place, spec.dtype)
-    return builder.call(
+    scaled = spec.scale != 1
+    if scaled and not spec.weights_first:
+        weights = builder.call(torch.mul, weights, spec.scale)
+    result = builder.call(
         function,
         place["x"],
         indices,
         weights,
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
-        spec.to_text(),
+        replace(spec, scale=1.0).to_text(),
     )
+    return builder.call(torch.mul, result, spec.scale) if scaled and spec.weights_first else result
 
 
 def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:

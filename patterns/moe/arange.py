@@ -36,7 +36,8 @@ def is_arange(view: GraphView, node: Node, dims: Dims | None = None, along: Dim 
 def _counts_from_zero(node: Node) -> bool:
     if getattr(node.target, "__name__", "") != "arange" or set(node.kwargs) - {"dtype", "device"}:
         return False
-    return len(node.args) == 1 or (len(node.args) == 2 and node.args[0] == 0)
+    start, count = (node.args[0] if len(node.args) == 2 else 0), len(node.args)
+    return count in (1, 2) and isinstance(start, int) and start == 0
 
 
 def divided(op: Op) -> tuple[Node, int] | None:

@@ -92,8 +92,9 @@ def _dim(op: Op, rank: int) -> int | None:
 
 
 def _is_whole(op: Op, node: Node) -> bool:
-    source = op.args.get("input")
-    whole = (torch.int32, torch.int64)
+    source, whole = op.args.get("input"), (torch.int32, torch.int64)
+    if not is_tensor(source):
+        return False
     return op.name in WHOLE and value(source).dtype in whole and value(node).dtype in whole
 
 

@@ -36,6 +36,12 @@ def filled_with(view: GraphView, node: Node, before: int) -> float | None:
     return float(found) if isinstance(found, (bool, int, float)) else None
 
 
+def is_fresh(view: GraphView, node: Node) -> bool:
+    """Whether a tensor was made to be written to."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return name in {*_NUMBERS, *_FILL_AT, "empty", "empty_like", "new_empty"}
+
+
 def writer(view: GraphView, node: Node) -> Node | None:
     """The one operator that writes to a tensor, before all others that read it."""
     key = view.storages.get(node)

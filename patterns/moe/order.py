@@ -27,6 +27,8 @@ torch's does not take."""
 _ROW_MAJOR = {"reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "getitem", "reshape_as"}
 _PERMUTED = {*_ROW_MAJOR, "transpose", "permute", "t", "T", "mT", "movedim"}
 _INTEGERS = {torch.int32, torch.int64}
+WIDE = {*_INTEGERS, torch.float32, torch.float64}
+"""Dtypes in which numbers of rows are exact."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Order:
     def holds_ends(self, view: GraphView, node: Node, experts: int) -> bool:
         """Whether a tensor has, for each expert, the place after its last one."""
         op = view.op(node)
+        if value(node).dtype not in WIDE:
+            return False
         if op.name in ("to", "int") and is_tensor(op.args.get("input")):
             return self.holds_ends(view, op.args["input"], experts)
         if op.name == "searchsorted":
@@ -83,6 +87,8 @@ class Order:
         """Whether a tensor has how often each expert was chosen."""
         op = view.op(node)
         source: Any = op.args.get("input")
+        if value(node).dtype not in WIDE:
+            return False
         if op.name in ("to", "int", "long", "float") and is_tensor(source):
             return self._counts(view, source, experts)
         if op.name == "bincount":
@@ -144,6 +150,8 @@ class Order:
     def _same_ids(self, view: GraphView, node: Node) -> bool:
         """Whether a tensor holds the choices, in any order."""
         op = view.op(node)
+        if value(node).dtype not in WIDE:
+            return False
         if op.name in ("to", "float", "int", "long") and is_tensor(op.args.get("input")):
             return self._same_ids(view, op.args["input"])
         found = same_elements(view, node, self.ids, _PERMUTED)

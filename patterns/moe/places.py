@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch.fx import Node
 
 from fuser.graph.axes import (
@@ -37,11 +36,9 @@ from fuser.graph.view import GraphView
 from .arange import is_arange
 from .choices import found_by
 from .masks import MAX_STEPS, WHOLE, Factor, Masks
+from .order import WIDE
 from .routing import summed
 from .space import COPIES, part_of
-
-_WIDE = {torch.int32, torch.int64, torch.float32, torch.float64}
-"""Dtypes in which positions are exact."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Places(Masks):
         self._steps += 1
         if self._steps > MAX_STEPS or self.is_written(node, reader):
             raise Unproven("a position in too many steps, or one that is written to")
-        if value(node).dtype not in _WIDE:
+        if value(node).dtype not in WIDE:
             raise Unproven("a position in a dtype that rounds")
         op, dims = self.view.op(node), resolve(dims)
         source: Any = op.args.get("input")
@@ -164,12 +161,14 @@ class Places(Masks):
 
     def _moved(self, op: Op, node: Node, dims: Dims, facts: frozenset[Factor]) -> Position:
         """A position and a number, what its own row counts, or how many another mask counts."""
-        source, other = op.args.get("input"), op.args.get("other")
+        source: Any = op.args.get("input")
+        other: Any = op.args.get("other")
         sign = -1 if op.name == "sub" else 1
         if type(other) is int or type(source) is int:
             if type(source) is int and sign < 0:
                 raise Unproven("positions that count downwards")
-            tensor, number = (source, other) if type(other) is int else (other, source)
+            tensor: Any = source if type(other) is int else other
+            number: int = other if type(other) is int else source
             found = self._position(tensor, broadcast(dims, value(tensor).shape), node, facts)
             return replace(found, offset=found.offset + sign * number)
         pairs = [(n, broadcast(dims, value(n).shape)) for n in (source, other)]
@@ -179,7 +178,7 @@ class Places(Masks):
                 continue
             found = self._position(*pairs[1 - i], node, facts)
             return replace(found, before=found.before | {before})
-        if sign < 0 and all(term <= facts for term in self.terms(*pairs[1], node)):
+        if sign < 0 and self._holds(*pairs[1], node, facts):
             found = self._position(*pairs[0], node, facts)
             return replace(found, offset=found.offset - 1)
         raise Unproven("positions with something added that is not known")
@@ -274,9 +273,8 @@ class Places(Masks):
             if self._holds(condition, broadcast(dims, value(condition).shape), node, facts):
                 return self._position(source, own, node, facts)
         mask = op.args.get("mask")
-        inverted = self.view.op(mask) if is_tensor(mask) else None
-        if inverted is not None and inverted.name in ("bitwise_not", "logical_not"):
-            condition = inverted.args["input"]
+        if is_tensor(mask) and self.view.op(mask).name in ("bitwise_not", "logical_not"):
+            condition = self.view.op(mask).args["input"]
             if self._holds(condition, broadcast(dims, value(condition).shape), mask, facts):
                 return self._position(source, own, node, facts)
         raise Unproven("positions that something else stands for")
@@ -314,13 +312,13 @@ class Places(Masks):
             Unproven: that is not known.
         """
         found = sorted((self.position(t) for t in terms), key=lambda p: len(p.before))
-        seen: set[frozenset[Factor]] = set()
+        seen: frozenset[frozenset[Factor]] = frozenset()
         for position in found:
             if position.before != seen or position.offset != found[0].offset:
                 raise Unproven("two choices may have the same place")
             if position.along != found[0].along:
                 raise Unproven("positions that count different rows")
-            seen.add(position.mask)
+            seen |= {position.mask}
         if len(seen) != len(found):
             raise Unproven("two choices may have the same place")
 

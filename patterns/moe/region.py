@@ -161,7 +161,7 @@ def matched(
         "weights": "before the experts" if spec.weights_first else "after the experts",
         "from": "all experts" if found.dense else "the chosen experts",
     }
-    call = Call(spec, operands, found.weights.scale)
+    call = Call(replace(spec, scale=found.weights.scale), operands)
     match = _region(space, anchor, out_dims, tokens, call, found.experts)
     return replace(match, facts={**match.facts, **facts}, drops_nonfinite=found.dense)
 
@@ -186,12 +186,12 @@ def sent(space: Space, anchor: Node, out_dims: Dims, found: Sent) -> Match:
         **_experts(view, anchor, found.experts, features),
     }
     choices = min(found.choices, count)
-    spec = replace(_spec(found.experts, count, anchor), sent=choices)
+    spec = replace(_spec(found.experts, count, anchor), sent=choices, scale=found.scale)
     facts = {
         "experts": f"{count}, {choices} for each token that has a place",
         "places": f"{size_of(found.slots)} of each expert",
     }
-    call = Call(spec, operands, found.scale)
+    call = Call(spec, operands)
     match = _region(space, anchor, out_dims, tokens, call, found.experts)
     return replace(match, facts={**match.facts, **facts}, drops_nonfinite=True)
 
@@ -200,6 +200,9 @@ def _spec(experts: Sequence[Expert], count: int, anchor: Node) -> MoeSpec:
     first = experts[0]
     dtypes = {value(p.node).dtype for expert in experts for p in expert.products}
     require(len(dtypes) == 1, "products of an expert have different dtypes", anchor)
+    inside = any(expert.inside.factors for expert in experts)
+    overflows = inside and dtypes == {torch.float16}
+    require(not overflows, "weights keep a product from overflowing in float16", anchor)
     return MoeSpec(
         count,
         tuple(first.columns),

@@ -18,7 +18,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from .arange import divided, repeated
-from .filling import filled_with, put
+from .filling import filled_with, is_fresh, put
 from .order import Order, ordered, picked, undone
 from .space import selected
 
@@ -83,6 +83,8 @@ def restored(view: GraphView, node: Node) -> Restored | None:
     write = _written(view, op, node)
     if write is None or value(write.base).shape != value(write.rows).shape:
         return None
+    if not is_fresh(view, write.base):
+        return None
     if write.adds and filled_with(view, write.base, view.order[node]) != 0:
         return None
     order = ordered(view, write.index)
@@ -92,8 +94,10 @@ def restored(view: GraphView, node: Node) -> Restored | None:
 def added(view: GraphView, node: Node) -> Added | None:
     """Sorted rows that are added where their tokens are."""
     write = _written(view, view.op(node), node)
-    found = None if write is None or not write.adds else _tokens(view, write.index)
-    if found is None or value(write.rows).ndim != 2:
+    if write is None or not write.adds or value(write.rows).ndim != 2:
+        return None
+    found = _tokens(view, write.index)
+    if found is None:
         return None
     order, choices = found
     tokens, rows = (to_expr(value(n).shape[0]) for n in (node, write.rows))

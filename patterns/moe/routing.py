@@ -17,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from fuser.graph.axes import (
+    Axis,
     Dim,
     Dims,
     Unproven,
@@ -154,7 +155,7 @@ class Routing:
         tokens = leaves([dims[i] for i in others])
         if value(chosen).ndim == 1:
             total = size_of(fresh(value(chosen).shape)[0])
-            choices = fresh((quotient(total, size_of(tokens)),), "k")[0]
+            choices = (Axis(quotient(total, size_of(tokens)), "k"),)
             own: Dims = ((*tokens, *choices),)
         else:
             choices = fresh((value(chosen).shape[-1],), "k")[0]
@@ -176,8 +177,9 @@ class Routing:
         if number == ONE and not is_tensor(other) and other in (0, 0.0, False):
             return self.support(source, broadcast(dims, value(source).shape), ZERO)
         count = size_of(self.experts)
-        both = is_tensor(source) and is_tensor(other) and isinstance(count, int)
-        if number != ZERO or not both:
+        if number != ZERO or not isinstance(count, int):
+            return None
+        if not (is_tensor(source) and is_tensor(other)):
             return None
         for index, numbers in ((source, other), (other, source)):
             place = Place(index, broadcast(dims, value(index).shape))

@@ -140,8 +140,9 @@ class Space:
         if order.holds_tokens(self.view, index, choices):
             return self.tokens
         taken = picked(self.view.op(index))
-        numbered = taken is not None and order.holds_order(taken[1])
-        return self.tokens if numbered and repeated(self.view, taken[0]) == choices else None
+        if taken is None or not order.holds_order(taken[1]):
+            return None
+        return self.tokens if repeated(self.view, taken[0]) == choices else None
 
     def sort(self, order: Order, dims: Dims) -> Dims:
         """Axes of rows that are in an order from here on, whose first dimension were choices.
