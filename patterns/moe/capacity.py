@@ -23,7 +23,7 @@ from fuser.pattern import Match
 from .branches import column, same, stacked
 from .choices import found_by
 from .expert import Expert, ExpertWalk, NoExpert
-from .masks import Factor
+from .masks import bare, is_within, nonzero_of
 from .places import Places, parts
 from .region import Sent, keeps_zero, sent
 from .rows import rows_of
@@ -153,8 +153,8 @@ def _proved(
     """
     try:
         terms = places.terms(combine.node, combine.dims, anchor)
-        source = _nonzero_of(places.view, dispatch)
-        derived = source is not None and _bare(places.view, source) == _bare(places.view, combine)
+        source = nonzero_of(places.view, dispatch)
+        derived = source is not None and bare(places.view, source) == bare(places.view, combine)
         if derived:
             places.prove(terms)
         else:
@@ -165,7 +165,7 @@ def _proved(
             )
             require(whole, "tokens are weighted where they are sent", dispatch.node)
             require(
-                all(any(_is_within(m, term, combine.dims) for m in masks) for term in terms),
+                all(any(is_within(m, term, combine.dims) for m in masks) for term in terms),
                 "tokens are combined from places that they were not sent to",
                 combine.node,
             )
@@ -185,51 +185,6 @@ def _proved(
         require(isinstance(size, int), "the number of choices is a symbol", combine.node)
         count += int(size)  # type: ignore[arg-type]
     return count
-
-
-def _is_within(mask: frozenset[Factor], term: frozenset[Factor], dims: Dims) -> bool:
-    """Whether all factors of a product are among those of another one, but for the names of axes
-    that are added up."""
-    names: dict[Axis, Axis] = {a: a for a in leaves(dims)}
-    for factor in mask:
-        own = leaves(factor.dims)
-        for other in (f for f in term if f.node is factor.node):
-            theirs = leaves(other.dims)
-            pairs = list(zip(own, theirs, strict=False))
-            known = all(names.get(a, b) is b for a, b in pairs)
-            free = all(a in names or b not in names.values() for a, b in pairs)
-            if len(own) == len(theirs) and known and free:
-                names.update(pairs)
-                break
-        else:
-            return False
-    return True
-
-
-def _nonzero_of(view: GraphView, place: Place) -> Place | None:
-    """The tensor of which a mask tells where it is not zero."""
-    bare = _bare(view, place)
-    op = view.op(bare.node)
-    zero = not is_tensor(op.args.get("other")) and op.args.get("other") in (0, 0.0)
-    if op.name == "bool" or (op.name in ("ne", "gt") and zero):
-        return Place(op.args["input"], bare.dims)
-    if op.name == "to" and value(bare.node).dtype.is_floating_point is False:
-        return Place(op.args["input"], bare.dims)
-    return None
-
-
-def _bare(view: GraphView, place: Place) -> Place:
-    """Past copies and casts that keep zeros apart."""
-    node, dims = place.node, resolve(place.dims)
-    for _ in range(_MAX_DEPTH):
-        op = view.op(node)
-        source = op.args.get("input")
-        if not is_tensor(source) or op.inplace or op.name not in (*COPIES, *CASTS):
-            break
-        if value(source).dtype.is_floating_point and not value(node).dtype.is_floating_point:
-            break
-        node = source
-    return Place(node, dims)
 
 
 def _is_probability(view: GraphView, node: Node, depth: int = _MAX_DEPTH) -> bool:

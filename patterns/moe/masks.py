@@ -24,11 +24,13 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
-from .routing import summed
-from .space import CASTS, COPIES
+from .routing import Routing, summed
+from .space import CASTS, COPIES, Place, Space
+from .weights import Weights
 
 MAX_STEPS = 512
 MAX_TERMS = 16
+MAX_DEPTH = 32
 WHOLE = ("int", "long", "double", "float")
 
 
@@ -160,3 +162,75 @@ class Masks:
         """Whether a mask is one for one expert of a row alone."""
         one = self.one_hot(factor) is not None
         return one and leaves(factor.dims[-1:]) == leaves((self.experts,))
+
+
+def is_within(mask: frozenset[Factor], term: frozenset[Factor], dims: Dims) -> bool:
+    """Whether all factors of a product are among those of another one, but for the names of axes
+    that are added up."""
+    names: dict[Axis, Axis] = {a: a for a in leaves(dims)}
+    for factor in mask:
+        own = leaves(factor.dims)
+        for other in (f for f in term if f.node is factor.node):
+            theirs = leaves(other.dims)
+            pairs = list(zip(own, theirs, strict=False))
+            known = all(names.get(a, b) is b for a, b in pairs)
+            free = all(a in names or b not in names.values() for a, b in pairs)
+            if len(own) == len(theirs) and known and free:
+                names.update(pairs)
+                break
+        else:
+            return False
+    return True
+
+
+def nonzero_of(view: GraphView, place: Place) -> Place | None:
+    """The tensor of which a mask tells where it is not zero, of either sign."""
+    found = bare(view, place)
+    op = view.op(found.node)
+    source, other = op.args.get("input"), op.args.get("other")
+    compared = op.name == "ne" and not is_tensor(other) and other in (0, 0.0)
+    cast = op.name in ("bool", "to") and value(found.node).dtype is torch.bool
+    return Place(source, found.dims) if is_tensor(source) and (compared or cast) else None
+
+
+def bare(view: GraphView, place: Place) -> Place:
+    """Past copies and casts that keep zeros apart."""
+    node, dims = place.node, resolve(place.dims)
+    for _ in range(MAX_DEPTH):
+        op = view.op(node)
+        source = op.args.get("input")
+        if not is_tensor(source) or op.inplace or op.name not in (*COPIES, *CASTS):
+            break
+        if value(source).dtype.is_floating_point and not value(node).dtype.is_floating_point:
+            break
+        node = source
+    return Place(node, dims)
+
+
+def only_sends(space: Space, before: Weights, after: Weights, reader: Node) -> bool:
+    """Whether tokens are multiplied with zero or one before the experts, and with one wherever the
+    weight after them is not zero."""
+    masks = Masks(space.view, space.chosen, ())
+    try:
+        known = [(f, masks.terms(f.node, f.dims, reader)) for f in after.factors]
+        return all(
+            any(_is_told(masks, mask, *weight, reader) for weight in known)
+            for mask in before.factors
+        )
+    except Unproven:
+        return False
+
+
+def _is_told(
+    masks: Masks, mask: Place, weight: Place, terms: Sequence[frozenset[Factor]], reader: Node
+) -> bool:
+    """Whether a mask is one wherever a weight is not zero."""
+    source = nonzero_of(masks.view, mask)
+    if source is not None and bare(masks.view, source) == bare(masks.view, weight):
+        return True
+    own = masks.terms(mask.node, mask.dims, reader)
+    unique = len(own) == 1 and not {a for f in own[0] for a in f.axes} - set(leaves(mask.dims))
+    if not unique and Routing(masks.view, masks.experts).support(mask.node, mask.dims) is None:
+        return False  # a sum of masks, of which two may be one
+    whole = all(term <= masks.facts(term) for term in own)
+    return whole and all(any(is_within(m, term, mask.dims) for m in own) for term in terms)

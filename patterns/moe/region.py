@@ -19,6 +19,7 @@ from ..declined import Declined
 from .choices import are_experts
 from .expert import Expert
 from .filling import writer
+from .masks import only_sends
 from .routing import Routing
 from .space import Place, Space, require
 from .weights import Weights
@@ -82,11 +83,11 @@ def mixture(
     """
     first = experts[0]
     before, after = first.before, weights
-    require(
-        not (before.factors and after.factors),
-        "rows are weighted before the experts and after them",
-        anchor,
-    )
+    if before.factors and after.factors:
+        sent_only = space.dense and only_sends(space, before, after, anchor)
+        require(sent_only, "rows are weighted before the experts and after them", anchor)
+        before = Weights(scale=before.scale)
+        experts = [replace(expert, before=before) for expert in experts]
     given = before if before.factors else after
     if space.dense:
         indices = _support(space, given, anchor)

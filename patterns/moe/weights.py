@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
 
 from fuser.graph.axes import Dims, leaves, resolve
 from fuser.graph.ops import Op, is_tensor
-from fuser.graph.pull import pull_pointwise
+from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise
 
 from .space import Place, Space
 
@@ -31,6 +32,10 @@ class Weights:
 
 def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] | None:
     """The factor of a product that has no features, and what is multiplied with it."""
+    if is_contraction(op):
+        product = pull_contraction(op, node, dims)
+        sides = [(product.a, product.a_dims), (product.b, product.b_dims)]
+        return None if leaves((product.inner,)) else _split(space, sides)
     if op.name not in ("mul", "div") or op.args.get("rounding_mode") is not None:
         return None
     source, other = op.args.get("input"), op.args.get("other")
@@ -45,9 +50,12 @@ def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Nod
         ((rows, own),) = pull_pointwise(op, node, dims).items()
         assert rows is inner
         return Weights(scale=1 / number if divides else float(number)), rows, own
-    inputs = list(pull_pointwise(op, node, dims).items())
+    return None if op.name == "div" else _split(space, list(pull_pointwise(op, node, dims).items()))
+
+
+def _split(space: Space, inputs: Sequence[tuple[Node, Dims]]) -> tuple[Weights, Node, Dims] | None:
     plain = [pair for pair in inputs if not set(leaves(pair[1])) - space.row_axes]
-    if op.name == "div" or len(inputs) != 2 or len(plain) != 1:
+    if len(inputs) != 2 or len(plain) != 1:
         return None
     ((rows, own),) = (pair for pair in inputs if pair is not plain[0])
     return Weights((space.weight(Place(*plain[0])),)), rows, own

@@ -200,10 +200,33 @@ class WeightInsideGate(Weighted):
         return torch.einsum("teh,edh->ted", hidden, self.down).sum(1)
 
 
+class SentByMask(Weighted):
+    """Tokens are multiplied with a one-hot mask before all experts, and weighted after them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        mask = F.one_hot(chosen, EXPERTS).to(x.dtype)
+        rows = torch.einsum("te,td->etd", mask.sum(1), x)
+        hidden = torch.einsum("etd,ehd->eth", rows, self.up) + self.up.mean(-1).unsqueeze(1)
+        out = torch.einsum("eth,edh->etd", hidden.relu(), self.down) + self.down_bias[:, None]
+        return torch.einsum("te,etd->td", torch.einsum("tk,tke->te", weights, mask), out)
+
+
+class SentWhereWeighted(Weighted):
+    """The mask is where weights are not zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weights(x)
+        rows = x.unsqueeze(1) * (weights != 0).to(x.dtype).unsqueeze(-1)
+        hidden = torch.einsum("ted,ehd->teh", rows, self.up).sigmoid()
+        out = torch.einsum("teh,edh->ted", hidden, self.down)
+        return (out * weights.unsqueeze(-1)).sum(1)
+
+
 DENSE_WEIGHTS: list[type[Mixture]] = [
     ScatteredInPlace, ScatteredByStatement, ScatterAdd, ScatterReduce, Placed, OneHotSum,
     OneHotEinsum, OneHotMatmul, ComparedWithNumbers, MaskedByAny, MultipliedMask, Flipped,
     SortedChoices, TopKBySort, TopKByArgsort, LowestBySort, WeightedByTwo, TokensWritten,
-    Squared,
-    GateOfTheToken, ScaledByANumber, MeanOfChoices, WeightOnHidden, WeightInsideGate,
+    Squared, GateOfTheToken, ScaledByANumber, MeanOfChoices, WeightOnHidden, WeightInsideGate,
+    SentByMask, SentWhereWeighted,
 ]  # fmt: skip

@@ -141,6 +141,27 @@ class ZeroIsDropped(WithBiases):
         return combine, combine.bool().to(x.dtype)
 
 
+class NegativeWeights(Capacity):
+    """Who has a weight below zero is not sent, and has a place all the same."""
+
+    def masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.gate(x) - 2.0
+        mask = F.one_hot(logits.argmax(-1), EXPERTS)
+        position = mask.cumsum(0) - 1
+        kept = mask * (position < CAPACITY)
+        place = F.one_hot((position * kept).sum(-1), CAPACITY)
+        combine = (logits * kept)[..., None] * place[:, None]
+        return combine, (combine > 0).to(x.dtype)
+
+
+class OnlyWhole(Capacity):
+    """Weights below one are rounded to zero."""
+
+    def masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        combine, _ = super().masks(x)
+        return combine, combine.int().to(x.dtype)
+
+
 class OtherPlaces(Capacity):
     """Experts are given the places of the next one."""
 
@@ -163,6 +184,8 @@ PLACES = [
     )),
     LookAlike(WeightedDispatch, "tokens are weighted where they are sent"),
     LookAlike(OtherCombine, "tokens are combined from places that they were not sent to"),
+    LookAlike(NegativeWeights, TOGETHER),
+    LookAlike(OnlyWhole, TOGETHER),
     LookAlike(ZeroIsDropped, "a token whose weight is zero is not sent at all"),
     LookAlike(OtherPlaces, "experts are given other places than their own"),
     LookAlike(Weighed, "rows are weighted twice"),

@@ -216,6 +216,29 @@ class BiasAfterWeight(Mixture):
         return (torch.einsum("teh,edh->ted", hidden, self.down) + self.down_bias).sum(1)
 
 
+class SentToOthers(Weighted):
+    """Tokens are sent where they are not weighted, in part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        mask = F.one_hot(chosen, EXPERTS).to(x.dtype)
+        rows = torch.einsum("te,td->etd", mask[:, 0], x)
+        hidden = torch.einsum("etd,ehd->eth", rows, self.up).relu()
+        out = torch.einsum("eth,edh->etd", hidden, self.down)
+        return torch.einsum("te,etd->td", torch.einsum("tk,tke->te", weights, mask), out)
+
+
+class SentWhereGreater(Weighted):
+    """Weights below zero are not sent, and weigh all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, chosen = self.gate(x).topk(self.choices, -1)
+        weights = x.new_zeros(len(x), EXPERTS).scatter(1, chosen, top)
+        rows = x.unsqueeze(1) * (weights > 0).to(x.dtype).unsqueeze(-1)
+        hidden = torch.einsum("ted,ehd->teh", rows, self.up).sigmoid()
+        return (torch.einsum("teh,edh->ted", hidden, self.down) * weights.unsqueeze(-1)).sum(1)
+
+
 PLACES = "rows are cut elsewhere than where the next expert begins"
 ROWS = [
     *(LookAlike(module, EVERY) for module in (
@@ -227,6 +250,8 @@ ROWS = [
     LookAlike(IntoTheShared, "experts are added in place to what something else has made"),
     LookAlike(Swapped, "a choice is weighted with the weight of another one"),
     LookAlike(OtherWeights, "a tensor differs between more than tokens, choices and experts"),
+    LookAlike(SentToOthers, "rows are weighted before the experts and after them"),
+    LookAlike(SentWhereGreater, "rows are weighted before the experts and after them"),
     LookAlike(OneChoiceOfTwo, "not every choice is there once"),
     *(LookAlike(module) for module in (
         Descending, AddedElsewhere, AddedTwice, WeightSquaredInside, BiasAfterWeight,
