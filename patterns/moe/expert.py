@@ -293,11 +293,24 @@ class ExpertWalk:
                 continue
             factor = self._weighted(op, node, dims, product)
             if factor is None:
-                return node, dims, found
+                return self._unwidened(node, product), dims, found
             self.interior.add(node)
             weights, node, dims = factor
             found = found.times(weights)
         raise Declined("more than 256 operators before an expert", node)
+
+    def _unwidened(self, node: Node, product: Product) -> Node:
+        """Tokens as they were before they were cast to a wider dtype, of which the product has
+        nothing."""
+        op, dtype = self.view.op(node), value(product.node).dtype
+        source = op.args.get("input")
+        if op.name not in CASTS or not is_tensor(source) or not self._is_own(node):
+            return node
+        wider = value(node).dtype.is_floating_point and value(node).itemsize > dtype.itemsize
+        if not wider or value(source).dtype is not dtype:
+            return node
+        self.interior.add(node)
+        return source
 
     def _is_own(self, node: Node) -> bool:
         """Whether nobody else reads a node."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.moe.capacities import BestTwo
+from tests.moe.chains import SharedBetween
 from tests.moe.forms import (
     FEATURES,
     FORMS,
@@ -18,7 +20,9 @@ from tests.moe.forms import (
     Mixture,
     Stack,
 )
+from tests.moe.sorting import ScatteredToTokens
 
+HALVED = [*FORMS[::3], BestTwo, SharedBetween, ScatteredToTokens]
 LOWERINGS: list[dict[str, Any]] = [{"fuser.lowering": "reference"}, {"fuser.lowering": "aten"}]
 
 
@@ -33,7 +37,7 @@ def test_forms(form: type[Mixture], options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("form", FORMS[::3], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", HALVED, ids=lambda f: f.__name__)
 def test_half_precision(form: type[Mixture], dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     module = form().eval().to(dtype)
