@@ -286,7 +286,7 @@ class ExpertWalk:
         node, dims, found = product.rows, product.dims, Weights()
         for _ in range(MAX_NODES):
             op = self.view.op(node)
-            step = unchanged(self.space, node, dims) if self._is_own(node) else None
+            step = self._uncast(op, node, dims, product) if self._leads(node) else None
             if step is not None and self._reaches_weight(node):
                 self.interior.add(node)
                 node, dims = step
@@ -299,12 +299,20 @@ class ExpertWalk:
             found = found.times(weights)
         raise Declined("more than 256 operators before an expert", node)
 
+    def _uncast(self, op: Op, node: Node, dims: Dims, product: Product) -> tuple[Node, Dims] | None:
+        """Past what changes no number, or casts to the dtype in which is multiplied anyway."""
+        step, source = unchanged(self.space, node, dims), op.args.get("input")
+        if step is not None or op.name not in CASTS or not is_tensor(source):
+            return step
+        last = value(node).dtype is value(product.node).dtype
+        return (source, dims) if last and value(source).dtype.is_floating_point else None
+
     def _unwidened(self, node: Node, product: Product) -> Node:
         """Tokens as they were before they were cast to a wider dtype, of which the product has
         nothing."""
         op, dtype = self.view.op(node), value(product.node).dtype
         source = op.args.get("input")
-        if op.name not in CASTS or not is_tensor(source) or not self._is_own(node):
+        if op.name not in CASTS or not is_tensor(source) or not self._leads(node):
             return node
         wider = value(node).dtype.is_floating_point and value(node).itemsize > dtype.itemsize
         if not wider or value(source).dtype is not dtype:
@@ -316,9 +324,22 @@ class ExpertWalk:
         """Whether nobody else reads a node."""
         return len(node.users) == 1
 
+    def _leads(self, node: Node, depth: int = 8) -> bool:
+        """Whether a node is read on the way to products of this expert alone."""
+        ends = {product.node for product in self.first}
+
+        def leads(user: Node) -> bool:
+            op = self.view.op(user)
+            if op.name == "type_as" and op.args.get("input") is not node:
+                return True  # of this one only the dtype is read
+            passes = op.kind is Kind.VIEW or op.name in (*CASTS, *COPIES, "mul")
+            return user in ends or (depth > 0 and passes and self._leads(user, depth - 1))
+
+        return bool(node.users) and all(map(leads, node.users))
+
     def _reaches_weight(self, node: Node) -> bool:
         op = self.view.op(node)
-        while self._is_own(node) and (op.kind is Kind.VIEW or op.name in CASTS):
+        while self._leads(node) and (op.kind is Kind.VIEW or op.name in CASTS):
             node = op.args["input"]
             op = self.view.op(node)
         return op.name == "mul"

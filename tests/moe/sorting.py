@@ -132,6 +132,24 @@ class ScatteredToTokens(Grouped):
         return self.experts[0](x).scatter_add(0, index, out)
 
 
+class TwoProducts(ScatteredToTokens):
+    """Weighted rows go through two products, and tell the dtype of the result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        flat = chosen.view(-1)
+        order = torch.argsort(flat, stable=True)
+        ends = self.counts(flat).cumsum(0).to(torch.int32)
+        scores = weights.view(-1)[order].reshape(-1, 1)
+        rows = (self.tokens(x, order).float() * scores).to(x.dtype)
+        first, second = self.gate_up.chunk(2, 1)
+        hidden = F.silu(grouped(rows.to(x.dtype), first.mT, offs=ends))
+        hidden = hidden * grouped(rows.to(x.dtype), second.mT, offs=ends)
+        out = grouped(hidden, self.down.mT, offs=ends).type_as(rows)
+        index = (order // self.choices).reshape(-1, 1).expand(-1, FEATURES)
+        return torch.zeros_like(x).scatter_add(0, index, out)
+
+
 class TokensRepeated(Grouped):
     """Tokens are repeated for their choices, and then sorted."""
 
@@ -175,5 +193,5 @@ SORTED: list[type[Mixture]] = [
     Grouped, CountedByComparison, CountedByHistogram, CountedByScatter,
     EndsBySearch, SortedUnstably, InverseByScatter, InverseByScatterIntoZeros, 
     PutBackByCopy, PutBackByAddition, PutBackByScatter, AddedToTokens, 
-    ScatteredToTokens, TokensRepeated, TokensByNumber, WeightedInOrder, WeightedAtTheEnd,
+    ScatteredToTokens, TwoProducts, TokensRepeated, TokensByNumber, WeightedInOrder, WeightedAtTheEnd,
 ]  # fmt: skip
