@@ -190,8 +190,8 @@ class WeightedAtTheEnd(Grouped):
 
 
 SORTED: list[type[Mixture]] = [
-    Grouped, CountedByComparison, CountedByHistogram, CountedByScatter,
-    EndsBySearch, SortedUnstably, InverseByScatter, InverseByScatterIntoZeros, 
-    PutBackByCopy, PutBackByAddition, PutBackByScatter, AddedToTokens, 
-    ScatteredToTokens, TwoProducts, TokensRepeated, TokensByNumber, WeightedInOrder, WeightedAtTheEnd,
+    Grouped, CountedByComparison, CountedByHistogram, CountedByScatter, EndsBySearch,
+    SortedUnstably, InverseByScatter, InverseByScatterIntoZeros, PutBackByCopy, PutBackByAddition,
+    PutBackByScatter, AddedToTokens, ScatteredToTokens, TwoProducts, TokensRepeated,
+    TokensByNumber, WeightedInOrder, WeightedAtTheEnd,
 ]  # fmt: skip
