@@ -163,7 +163,7 @@ def _taken(source: Node, parts: list[Any], dims: Dims) -> tuple[Node, Dims, Dim,
     left, whole = list(dims), list[Dim]()
     found: tuple[Dim, int] | None = None
     for part in parts:
-        size = shape[len(whole)] if len(whole) < len(shape) else None
+        size: Any = shape[len(whole)] if len(whole) < len(shape) else None
         if part is None or part == slice(None):
             dim = left.pop(0)
             whole += [] if part is None else [dim]

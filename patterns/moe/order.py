@@ -210,7 +210,7 @@ def pair(view: GraphView, node: Node, which: int) -> Node | None:
     """What was sorted, where a node is the values (0) or the order (1)."""
     source = node.args[0] if node.args else None
     target = getattr(node.target, "__name__", "")
-    named = {
+    named: dict[Any, int] = {
         ("getitem", 0): 0,
         ("getitem", 1): 1,
         ("getattr", "values"): 0,

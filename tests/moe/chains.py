@@ -118,5 +118,5 @@ class BySumOfCat(Shared):
 
 CHAINS: list[type[Mixture]] = [
     ResidualFirst, ResidualFirstInPlace, SharedFirst, SharedBetween, SharedAndGated, AsATree,
-    IntoABuffer, ScaledTerms, WeightsScaled, StackedParameters, BySumOfStack, BySumOfCat, 
+    IntoABuffer, ScaledTerms, WeightsScaled, StackedParameters, BySumOfStack, BySumOfCat,
 ]  # fmt: skip
