@@ -132,6 +132,9 @@ class MoeSpec:
     """Of the result."""
     product_dtype: torch.dtype
     """In which tokens, matrices and biases are multiplied and added."""
+    dropping: bool = False
+    """A choice whose index is no expert's, negative ones included, is dropped: it gives nothing,
+    whatever its weight is."""
     sent: int = 0
     """To how many experts a token is sent at the most, where there are places; else 0."""
     scale: float = 1.0
@@ -164,6 +167,7 @@ class MoeSpec:
             "weights_first": self.weights_first,
             "dtype": _name(self.dtype),
             "product_dtype": _name(self.product_dtype),
+            **({"dropping": True} if self.dropping else {}),
             **({"sent": self.sent} if self.sent else {}),
             **({"scale": self.scale.hex()} if self.scale != 1 else {}),
         }
@@ -181,6 +185,7 @@ class MoeSpec:
             data["weights_first"],
             getattr(torch, data["dtype"]),
             getattr(torch, data["product_dtype"]),
+            data.get("dropping", False),
             data.get("sent", 0),
             float.fromhex(data.get("scale", "0x1p0")),
         )

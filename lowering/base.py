@@ -11,8 +11,11 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
 from fuser.graph.fold import Folder
+from fuser.graph.ops import value
 from fuser.pattern import Call
+from fuser.torch_private import hints
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class Lowering(ABC):
     Attributes:
         name: for people.
         kind: `reference`, `aten` or `triton`: the value of `fuser.lowering` that allows it.
+        drops: takes mixtures that drop choices.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    drops: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
@@ -103,4 +108,15 @@ def register_lowering(spec: type, *, order: int) -> Callable[[type[L]], type[L]]
 
 def candidates(spec: Any) -> list[Lowering]:
     """The lowerings for a spec, in the order of preference."""
-    return [lowering for _, lowering in _lowerings.get(type(spec), [])]
+    dropping = getattr(spec, "dropping", False)
+    return [x for _, x in _lowerings.get(type(spec), []) if x.drops or not dropping]
+
+
+def size(call: Call, name: str, dim: int) -> int | None:
+    """A canonical size, as it is in the example where it is symbolic."""
+    found: Any = size_of(leaves((call.operands[name].target[dim],)))
+    if isinstance(found, int):
+        return found
+    examples = [value(operand.node) for operand in call.operands.values()]
+    found = found.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
+    return int(found) if found.is_Integer else None

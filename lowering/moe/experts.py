@@ -78,20 +78,30 @@ def apply(
     return F.linear(hidden.to(dtype), matrices[-1], added[-1])
 
 
-def from_the_start(indices: Tensor, spec: MoeSpec) -> Tensor:
-    """Indices of experts, with those that were counted from the end counted from the start. Where
-    tokens were sent to places, that of a dropped choice is the number of experts.
+def from_the_start(indices: Tensor, experts: int) -> Tensor:
+    """Indices of experts, with those that were counted from the end counted from the start.
 
     Raises:
         IndexError: one is of no expert.
     """
-    experts = spec.experts
     if indices.numel():
         low, high = (int(n) for n in indices.aminmax())
-        if low < -experts or high >= experts + bool(spec.sent):
+        if low < -experts or high >= experts:
             wrong = high if high >= experts else low
             raise IndexError(f"a token chose expert {wrong}, and there are {experts}")
     return torch.where(indices < 0, indices + experts, indices)
+
+
+def numbered(indices: Tensor, spec: MoeSpec) -> Tensor:
+    """Indices of experts from the start; `spec.experts` for choices that are dropped.
+
+    Raises:
+        IndexError: one is of no expert, where none may be dropped.
+    """
+    if not spec.dropping:
+        return from_the_start(indices, spec.experts)
+    known = (indices >= 0) & (indices < spec.experts)
+    return torch.where(known, indices, spec.experts)
 
 
 def accumulating(dtype: torch.dtype) -> torch.dtype:

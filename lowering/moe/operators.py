@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +31,7 @@ Backward: TypeAlias = Callable[
     [Tensor, Experts, Tensor, Tensor, Tensor, Sequence[bool]], Sequence[Tensor]
 ]
 """Of the gradient too, and which of x, weights, matrices and biases want one: those, in order."""
-_OPERANDS = "Tensor x, Tensor indices, Tensor weights, Tensor[] matrices, Tensor[] biases, str spec"
+OPERANDS = "Tensor x, Tensor indices, Tensor weights, Tensor[] matrices, Tensor[] biases, str spec"
 
 
 def define(name: str, forward: Forward, backward: Backward) -> None:
@@ -45,9 +46,9 @@ def define(name: str, forward: Forward, backward: Backward) -> None:
         with torch.autocast(x.device.type, enabled=False):
             return list(backward(grad, _experts(*rest), x, indices, weights, needs))
 
-    schema = f"({_OPERANDS}) -> Tensor"
+    schema = f"({OPERANDS}) -> Tensor"
     operator = torch.library.custom_op(f"fuser::{name}", run, mutates_args=(), schema=schema)
-    schema = f"(Tensor grad, {_OPERANDS}, bool[] needs) -> Tensor[]"
+    schema = f"(Tensor grad, {OPERANDS}, bool[] needs) -> Tensor[]"
     gradients = torch.library.custom_op(
         f"fuser::{name}_backward", differentiate, mutates_args=(), schema=schema
     )
@@ -56,8 +57,8 @@ def define(name: str, forward: Forward, backward: Backward) -> None:
     operator.register_autograd(_formula(gradients), setup_context=_save)
 
 
-def emit(builder: Builder, call: Call, function: Any) -> Node:
-    """An operator of this family on its operands."""
+def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
+    """An operator of this family on its operands, and what else it takes."""
     spec: MoeSpec = call.spec
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
     if spec.sent:
@@ -74,9 +75,19 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
         weights,
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
-        replace(spec, scale=1.0).to_text(),
+        replace(spec, scale=1.0, sent=0).to_text(),
+        *more,
     )
     return builder.call(torch.mul, result, spec.scale) if scaled and spec.weights_first else result
+
+
+def weight_dtype(call: Call) -> torch.dtype:
+    """Of the weights that an operator is given."""
+    kinds = ("weights", "dense", "combine")
+    given = [o for name, o in call.operands.items() if name.partition("_")[0] in kinds]
+    dtypes = [o.dtype or value(o.node).dtype for o in given]
+    found = reduce(torch.promote_types, dtypes)
+    return found if found.is_floating_point else call.spec.dtype
 
 
 def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:

@@ -16,10 +16,11 @@ routing     whose weights are zero whatever the numbers are
 choices     which indices are distinct, and which certainly name an expert
 filling     what is written into tensors of one number
 arange      tensors that count
-masks       masks of zeros and ones, as sums of products
+terms       masks of zeros and ones, as sums of products
 places      which place of an expert a token has, and that nobody else has it
+local       experts whose tokens were chosen elsewhere: told, and left
 """
 
-from . import mixture  # registers its pattern
+from . import local, mixture  # register their patterns
 
-__all__ = ["mixture"]
+__all__ = ["local", "mixture"]

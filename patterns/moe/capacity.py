@@ -23,11 +23,11 @@ from fuser.pattern import Match
 from .branches import column, same, stacked
 from .choices import found_by
 from .expert import Expert, ExpertWalk, NoExpert
-from .masks import bare, is_within, nonzero_of
 from .places import Places, parts
 from .region import Sent, keeps_zero, sent
 from .rows import rows_of
 from .space import CASTS, COPIES, Place, Space, require
+from .terms import bare, is_within, nonzero_of
 
 TOGETHER = "tokens are not known to have places of their own"
 _MAX_DEPTH = 32

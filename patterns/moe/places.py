@@ -35,10 +35,10 @@ from fuser.graph.view import GraphView
 
 from .arange import is_arange
 from .choices import found_by
-from .masks import MAX_STEPS, WHOLE, Factor, Masks
 from .order import WIDE
 from .routing import summed
 from .space import COPIES, part_of
+from .terms import MAX_STEPS, WHOLE, Factor, Masks
 
 
 @dataclass(frozen=True)

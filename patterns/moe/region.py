@@ -19,9 +19,9 @@ from ..declined import Declined
 from .choices import are_experts
 from .expert import Expert
 from .filling import writer
-from .masks import only_sends
 from .routing import Routing
 from .space import Place, Space, require
+from .terms import only_sends
 from .weights import Weights
 
 ID = "moe.mixture"
@@ -187,7 +187,9 @@ def sent(space: Space, anchor: Node, out_dims: Dims, found: Sent) -> Match:
         **_experts(view, anchor, found.experts, features),
     }
     choices = min(found.choices, count)
-    spec = replace(_spec(found.experts, count, anchor), sent=choices, scale=found.scale)
+    spec = replace(
+        _spec(found.experts, count, anchor), dropping=True, sent=choices, scale=found.scale
+    )
     facts = {
         "experts": f"{count}, {choices} for each token that has a place",
         "places": f"{size_of(found.slots)} of each expert",

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...triton.launch import Target
 from .backward import Needs
-from .config import Target, splits_keys
+from .config import splits_keys
 from .layout import AXES
 from .problem import Arguments, Problem, tiles
 from .recomputation import statistics

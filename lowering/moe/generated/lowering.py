@@ -1,0 +1,99 @@
+"""Mixtures of experts by generated Triton kernels, forward and backward."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.ops import value
+from fuser.pattern import Call
+from fuser.specs import MoeSpec
+
+from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
+from ...triton.launch import unavailable
+from ...triton.trace import NotPrintable
+from .. import cost
+from ..operators import emit, weight_dtype
+from .build import build
+from .config import INTERPRETED
+from .layout import Layout, Matrix, NoLayout, layout_of
+
+INTERPRETED_WORK = 1000.0
+"""The interpreter is for numbers, not for time."""
+
+
+@register_lowering(MoeSpec, order=5)
+class GeneratedMoe(Lowering):
+    """Every activation that can be printed, on a GPU, or in Triton's interpreter."""
+
+    name: ClassVar[str] = "triton"
+    kind: ClassVar[str] = "triton"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        refusal = unavailable(context.device)
+        if refusal:
+            return Refusal(refusal)
+        try:
+            layout = _layout(call, context)
+            for stage, arguments in (("up", (True, True)), ("hidden", ())):
+                if stage == "up" or context.training:
+                    build(layout, stage, arguments, INTERPRETED)
+        except (NoLayout, NotPrintable, RuntimeError) as error:
+            return Refusal(str(error))
+
+        def put(builder: Builder) -> Node:
+            function = torch.ops.fuser.generated_moe.default
+            out = emit(builder, call, function, context.origin, context.training)
+            return builder.call(operator.getitem, out, 0)
+
+        why = "each token goes through its own experts alone, and the host waits for nothing"
+        if context.device.type == "cpu":
+            slower = "the interpreter is for checking numbers"
+            return Emission(put, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
+        work = cost.generated(call, training=context.training)
+        return Emission(put, "triton", why, _slower(layout, context, work), {}, work)
+
+
+def _slower(layout: Layout, context: Context, work: float) -> str:
+    """Why the inner backend is expected to be as fast, in plain words; else empty."""
+    if not context.native:
+        return ""
+    if layout.dtype is torch.float32:
+        return "rows are sorted and multiplied in groups already, in fp32 without tensor cores"
+    if work > cost.LIBRARY:
+        return "rows are sorted already, and the library is faster where experts have many"
+    return ""
+
+
+def _layout(call: Call, context: Context) -> Layout:
+    """What the operands will look like, once they are arranged."""
+    spec: MoeSpec = call.spec
+    each = spec.experts if spec.separate else 1
+    firsts = spec.matrices[::each]
+    for names in (spec.matrices, spec.added):
+        for start in range(0, len(names), each):
+            if len({_dtype(call, name) for name in names[start : start + each]}) > 1:
+                raise NoLayout("matrices of experts have different dtypes")
+    return layout_of(
+        spec,
+        _dtype(call, "x"),
+        weight_dtype(call),
+        [Matrix(*_sizes(call, name)[-2:], _dtype(call, name)) for name in firsts],
+        [_dtype(call, name) for name in spec.added[::each]],
+        interpreted=context.device.type == "cpu",
+    )
+
+
+def _sizes(call: Call, name: str) -> list[Any]:
+    """As they are in the example where they are symbols, which running the operator guards."""
+    target = call.operands[name].target
+    return [size(call, name, dim) for dim in range(len(target))]
+
+
+def _dtype(call: Call, name: str) -> torch.dtype:
+    place = call.operands[name]
+    return place.dtype or value(place.node).dtype
