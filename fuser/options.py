@@ -7,6 +7,7 @@
 | fuser.inner      | inductor or any registered backend        | inductor   |
 | fuser.patterns   | ids or globs to allow, `-` to exclude     | all        |
 | fuser.atomics    | bool: gradients by atomic additions       | false      |
+| fuser.dense_moe  | bool: all experts of a token to its own   | true       |
 | fuser.verify     | bool                                      | false      |
 | fuser.debug      | bool, or a directory to write reports to  | false      |
 | fuser.strict     | bool: our own failures raise              | false      |
@@ -61,6 +62,9 @@ class Options:
     inner: str = "inductor"
     patterns: tuple[str, ...] = ()
     atomics: bool = False
+    dense_moe: bool = True
+    """Mixtures that run every expert for every token become those that run the chosen ones, where a
+    NaN or infinity of another expert, times zero, is not in the result any more."""
     verify: bool = False
     debug: str = ""
     """Empty: off. "1": print a text diff to the log. Anything else: a directory for reports."""

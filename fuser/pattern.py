@@ -64,6 +64,9 @@ class Match:
         random: whether the region draws random numbers.
         native: the region calls library kernels that do the same already.
         opens: the replacement spells one node out for other patterns to match, which count it.
+        drops_nonfinite: the region computes more than its result needs, and a NaN or infinity among
+            that would be in the result, times zero; the replacement does not have it.
+        onto: what the results of `calls` are added to as well, arranged as `outputs[0]`.
     """
 
     pattern: str
@@ -78,6 +81,8 @@ class Match:
     random: bool = False
     native: bool = False
     opens: bool = False
+    drops_nonfinite: bool = False
+    onto: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)

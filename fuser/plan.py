@@ -23,6 +23,12 @@ from .pattern import Decline, Match
 from .registry import Registered, patterns
 from .report.source import origin
 
+_DROPS = (
+    "a NaN or infinity of what was not chosen is in the result, times zero, and would not be in "
+    "that of a replacement"
+)
+_KEEPS = "fuser.dense_moe is off; leave it at its default where such numbers need not be kept"
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -114,6 +120,8 @@ class _Planner:
                 unsound = soundness.check(self.view, found)
                 if unsound is not None:
                     return Left(pattern_id, unsound)
+                if found.drops_nonfinite and not self.options.dense_moe:
+                    return Left(pattern_id, Decline(_DROPS, anchor, hint=_KEEPS))
                 return self._lower(found)
         except Unproven as error:
             return Left(pattern_id, Decline(str(error), anchor))

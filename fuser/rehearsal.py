@@ -164,7 +164,10 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
         part = emission.emit(builder)
         total = part if total is None else builder.call(torch.add, total, part)
     assert total is not None
-    return builder.arrange(total, match.result, match.dims, materialise=True)
+    total = builder.arrange(total, match.result, match.dims, materialise=True)
+    for other in match.onto:
+        total = builder.call(torch.add, other, total)
+    return total
 
 
 def _number(size: Any) -> int:

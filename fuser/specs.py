@@ -84,10 +84,14 @@ class AttentionSpec:
         return AttentionSpec(**data)
 
 
+TOKEN = -1
+"""In place of the number of a first product: the token itself."""
+
+
 @dataclass(frozen=True)
 class Columns:
-    """What the activation of an expert reads of a first product: every `step`-th column from
-    `start` on, up to `stop`, or to the end where that is None."""
+    """What the activation of an expert reads of a first product, or of the token: every `step`-th
+    column from `start` on, up to `stop`, or to the end where that is None."""
 
     product: int
     start: int = 0
@@ -101,12 +105,17 @@ class MoeSpec:
 
         h_p = x M_pᵀ + b_p                     first products p = 0, ..., of one expert
         y   = activation(columns of h) Mᵀ + b
-        o_t = Σ_k weights[t, k] · y(x_t) of expert indices[t, k]
+        o_t = scale Σ_k weights[t, k] · y(x_t) of expert indices[t, k]
 
     Operands: `x: (T, D)`; `indices: (T, K)`, integers, an expert possibly twice, and negative ones
     counted from the end; `weights: (T, K)`. Matrices are
     `(E, out, in)` and biases `(E, out)`, or one for each expert without the first dimension where
     they are `separate`. The result is `(T, Dout)`.
+
+    Where tokens were `sent` to places of experts, operands are `combine: (T, E, C)`, the weight of
+    a token at each place, and `dispatch: (T, E, C)`, not zero where it was sent, instead of indices
+    and weights, which follow from them. A choice for which a token has no place is dropped: its
+    index is E.
     """
 
     experts: int
@@ -123,6 +132,13 @@ class MoeSpec:
     """Of the result."""
     product_dtype: torch.dtype
     """In which tokens, matrices and biases are multiplied and added."""
+    dropping: bool = False
+    """A choice whose index is no expert's, negative ones included, is dropped: it gives nothing,
+    whatever its weight is."""
+    sent: int = 0
+    """To how many experts a token is sent at the most, where there are places; else 0."""
+    scale: float = 1.0
+    """Of the result; operators are given weights that have it, or their result gets it."""
 
     @property
     def products(self) -> int:
@@ -151,6 +167,9 @@ class MoeSpec:
             "weights_first": self.weights_first,
             "dtype": _name(self.dtype),
             "product_dtype": _name(self.product_dtype),
+            **({"dropping": True} if self.dropping else {}),
+            **({"sent": self.sent} if self.sent else {}),
+            **({"scale": self.scale.hex()} if self.scale != 1 else {}),
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -166,6 +185,9 @@ class MoeSpec:
             data["weights_first"],
             getattr(torch, data["dtype"]),
             getattr(torch, data["product_dtype"]),
+            data.get("dropping", False),
+            data.get("sent", 0),
+            float.fromhex(data.get("scale", "0x1p0")),
         )
 
 

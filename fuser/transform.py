@@ -21,6 +21,7 @@ from .graph.view import GraphView
 from .options import Options
 from .pattern import Match
 from .plan import Failed, Left, Planned, plan
+from .rehearsal import emit
 from .report.source import describe, where
 from .rewrite import Rewriter
 from .soundness import (
@@ -269,12 +270,7 @@ def _emit(builder: Builder, planned: Planned) -> list[Node]:
     match = planned.match
     if match.replacement is not None:
         return _results(match, match.replacement(builder))
-    total: Node | None = None
-    for emission in planned.emissions:
-        part = emission.emit(builder)
-        total = part if total is None else builder.call(torch.add, total, part)
-    assert total is not None
-    return [builder.arrange(total, match.result, match.dims, materialise=True)]
+    return [emit(builder, match, planned.emissions)]
 
 
 def _results(match: Match, given: Any) -> list[Node]:

@@ -84,6 +84,7 @@ class TestOptions:
             "fuser.inner": "eager",
             "fuser.patterns": "attention.*, -attention.sdpa",
             "fuser.atomics": "1",
+            "fuser.dense_moe": "no",
             "fuser.verify": True,
             "fuser.debug": "reports",
             "fuser.strict": "yes",
@@ -93,7 +94,8 @@ class TestOptions:
         assert rest == {"max_autotune": True}
         wanted = ("attention.*", "-attention.sdpa")
         lowering = LoweringChoice.ATEN
-        expected = Options(Policy.ALWAYS, lowering, "eager", wanted, True, True, "reports", True)
+        flags = {"atomics": True, "dense_moe": False, "verify": True, "strict": True}
+        expected = Options(Policy.ALWAYS, lowering, "eager", wanted, debug="reports", **flags)
         assert parsed == expected
 
     def test_environment_and_precedence(self) -> None:
@@ -133,6 +135,7 @@ class TestOptions:
             ("fuser.verify", "perhaps", "boolean"),
             ("fuser.strict", None, "boolean"),
             ("fuser.atomics", 2, "boolean"),
+            ("fuser.dense_moe", "some", "boolean"),
             ("fuser.debug", None, "directory or a boolean"),
             ("fuser.debug", 2.5, "directory or a boolean"),
         ],

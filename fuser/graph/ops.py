@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from ..torch_private import BUILTIN_FUNCTIONS, OpOverload
+from .indexing import INDEXING, KEYWORDS
 
 
 class Kind(Enum):
@@ -211,6 +212,7 @@ _ORDER_OVERRIDES: dict[Any, str] = {
 }
 _VARIADIC = {"reshape", "permute", "expand", "repeat", "tile"}
 _KEYWORDS = {
+    **KEYWORDS,
     "repeat": {"size": "repeats"},
     "expand": {"size": "sizes"},
     "reshape": {"size": "shape"},
@@ -250,7 +252,8 @@ def _signatures() -> dict[str, tuple[Kind, tuple[str, ...]]]:
         table[name] = (Kind.POINTWISE, tuple(params.split()))
     for name, params in _VIEWS.items():
         table[name] = (Kind.VIEW, tuple(params.split()))
-    for name, (kind, params) in _OTHERS.items():
+    others = {name: (Kind.OTHER, params) for name, params in INDEXING.items()}
+    for name, (kind, params) in {**others, **_OTHERS}.items():
         table[name] = (kind, tuple(params.split()))
     return table
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuser.specs import MoeSpec
+from fuser.specs import TOKEN, MoeSpec
 
 
 @lru_cache(maxsize=1024)
@@ -71,7 +71,9 @@ def apply(
     added = [next(found).to(dtype) if has else None for has in spec.biases]
     rows = rows.to(dtype)
     first = [F.linear(rows, m, b) for m, b in zip(matrices[:-1], added[:-1], strict=True)]
-    parts = [first[c.product][:, c.start : c.stop : c.step] for c in spec.columns]
+    sources = [rows if c.product == TOKEN else first[c.product] for c in spec.columns]
+    columns = zip(sources, spec.columns, strict=True)
+    parts = [source[:, c.start : c.stop : c.step] for source, c in columns]
     hidden = spec.activation(**{f"h{i}": part for i, part in enumerate(parts)})
     return F.linear(hidden.to(dtype), matrices[-1], added[-1])
 
@@ -88,6 +90,18 @@ def from_the_start(indices: Tensor, experts: int) -> Tensor:
             wrong = high if high >= experts else low
             raise IndexError(f"a token chose expert {wrong}, and there are {experts}")
     return torch.where(indices < 0, indices + experts, indices)
+
+
+def numbered(indices: Tensor, spec: MoeSpec) -> Tensor:
+    """Indices of experts from the start; `spec.experts` for choices that are dropped.
+
+    Raises:
+        IndexError: one is of no expert, where none may be dropped.
+    """
+    if not spec.dropping:
+        return from_the_start(indices, spec.experts)
+    known = (indices >= 0) & (indices < spec.experts)
+    return torch.where(known, indices, spec.experts)
 
 
 def accumulating(dtype: torch.dtype) -> torch.dtype:

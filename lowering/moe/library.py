@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from fuser.builder import Builder
 from fuser.pattern import Call
-from fuser.specs import MoeSpec
+from fuser.specs import TOKEN, MoeSpec
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ..triton.launch import target_of
@@ -70,7 +70,9 @@ def library_moe(
         return (made + bias[owner]).to(dtype)
 
     first = [product(rows, p) for p in range(of.products - 1)]
-    parts = [first[c.product][:, c.start : c.stop : c.step] for c in of.columns]
+    sources = [rows.to(dtype) if c.product == TOKEN else first[c.product] for c in of.columns]
+    columns = zip(sources, of.columns, strict=True)
+    parts = [source[:, c.start : c.stop : c.step] for source, c in columns]
     hidden = of.activation(**{f"h{i}": part for i, part in enumerate(parts)})
     y = product(hidden, of.products - 1)
     if not of.weights_first:

@@ -7,7 +7,10 @@ whichever way it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -15,8 +18,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import MoeSpec
+from fuser.torch_private import known_true, to_expr
 
 from .experts import Experts, spec_of
 
@@ -56,16 +61,73 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
     """An operator of this family on its operands, and what else it takes."""
     spec: MoeSpec = call.spec
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
-    if "dense" in place:
-        place["weights"] = builder.call(torch.gather, place["dense"], 1, place["indices"])
-    return builder.call(
+    if spec.sent:
+        indices, weights = _sent(builder, place, spec)
+    else:
+        indices, weights = place["indices"], _weights(builder, place, spec.dtype)
+    scaled = spec.scale != 1
+    if scaled and not spec.weights_first:
+        weights = builder.call(torch.mul, weights, spec.scale)
+    result = builder.call(
         function,
-        *(place[name] for name in ("x", "indices", "weights")),
+        place["x"],
+        indices,
+        weights,
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
-        spec.to_text(),
+        replace(spec, scale=1.0, sent=0).to_text(),
         *more,
     )
+    return builder.call(torch.mul, result, spec.scale) if scaled and spec.weights_first else result
+
+
+def weight_dtype(call: Call) -> torch.dtype:
+    """Of the weights that an operator is given."""
+    kinds = ("weights", "dense", "combine")
+    given = [o for name, o in call.operands.items() if name.partition("_")[0] in kinds]
+    dtypes = [o.dtype or value(o.node).dtype for o in given]
+    found = reduce(torch.promote_types, dtypes)
+    return found if found.is_floating_point else call.spec.dtype
+
+
+def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:
+    """Indices and weights of the experts at which tokens have a place; the others' index is E."""
+    taken = builder.method("ne", place["dispatch"], 0)
+    places = builder.call(torch.sum, taken, -1)
+    found = builder.call(torch.topk, places, spec.sent, -1)
+    counts, chosen = (builder.call(operator.getitem, found, i) for i in range(2))
+    kept = builder.call(torch.gt, counts, 0)
+    indices = builder.call(torch.where, kept, chosen, spec.experts)
+    dense = builder.call(torch.sum, place["combine"], -1)
+    return indices, builder.call(torch.gather, dense, 1, chosen)
+
+
+def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
+    """The product of all factors, `(T, K)`: those of all experts, `dense`, where they were chosen,
+    and those of choices, `weights`."""
+    indices, factor = place["indices"], _product(builder, place, "weights")
+    dense = _product(builder, place, "dense")
+    if dense is not None:
+        if not known_true(value(dense).shape[0] == value(indices).shape[0]):
+            tokens = builder.size(to_expr(value(indices).shape[0]))
+            dense = builder.method("expand", dense, (tokens, -1))
+        chosen = builder.call(torch.gather, dense, 1, indices)
+        factor = chosen if factor is None else builder.call(torch.mul, chosen, factor)
+    assert factor is not None
+    if not value(factor).is_floating_point():
+        factor = builder.method("to", factor, dtype=dtype)
+    sizes = zip(value(factor).shape, value(indices).shape, strict=True)
+    whole = all(known_true(a == b) for a, b in sizes)
+    return factor if whole else builder.method("expand_as", factor, indices)
+
+
+def _product(builder: Builder, place: Mapping[str, Node], kind: str) -> Node | None:
+    """Of all factors of a kind."""
+    found: Node | None = None
+    for name, node in place.items():
+        if name.partition("_")[0] == kind:
+            found = node if found is None else builder.call(torch.mul, found, node)
+    return found
 
 
 def _experts(matrices: Sequence[Tensor], biases: Sequence[Tensor], spec: str) -> Experts:

@@ -1,12 +1,23 @@
 """Mixture of experts.
 
 mixture     the pattern: where weighted rows are added up
-rows        from there to rows and their weights
+chain       experts that are added up one after the other, with more beside them
+capacity    experts that tokens are sent to, as long as they have places
+region      from experts and weights to what is put there
+rows        from a sum to rows
+weights     what rows are multiplied with
 branches    experts that are written out one after the other
 expert      from rows through one expert to tokens
 products    rows times a matrix of the expert, in every spelling
 space       which token and which expert a row is of
+order       rows sorted by their experts
+restoring   sorted rows that are put back, or added where their tokens are
 routing     whose weights are zero whatever the numbers are
+choices     which indices are distinct, and which certainly name an expert
+filling     what is written into tensors of one number
+arange      tensors that count
+terms       masks of zeros and ones, as sums of products
+places      which place of an expert a token has, and that nobody else has it
 local       experts whose tokens were chosen elsewhere: told, and left
 """
 

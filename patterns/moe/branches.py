@@ -3,88 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, fresh, leaves
-from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.axes import Dim, Dims, fresh, leaves, resolve
+from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
 
-from ..declined import Declined
-from .expert import Expert, ExpertWalk, NoExpert, same_rows
+from .expert import Expert, ExpertWalk, same_rows
 from .rows import rows_of
 from .space import Place, Space, part_of, require
+from .weights import Weights, same_weights
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One expert and the weights of all tokens for it."""
+    """One expert, and what its rows are weighted with."""
 
     expert: Expert
-    weight: Place
+    weights: Weights
 
 
-def stacked(space: Space, op: Op, node: Node, dims: Dims) -> list[Expert]:
-    """The experts of `stack([...], dim)` along the axis that tells rows of a token apart."""
+@dataclass(frozen=True)
+class Columns:
+    """Weights of experts that are columns of one tensor.
+
+    Attributes:
+        source, dims: the tensor; `axis` is that of its columns.
+        count: how many it has.
+        of: the branches whose weights are columns, by their numbers.
+        rest: by what else rows are multiplied, the same for all.
+    """
+
+    source: Node
+    dims: Dims
+    axis: Dim
+    count: Any
+    of: Sequence[tuple[int, Branch]]
+    rest: Weights
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every expert is there once."""
+        numbers = sorted(number for number, _ in self.of)
+        return isinstance(self.count, int) and numbers == list(range(self.count))
+
+
+def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights] | None:
+    """The experts that a node stacks along the axis that tells rows of a token apart, and weights
+    that rows have before they are stacked; None where it does not."""
+    op = space.view.op(node)
     tensors, dim = op.args.get("tensors"), op.args.get("dim", 0)
-    if not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
-        raise Declined("a stack along a dimension that is no constant", node)
+    if not space.dense or not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
+        return None
     at = dim % len(dims)
+    one = op.name == "cat" and all(value(tensor).shape[at] == 1 for tensor in tensors)
+    if op.name != "stack" and not one:
+        return None
     require(set(leaves((dims[at],))) == space.chosen_axes, "another axis is stacked", node)
-    own = (*dims[:at], *dims[at + 1 :])
+    own = (*dims[:at], *([()] if one else []), *dims[at + 1 :])
     space.interior.add(node)
-    found: list[Expert] = []
+    found: list[Branch] = []
     for tensor in tensors:
         alone = Space(space.view, space.dtype, space.tokens, interior=space.interior)
-        found.append(ExpertWalk(alone).run(tensor, own))
-    return found
-
-
-def terms(view: GraphView, node: Node) -> list[Node]:
-    """What a chain of additions adds up, first term first, and the additions as well at the end."""
-    found: list[Node] = []
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        op = view.op(current)
-        inputs = [op.args.get("input"), op.args.get("other")]
-        inputs = [n for n in inputs if is_tensor(n) or n != 0]  # Python's sum starts with 0
-        inner = current is node or len(current.users) == 1
-        plain = op.name == "add" and op.args.get("alpha", 1) == 1 and all(map(is_tensor, inputs))
-        if plain and inner and value(current).shape == value(node).shape:
-            pending += [n for n in reversed(inputs) if is_tensor(n)]
-        else:
-            found.append(current)
-    return found
-
-
-def is_zero(view: GraphView, node: Node) -> bool:
-    """Whether a term is what a sum starts from: zeros that nobody else writes to."""
-    name = str(getattr(node.target, "__name__", node.target))
-    return name in ("zeros", "zeros_like", "new_zeros") and len(node.users) == 1
-
-
-def additions(view: GraphView, node: Node, found: Sequence[Node]) -> set[Node]:
-    """The additions of a chain with these terms."""
-    known, pending = set(found), [node]
-    passed: set[Node] = set()
-    while pending:
-        current = pending.pop()
-        if current not in known and current not in passed:
-            passed.add(current)
-            op = view.op(current)
-            pending += [n for n in (op.args["input"], op.args["other"]) if is_tensor(n)]
-    return passed
+        found.append(branch(alone, tensor, own))
+    experts, common = [b.expert for b in found], found[0].weights
+    if all(same_weights(b.weights, common) for b in found):
+        return experts, common
+    columns = columns_of(space.view, found)
+    inside = "weights within a stack are no columns of one tensor in its order"
+    require(len(columns) == 1 and len(columns[0].of) == len(found), inside, node)
+    (own_columns,) = columns
+    in_order = [number for number, _ in own_columns.of] == list(range(len(found)))
+    require(own_columns.is_complete and in_order, inside, node)
+    axis = dict(zip(leaves((own_columns.axis,)), leaves((dims[at],)), strict=True))
+    renamed = tuple(tuple(axis.get(a, a) for a in d) for d in resolve(own_columns.dims))
+    factor = space.locate(own_columns.source, renamed)
+    return experts, Weights((factor,)).times(own_columns.rest)
 
 
 def branch(space: Space, node: Node, dims: Dims) -> Branch:
-    """One term of a sum: an expert's rows, weighted."""
+    """An expert's rows, weighted or not."""
     rows = rows_of(space, node, dims)
-    if rows.weight is None:
-        raise NoExpert("an expert without a weight", node)
-    return Branch(ExpertWalk(space).run(rows.node, rows.dims), rows.weight)
+    expert = ExpertWalk(space).run(rows.node, rows.dims)
+    return Branch(expert, rows.weights.times(expert.inside))
+
+
+def columns_of(view: GraphView, branches: Sequence[Branch]) -> list[Columns]:
+    """Branches by the tensor of which a weight is a column, the most first; those of one tensor
+    have all other weights in common."""
+    found: list[Columns] = []
+    for b in branches:
+        for i, factor in enumerate(b.weights.factors):
+            cut = column(view, factor)
+            if cut is None:
+                continue
+            source, dims, axis, number = cut
+            others = (*b.weights.factors[:i], *b.weights.factors[i + 1 :])
+            rest = Weights(others, b.weights.scale)
+            at = next((k for k, c in enumerate(found) if _joins(c, cut, rest)), None)
+            if at is None:
+                size = next(n for n, d in zip(value(source).shape, dims, strict=True) if d == axis)
+                found.append(Columns(source, dims, axis, size, [(number, b)], rest))
+            else:
+                found[at] = replace(found[at], of=[*found[at].of, (number, b)])
+            break
+    return sorted(found, key=lambda c: -len(c.of))
+
+
+def _joins(known: Columns, cut: tuple[Node, Dims, Dim, int], rest: Weights) -> bool:
+    """Whether a column is another one of the same tensor."""
+    source, dims, axis, _ = cut
+    names = dict(zip(leaves((axis,)), leaves((known.axis,)), strict=False))
+    renamed = tuple(tuple(names.get(a, a) for a in dim) for dim in resolve(dims))
+    same = source is known.source and renamed == resolve(known.dims)
+    return same and same_weights(rest, known.rest)
 
 
 def column(view: GraphView, place: Place) -> tuple[Node, Dims, Dim, int] | None:
@@ -128,7 +163,7 @@ def _taken(source: Node, parts: list[Any], dims: Dims) -> tuple[Node, Dims, Dim,
     left, whole = list(dims), list[Dim]()
     found: tuple[Dim, int] | None = None
     for part in parts:
-        size = shape[len(whole)] if len(whole) < len(shape) else None
+        size: Any = shape[len(whole)] if len(whole) < len(shape) else None
         if part is None or part == slice(None):
             dim = left.pop(0)
             whole += [] if part is None else [dim]
@@ -170,6 +205,8 @@ def same(experts: Sequence[Expert], node: Node) -> None:
             "experts have different activations", node,
         )  # fmt: skip
         given = same_rows(first.x, first.features, expert.x, expert.features)
+        if not given and expert.unread is not None:
+            raise expert.unread
         require(given, "experts are given different tensors", node)
         shapes = [_shapes(e) for e in (expert, first)]
         require(shapes[0] == shapes[1], "experts have tensors of different shapes", node)

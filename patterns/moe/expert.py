@@ -3,7 +3,7 @@
     x -> products with matrices of the expert (+ biases) -> activation -> product (+ bias) -> y
 
 Between the products anything pointwise may stand, of columns of the first ones. The weight of a
-choice is multiplied with y, or with x.
+choice is multiplied with y, with x, or with what the last product multiplies.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
-from fuser.specs import Columns
+from fuser.specs import TOKEN, Columns
 
 from ..declined import Declined, spelled
 from .products import Product, Products
 from .space import CASTS, COPIES, Place, Space, part_of, require
+from .weights import Weights, same_weights, weighted
 
 MAX_NODES = 256
 HALVES = {torch.float16, torch.bfloat16}
@@ -37,8 +38,11 @@ class Expert:
         columns: of the inputs of the activation.
         activation: its program.
         x: the tokens; `features` are their own axes.
-        weight: what tokens are multiplied with before they go through it, if that differs between
-            the choices of a token.
+        before: what tokens are multiplied with before they go through it, as far as that differs
+            between the choices of a token.
+        inside: what its hidden features are multiplied with before the last product, which might
+            be done after it as well.
+        unread: why what its only product multiplies was taken for the tokens.
     """
 
     products: list[Product]
@@ -46,8 +50,10 @@ class Expert:
     activation: Program
     x: Place
     features: Dim
-    weight: Place | None
+    before: Weights
+    inside: Weights
     interior: set[Node]
+    unread: Declined | None = None
 
 
 class NoExpert(Declined):
@@ -66,8 +72,7 @@ class ExpertWalk:
         self._inputs: dict[Columns, Node] = {}
         self._products: dict[Node, int] = {}
         self._seen: dict[Node, tuple[Dims, Node]] = {}
-        self.weight: Place | None = None
-        self._is_weighted = False
+        self.before, self.inside = Weights(), Weights()
 
     def run(self, node: Node, dims: Dims) -> Expert:
         """The expert that gave rows.
@@ -81,15 +86,48 @@ class ExpertWalk:
         """
         features = tuple(a for a in leaves(dims) if a not in self.space.row_axes)
         require(bool(features), "rows without features", node)
-        last = self._last(node, dims)
-        result = self._visit(last.rows, last.dims, last.inner)
-        require(
-            bool(self.first), "no product with an expert's matrix is behind the activation", node
+        return self.through(self._last(node, dims))
+
+    def through(self, last: Product) -> Expert:
+        """The expert whose last product is known.
+
+        Raises:
+            Declined: it is no expert of the kind above.
+        """
+        kept = set(self.interior)
+        try:
+            result = self._visit(last.rows, last.dims, last.inner, linear=last.bias is None)
+            none = "no product with an expert's matrix is behind the activation"
+            require(bool(self.first), none, last.node)
+            x, inner = self._tokens()
+        except (Declined, Unproven) as error:
+            self.interior.clear()
+            self.interior.update(kept)
+            return self._alone(last, error)
+        products, program = [*self.first, last], self.builder.finish(result)
+        return Expert(
+            products, self.columns, program, x, inner, self.before, self.inside, self.interior
         )
-        x, inner = self._tokens()
-        products = [*self.first, last]
-        program = self.builder.finish(result)
-        return Expert(products, self.columns, program, x, inner, self.weight, self.interior)
+
+    def _alone(self, last: Product, error: Exception) -> Expert:
+        """An expert that is one product.
+
+        Args:
+            last: the product.
+            error: why nothing was found before it; raised where that cannot be the tokens.
+        """
+        if not isinstance(error, Declined) or self.space.order is not None:
+            raise error
+        builder, self.first = ProgramBuilder(), [last]
+        try:
+            x, inner = self._tokens()
+        except (Declined, Unproven):
+            raise error from None
+        program = builder.finish(builder.input("h0"))
+        return Expert(
+            [last], [Columns(TOKEN)], program, x, inner, self.before, Weights(), self.interior,
+            error,
+        )  # fmt: skip
 
     # -- after the last product
 
@@ -125,8 +163,8 @@ class ExpertWalk:
 
     # -- between the products
 
-    def _visit(self, node: Node, dims: Dims, features: Dim) -> Node:
-        """The program's node for a value."""
+    def _visit(self, node: Node, dims: Dims, features: Dim, *, linear: bool = False) -> Node:
+        """The program's node for a value, with which the result grows where it is `linear`."""
         dims = resolve(dims)
         if node in self._seen:
             before, known = self._seen[node]
@@ -137,7 +175,7 @@ class ExpertWalk:
         require(len(self._seen) <= MAX_NODES, "more than 256 operators in an expert", node)
         found = self._columns_of(node, dims, features)
         if found is None:
-            found = self._pointwise(node, dims, features)
+            found = self._pointwise(node, dims, features, linear and self._is_own(node))
         self._seen[node] = (dims, found)
         return found
 
@@ -198,19 +236,25 @@ class ExpertWalk:
             self._products[other] = number
         return number
 
-    def _pointwise(self, node: Node, dims: Dims, features: Dim) -> Node:
+    def _pointwise(self, node: Node, dims: Dims, features: Dim, linear: bool) -> Node:
         op = self.view.op(node)
         if op.kind is Kind.VIEW and not op.inplace:
             self.interior.add(node)
             source, pulled = pull_view(op, node, dims)
-            return self._visit(source, pulled, features)
+            return self._visit(source, pulled, features, linear=linear)
         if op.kind is Kind.DROPOUT and not draws(node, op):
             self.interior.add(node)
-            return self._visit(op.args["input"], dims, features)
+            return self._visit(op.args["input"], dims, features, linear=linear)
         require(op.kind is Kind.POINTWISE, self._stands(node), node)
         self.interior.add(node)
+        factor = weighted(self.space, op, node, dims) if linear else None
+        if factor is not None and factor[0].factors:
+            weights, source, pulled = factor
+            self.inside = self.inside.times(weights)
+            return self._visit(source, pulled, features, linear=True)
         pulled = pull_pointwise(op, node, dims)
-        mapped = {n: self._visit(n, d, features) for n, d in pulled.items()}
+        keeps = linear and (op.name in CASTS or (op.name == "mul" and len(pulled) == 2))
+        mapped = {n: self._visit(n, d, features, linear=keeps) for n, d in pulled.items()}
         for source in node.all_input_nodes:
             require(source in mapped, "the activation reads a number that is no constant", node)
         return self.builder.pointwise(op, node, mapped)
@@ -222,77 +266,96 @@ class ExpertWalk:
 
     def _tokens(self) -> tuple[Place, Dim]:
         """What all first products multiply, and its features; the weight may be there."""
-        found: Place | None = None
-        inner: Dim = ()
-        weighted: list[bool] = []
+        found: tuple[Place, Dim, Weights] | None = None
         for product in self.first:
-            self._is_weighted = False
-            node, dims = self._past_weight(product)
-            weighted.append(self._is_weighted)
+            node, dims, before = self._past_weights(product)
             place = self.space.locate(node, dims)
-            if set(leaves(place.dims)) & self.space.chosen_axes:
+            if set(leaves(place.dims)) & self.space.chosen_axes and not self.space.places:
                 raise Declined("the choices of a token do not start from the same numbers", node)
             if found is None:
-                found, inner = place, product.inner
-            same = same_rows(found, inner, place, product.inner)
+                found = place, product.inner, before
+            same = same_rows(found[0], found[1], place, product.inner)
             require(same, "products of an expert multiply different tensors", product.node)
-        together = len(set(weighted)) == 1
-        require(together, "some products of an expert multiply weighted tokens", self.first[0].node)
+            alike = same_weights(found[2], before)
+            require(alike, "some products of an expert multiply weighted tokens", product.node)
         assert found is not None
-        return found, inner
+        self.before = found[2]
+        return found[:2]
 
-    def _past_weight(self, product: Product) -> tuple[Node, Dims]:
-        node, dims = product.rows, product.dims
+    def _past_weights(self, product: Product) -> tuple[Node, Dims, Weights]:
+        node, dims, found = product.rows, product.dims, Weights()
         for _ in range(MAX_NODES):
             op = self.view.op(node)
-            step = unchanged(self.space, node, dims) if self._is_own(node) else None
+            step = self._uncast(op, node, dims, product) if self._leads(node) else None
             if step is not None and self._reaches_weight(node):
                 self.interior.add(node)
                 node, dims = step
                 continue
-            weighted = self._weighted(op, node, dims, product)
-            if weighted is None:
-                return node, dims
+            factor = self._weighted(op, node, dims, product)
+            if factor is None:
+                return self._unwidened(node, product), dims, found
             self.interior.add(node)
-            node, dims = weighted
+            weights, node, dims = factor
+            found = found.times(weights)
         raise Declined("more than 256 operators before an expert", node)
+
+    def _uncast(self, op: Op, node: Node, dims: Dims, product: Product) -> tuple[Node, Dims] | None:
+        """Past what changes no number, or casts to the dtype in which is multiplied anyway."""
+        step, source = unchanged(self.space, node, dims), op.args.get("input")
+        if step is not None or op.name not in CASTS or not is_tensor(source):
+            return step
+        last = value(node).dtype is value(product.node).dtype
+        return (source, dims) if last and value(source).dtype.is_floating_point else None
+
+    def _unwidened(self, node: Node, product: Product) -> Node:
+        """Tokens as they were before they were cast to a wider dtype, of which the product has
+        nothing."""
+        op, dtype = self.view.op(node), value(product.node).dtype
+        source = op.args.get("input")
+        if op.name not in CASTS or not is_tensor(source) or not self._leads(node):
+            return node
+        wider = value(node).dtype.is_floating_point and value(node).itemsize > dtype.itemsize
+        if not wider or value(source).dtype is not dtype:
+            return node
+        self.interior.add(node)
+        return source
 
     def _is_own(self, node: Node) -> bool:
         """Whether nobody else reads a node."""
         return len(node.users) == 1
 
+    def _leads(self, node: Node, depth: int = 8) -> bool:
+        """Whether a node is read on the way to products of this expert alone."""
+        ends = {product.node for product in self.first}
+
+        def leads(user: Node) -> bool:
+            op = self.view.op(user)
+            if op.name == "type_as" and op.args.get("input") is not node:
+                return True  # of this one only the dtype is read
+            passes = op.kind is Kind.VIEW or op.name in (*CASTS, *COPIES, "mul")
+            return user in ends or (depth > 0 and passes and self._leads(user, depth - 1))
+
+        return bool(node.users) and all(map(leads, node.users))
+
     def _reaches_weight(self, node: Node) -> bool:
         op = self.view.op(node)
-        while self._is_own(node) and (op.kind is Kind.VIEW or op.name in CASTS):
+        while self._leads(node) and (op.kind is Kind.VIEW or op.name in CASTS):
             node = op.args["input"]
             op = self.view.op(node)
         return op.name == "mul"
 
     def _weighted(
         self, op: Op, node: Node, dims: Dims, product: Product
-    ) -> tuple[Node, Dims] | None:
+    ) -> tuple[Weights, Node, Dims] | None:
         """The tokens of `tokens * weight`, where the weight tells choices apart."""
-        if op.name != "mul" or op.inplace:
-            return None
         try:
-            inputs = list(pull_pointwise(op, node, dims).items())
+            found = None if op.inplace else weighted(self.space, op, node, dims)
         except Unproven:
             return None
-        inner = set(leaves((product.inner,)))
-        whole = [(n, d) for n, d in inputs if inner & set(leaves(d))]
-        others = [pair for pair in inputs if pair not in whole]
-        if len(whole) != 1 or len(others) != 1:
+        if found is None or not found[0].factors:
             return None
-        place = self.space.locate(*others[0])
-        if not self.space.chosen_axes & set(leaves(place.dims)):
-            return None
-        known = self.weight
-        same = known is None or (
-            known.node is place.node and resolve(known.dims) == resolve(place.dims)
-        )
-        require(same and not self._is_weighted, "rows are weighted twice", node)
-        self.weight, self._is_weighted = place, True
-        return whole[0]
+        own = set(leaves(found[0].factors[0].dims))
+        return found if self.space.chosen_axes & own else None
 
 
 def unchanged(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:

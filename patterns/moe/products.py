@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, broadcast, fresh, leaves, resolve
 from fuser.graph.ops import Kind, Op, is_tensor, value
-from fuser.graph.pull import is_contraction, pull_contraction
+from fuser.graph.pull import Contraction, is_contraction, pull_contraction
 
 from ..declined import Declined
 from .order import GROUPED
@@ -49,7 +49,7 @@ class Products:
         while op.kind is Kind.VIEW:
             node = op.args["input"]
             op = self.view.op(node)
-        return is_contraction(op) or op.name == "linear" or is_grouped(node)
+        return is_contraction(op) or op.name in ("linear", "addmm") or is_grouped(node)
 
     def find(self, node: Node, dims: Dims) -> Product | None:
         """The product that a node with these axes is."""
@@ -59,9 +59,12 @@ class Products:
             return self._linear(op, node, dims)
         if is_grouped(node):
             return self._grouped(node, dims)
-        if not is_contraction(op):
+        if op.name == "addmm" and all(is_tensor(op.args.get(n)) for n in ("mat1", "mat2")):
+            found = _product(op, dims)
+        elif is_contraction(op):
+            found = pull_contraction(op, node, dims)
+        else:
             return None
-        found = pull_contraction(op, node, dims)
         sides = ((found.a, found.a_dims), (found.b, found.b_dims))
         places = [self.space.locate(*side) for side in sides]
         out = set(leaves(dims)) - self.space.row_axes
@@ -71,7 +74,7 @@ class Products:
             return None
         at = matrices.index(True)
         bias = None
-        if op.name == "baddbmm":
+        if op.name in ("baddbmm", "addmm"):
             if op.args.get("beta", 1) != 1 or op.args.get("alpha", 1) != 1:
                 return None
             added = op.args["input"]
@@ -116,6 +119,13 @@ class Products:
         if set(leaves(place.dims)) & self.space.token_axes:
             raise Declined("what is added to an expert's product differs between tokens", node)
         return place
+
+
+def _product(op: Op, dims: Dims) -> Contraction:
+    """Axes of the matrices of `addmm`."""
+    a, b = op.args["mat1"], op.args["mat2"]
+    inner = fresh((value(a).shape[1],), "inner")[0]
+    return Contraction(a, (dims[0], inner), b, (inner, dims[1]), inner)
 
 
 def is_grouped(node: Node) -> bool:

@@ -3,26 +3,41 @@
 A weight for every token and expert says nothing about which experts a token chose, unless it is
 zero for all others whatever the numbers are: scattered into zeros, multiplied with a mask of ones
 and zeros, or a softmax, sigmoid or exponential of -inf. Then the chosen ones are the indices that
-were scattered at, which must be the result of a `topk` or `argmax`, so that none is there twice.
+were scattered at, which must be positions that `topk`, `sort` or `argmax` found, so that none is
+there twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, Unproven, broadcast, fresh, leaves, resolve
+from fuser.graph.axes import (
+    Axis,
+    Dim,
+    Dims,
+    Unproven,
+    broadcast,
+    fresh,
+    leaves,
+    quotient,
+    resolve,
+    size_of,
+)
 from fuser.graph.ops import Kind, Op, is_tensor, value
-from fuser.graph.pull import pull_pointwise, pull_view
+from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
+from .arange import is_arange
+from .choices import MAX_DEPTH, are_experts, distinct
+from .filling import filled_with, put, writer
 from .space import CASTS, COPIES, Place
 
-MAX_DEPTH = 64
-ZERO, LOWEST = 0.0, -math.inf
+ZERO, ONE, LOWEST = 0.0, 1.0, -math.inf
 
 
 class Routing:
@@ -42,20 +57,35 @@ class Routing:
         Args:
             node: the tensor.
             dims: its axes.
-            number: zero, which the False of a mask is too, or -inf.
+            number: zero or one, which the truth values of a mask are too, or -inf.
         """
         self._depth += 1
         try:
-            if self._depth > MAX_DEPTH or self._is_written(node, len(self.view.order)):
+            if self._depth > MAX_DEPTH:
                 return None
-            return self._support(node, resolve(dims), number)
+            if not self._is_written(node, len(self.view.order)):
+                return self._support(node, resolve(dims), number)
+            written = writer(self.view, node)
+            return None if written is None else self._written(written, resolve(dims), number)
         except Unproven:
             return None
         finally:
             self._depth -= 1
 
+    def unique(self, index: Node, dims: Dims, chosen: Dim) -> Place | None:
+        """The indices, if none is there twice for one token."""
+        return Place(index, resolve(dims)) if distinct(self.view, index, dims, chosen) else None
+
     def _is_written(self, node: Node, before: int) -> bool:
         return self.view.mutated_between(node, self.view.order[node] + 1, before) is not None
+
+    def _is_experts(self, dim: Dim) -> bool:
+        return set(leaves((dim,))) == set(leaves((self.experts,)))
+
+    def _is_number(self, argument: Any, number: float, reader: Node) -> bool:
+        if is_tensor(argument):
+            return filled_with(self.view, argument, self.view.order[reader]) == number
+        return isinstance(argument, (bool, int, float)) and float(argument) == number
 
     def _support(self, node: Node, dims: Dims, number: float) -> Place | None:
         op = self.view.op(node)
@@ -66,72 +96,127 @@ class Routing:
         if op.name in COPIES:
             return self.support(source, dims, number)
         if op.name in (*CASTS, "bool", "int", "long", "double"):
-            holds = number == ZERO or value(node).dtype.is_floating_point
+            holds = number in (ZERO, ONE) or value(node).dtype.is_floating_point
             return self.support(source, dims, number) if holds else None
+        if is_contraction(op):
+            return self._contracted(op, node, dims) if number == ZERO else None
         rule: Callable[[Op, Node, Dims, Any], Place | None] | None = {
-            "scatter": self._scatter, "scatter_add": self._scatter, "mul": self._mul,
-            "div": self._first, "softmax": self._softmax, "sigmoid": self._unary,
-            "exp": self._unary, "where": self._where, "masked_fill": self._filled,
-            "sum": self._sum, "one_hot": self._one_hot, "relu": self._unary_zero,
-            "bitwise_and": self._mul, "logical_and": self._mul,
+            "scatter": self._scatter, "scatter_add": self._scatter, "scatter_reduce": self._scatter,
+            "index_put": self._put, "one_hot": self._one_hot, "eq": self._equal,
+            "sum": self._sum, "any": self._sum, "amax": self._sum,
+            "mul": self._mul, "bitwise_and": self._mul, "logical_and": self._mul,
+            "add": self._add, "div": self._first, "softmax": self._softmax,
+            "sigmoid": self._unary, "exp": self._unary, "log": self._logarithm,
+            "relu": self._unary_zero, "nan_to_num": self._unary_zero,
+            "where": self._where, "masked_fill": self._filled,
             "ne": self._compared, "gt": self._compared,
+            "sub": self._inverted, "bitwise_not": self._inverted, "logical_not": self._inverted,
         }.get(op.name)  # fmt: skip
         return None if rule is None else rule(op, node, dims, number)
 
     # -- where a number comes from
 
-    def _scatter(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
-        """`full(number).scatter(e, indices, anything)`."""
-        if op.args.get("reduce") is not None:
+    def _written(self, node: Node, dims: Dims, number: float) -> Place | None:
+        """Of a tensor that an operator has written to."""
+        if self.view.op(node).name in ("scatter", "scatter_add", "scatter_reduce", "index_put"):
+            return self._support(node, dims, number)
+        found = put(self.view, node)
+        if found is None or not self._is_number(found[0], number, node):
             return None
+        return self._placed(found[1], dims)
+
+    def _scatter(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`full(number).scatter(e, indices, anything)`, which is added to what is there or not."""
         base, dim, index = op.args["input"], op.args["dim"], op.args["index"]
         if not isinstance(dim, int) or not self._is_experts(dims[dim]):
             return None
-        if not self._is_full(base, number) or self._is_written(base, self.view.order[node]):
+        if not self._is_number(base, number, node):
             return None
         at = dim % len(dims)
         chosen = fresh((value(index).shape[at],), "k")[0]
-        for i, (n, size) in enumerate(zip(value(node).shape, value(index).shape, strict=True)):
+        for i, (n, size) in enumerate(zip(value(base).shape, value(index).shape, strict=True)):
             if i != at and n != size:
                 return None  # a part of the tokens
-        return self._unique(index, (*dims[:at], chosen, *dims[at + 1 :]), chosen)
+        return self.unique(index, (*dims[:at], chosen, *dims[at + 1 :]), chosen)
+
+    def _put(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`full(number).index_put((tokens, indices), anything)`."""
+        found = put(self.view, node)
+        if found is None or not self._is_number(found[0], number, node):
+            return None
+        return self._placed(found[1], dims)
+
+    def _placed(self, index: Sequence[Any], dims: Dims) -> Place | None:
+        """The indices of `dense[number of the token, indices]`, for every token."""
+        at = [i for i, dim in enumerate(dims) if self._is_experts(dim)]
+        if len(at) != 1 or len(index) != len(dims) or not all(map(is_tensor, index)):
+            return None
+        chosen, others = index[at[0]], [i for i in range(len(dims)) if i != at[0]]
+        tokens = leaves([dims[i] for i in others])
+        if value(chosen).ndim == 1:
+            total = size_of(fresh(value(chosen).shape)[0])
+            choices = (Axis(quotient(total, size_of(tokens)), "k"),)
+            own: Dims = ((*tokens, *choices),)
+        else:
+            choices = fresh((value(chosen).shape[-1],), "k")[0]
+            own = (*(dims[i] for i in others), choices)
+        for i in others:
+            if not self._counts(index[i], broadcast(own, value(index[i]).shape), dims[i]):
+                return None
+        return self.unique(chosen, broadcast(own, value(chosen).shape), choices)
 
     def _one_hot(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         """`one_hot(indices)`, still with its choices apart."""
         if number != ZERO or not self._is_experts(dims[-1]):
             return None
-        index = op.args["input"]
-        own = dims[:-1]
-        return Place(index, own)
+        return Place(op.args["input"], dims[:-1])
+
+    def _equal(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`mask == 0` is true where the mask is zero; `indices == arange(E)` false beside them."""
+        source, other = op.args["input"], op.args.get("other")
+        if number == ONE and not is_tensor(other) and other in (0, 0.0, False):
+            return self.support(source, broadcast(dims, value(source).shape), ZERO)
+        count = size_of(self.experts)
+        if number != ZERO or not isinstance(count, int):
+            return None
+        if not (is_tensor(source) and is_tensor(other)):
+            return None
+        for index, numbers in ((source, other), (other, source)):
+            place = Place(index, broadcast(dims, value(index).shape))
+            if set(leaves(place.dims)) & set(leaves((self.experts,))):
+                continue
+            counted = broadcast(dims, value(numbers).shape)
+            if not self._counts(numbers, counted, self.experts):
+                continue
+            return place if are_experts(self.view, index, count) else None
+        return None
+
+    def _counts(self, node: Node, dims: Dims, along: Dim) -> bool:
+        """Whether a tensor tells the position along one dimension."""
+        return is_arange(self.view, node, dims, along)
 
     def _sum(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         """Choices that are added up, each with a support of one expert."""
-        if number != ZERO:
-            return None
-        found = summed(op, node, dims)
-        if found is None:
+        found = summed(op, node, dims, ("sum", "any", "amax"))
+        if number != ZERO or found is None:
             return None
         source, pulled, axis = found
         place = self.support(source, pulled, number)
         if place is None or set(leaves((axis,))) - set(leaves(place.dims)):
             return None
-        return self._unique(place.node, place.dims, axis)
+        return self.unique(place.node, place.dims, axis)
 
-    def _is_full(self, node: Node, number: Any) -> bool:
-        """Whether a tensor was made of one number, and not written to before it was read."""
-        op = self.view.op(node)
-        name = str(getattr(node.target, "__name__", node.target))
-        wanted = {"zeros": ZERO, "zeros_like": ZERO, "new_zeros": ZERO}
-        if name in wanted:
-            found: Any = wanted[name]
-        elif name in ("full", "new_full", "full_like"):
-            at = {"full": 1, "new_full": 2, "full_like": 1}[name]
-            found = node.kwargs.get("fill_value", node.args[at] if len(node.args) > at else None)
-        elif op.kind is Kind.VIEW and not op.inplace:
-            return self._is_full(op.args["input"], number)
-        else:
-            return False
-        return isinstance(found, (bool, int, float)) and float(found) == number
+    def _contracted(self, op: Op, node: Node, dims: Dims) -> Place | None:
+        """A product with one-hot rows, over choices that are added up."""
+        found = pull_contraction(op, node, dims)
+        sides, inner = [(found.a, found.a_dims), (found.b, found.b_dims)], leaves((found.inner,))
+        for side, other in (sides, reversed(sides)):
+            place = self.support(*side, ZERO)
+            if place is None or not self._is_harmless(*other):
+                continue
+            if set(inner) <= set(leaves(place.dims)):
+                return self.unique(place.node, place.dims, inner)
+        return None
 
     # -- what keeps it
 
@@ -146,6 +231,13 @@ class Routing:
             if found is not None and all(self._is_harmless(*other) for other in others):
                 return found
         return None
+
+    def _add(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """A sum with -inf, of which only its own score could make something else."""
+        if number != LOWEST or op.args.get("alpha", 1) != 1:
+            return None
+        found = (self.support(*pair, LOWEST) for pair in pull_pointwise(op, node, dims).items())
+        return next((place for place in found if place is not None), None)
 
     def _first(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         """A quotient of a zero by what is the same for all experts of a token."""
@@ -190,115 +282,65 @@ class Routing:
     def _unary_zero(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         return self.support(op.args["input"], dims, ZERO) if number == ZERO else None
 
+    def _logarithm(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        return self.support(op.args["input"], dims, ZERO) if number == LOWEST else None
+
     def _softmax(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         dim = op.args.get("dim")
         if number != ZERO or not isinstance(dim, int) or not self._is_experts(dims[dim]):
             return None
         return self.support(op.args["input"], dims, LOWEST)
 
-    def _where(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
-        """`where(mask, anything, number)` with a mask that is false elsewhere."""
-        other, condition = op.args.get("other"), op.args["condition"]
-        if isinstance(other, bool) or not isinstance(other, (int, float)):
-            if not (is_tensor(other) and self._is_full(other, number)):
+    # -- conditions
+
+    def _inverted(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`~mask` and `1 - mask`."""
+        source: Any = op.args["input"]
+        if op.name == "sub":
+            one = type(source) in (int, float) and source == 1
+            if not one or op.args.get("alpha", 1) != 1 or not is_tensor(op.args["other"]):
                 return None
-        elif float(other) != float(number):
+            source = op.args["other"]
+        elif op.name == "bitwise_not" and value(node).dtype is not torch.bool:
             return None
-        return self.support(condition, broadcast(dims, value(condition).shape), ZERO)
+        if number not in (ZERO, ONE):
+            return None
+        return self.support(source, broadcast(dims, value(source).shape), ONE - number)
+
+    def _where(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`where(mask, anything, number)` with a mask that is false elsewhere, or the reverse."""
+        for name, elsewhere in (("other", ZERO), ("input", ONE)):
+            if not self._is_number(op.args.get(name), number, node):
+                continue
+            condition = op.args["condition"]
+            found = self.support(condition, broadcast(dims, value(condition).shape), elsewhere)
+            if found is not None:
+                return found
+        return None
 
     def _filled(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
-        """`masked_fill(~mask, number)`."""
-        fill, mask = op.args["value"], op.args["mask"]
-        if not isinstance(fill, (int, float)) or float(fill) != float(number):
+        """`masked_fill(mask, number)` with a mask that is true elsewhere."""
+        if not self._is_number(op.args["value"], number, node):
             return None
-        inverted = self.view.op(mask)
-        if inverted.name not in ("bitwise_not", "logical_not"):
-            compared = inverted.name == "eq" and inverted.args.get("other") in (0, 0.0, False)
-            if not compared:
-                return None
-        source = inverted.args["input"]
-        return self.support(source, broadcast(dims, value(source).shape), ZERO)
+        mask = op.args["mask"]
+        return self.support(mask, broadcast(dims, value(mask).shape), ONE)
 
     def _compared(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         """`x != 0`, or `x > 0`, is false where x is zero."""
-        if number != ZERO or op.args.get("other") not in (0, 0.0):
+        other, source = op.args.get("other"), op.args["input"]
+        if number != ZERO or is_tensor(other) or other not in (0, 0.0, False):
             return None
-        source = op.args["input"]
         return self.support(source, broadcast(dims, value(source).shape), ZERO)
 
-    # -- indices
 
-    def _is_experts(self, dim: Dim) -> bool:
-        return set(leaves((dim,))) == set(leaves((self.experts,)))
-
-    def _unique(self, index: Node, dims: Dims, chosen: Dim) -> Place | None:
-        """The indices, if none is there twice for one token."""
-        node, place = index, resolve(dims)
-        for _ in range(MAX_DEPTH):
-            op = self.view.op(node)
-            if op.kind is Kind.VIEW and not op.inplace:
-                node, place = pull_view(op, node, place)
-            elif op.name in (*COPIES, "to", "long", "int"):
-                node = op.args["input"]
-            else:
-                break
-        place = resolve(place)
-        if not leaves((chosen,)):
-            return Place(index, resolve(dims))  # one choice only
-        at = [i for i, dim in enumerate(place) if set(leaves((dim,))) == set(leaves((chosen,)))]
-        if len(at) != 1 or not self._is_topk(node, at[0], len(place)):
-            return None
-        return Place(index, resolve(dims))
-
-    def _is_topk(self, node: Node, dim: int, rank: int) -> bool:
-        """Whether a tensor is what `topk` calls indices, of that dimension."""
-        op = found_by(self.view, node)
-        if op is None or op.name != "topk":
-            return False
-        along = op.args.get("dim", -1)
-        return isinstance(along, int) and along % rank == dim
-
-
-def found_by(view: GraphView, node: Node) -> Op | None:
-    """The operator that gives a tensor of positions beside one of values."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, Node) or len(node.args) < 2:
-        return None
-    part = (getattr(node.target, "__name__", str(node.target)), node.args[1])
-    if part not in (("getitem", 1), ("getattr", "indices")):
-        return None
-    return view.op(source)
-
-
-def are_experts(view: GraphView, node: Node, count: int) -> bool:
-    """Whether every element of a tensor is the number of one of so many experts: a position among
-    as many scores."""
-    for _ in range(MAX_DEPTH):
-        op = view.op(node)
-        if (op.kind is Kind.VIEW and not op.inplace) or op.name in (*COPIES, "to", "long", "int"):
-            node = op.args["input"]
-        else:
-            break
-    op = view.op(node)
-    if op.kind is Kind.CAT:
-        tensors = op.args.get("tensors")
-        listed = isinstance(tensors, (tuple, list)) and bool(tensors)
-        return listed and all(are_experts(view, n, count) for n in tensors)
-    found = op if op.name == "argmax" else found_by(view, node)
-    if found is None or found.name not in ("topk", "max", "argmax"):
-        return False
-    scores, dim = found.args.get("input"), found.args.get("dim", -1)
-    if not is_tensor(scores) or type(dim) is not int:
-        return False
-    return value(scores).shape[dim] == count
-
-
-def summed(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims, Dim] | None:
+def summed(
+    op: Op, node: Node, dims: Dims, names: Sequence[str] = ("sum",)
+) -> tuple[Node, Dims, Dim] | None:
     """The input of a sum over one dimension, its axes, and the axis that is added up."""
     source, dim = op.args.get("input"), op.args.get("dim")
     if isinstance(dim, (list, tuple)) and len(dim) == 1:
         (dim,) = dim
-    if op.name != "sum" or not is_tensor(source) or type(dim) is not int:
+    if op.name not in names or not is_tensor(source) or type(dim) is not int:
         return None
     rank = value(source).ndim
     at = dim % rank

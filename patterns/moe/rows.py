@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, leaves, resolve
-from fuser.graph.pull import pull_pointwise
+from fuser.graph.axes import Dims, resolve
 
 from .expert import MAX_NODES, unchanged
-from .order import undone
-from .space import Place, Space, require, selected
+from .restoring import restored
+from .space import Space
+from .weights import Weights, weighted
 
 
 @dataclass(frozen=True)
@@ -20,47 +20,43 @@ class Rows:
 
     Attributes:
         node, dims: the rows.
-        weight: what they are multiplied with, if that was found on the way.
+        weights: what they are multiplied with, as far as that was found on the way.
     """
 
     node: Node
     dims: Dims
-    weight: Place | None
+    weights: Weights
 
 
-def rows_of(space: Space, node: Node, dims: Dims, weight: Place | None = None) -> Rows:
-    """Rows without their weight, which is the factor that has no features.
+def rows_of(space: Space, node: Node, dims: Dims, weights: Weights | None = None) -> Rows:
+    """Rows without their weights, which are the factors that have no features.
 
     Args:
         space: what tells rows apart; all other axes are features.
         node: weighted rows.
         dims: their axes.
-        weight: where that is known already.
+        weights: those that are known already.
     """
-    view, passed = space.view, list[Node]()
+    view, passed, found = space.view, list[Node](), weights or Weights()
     for _ in range(MAX_NODES):
-        step = unchanged(space, node, dims) or _unsorted(space, node, dims)
+        step = unchanged(space, node, dims) or _unsorted(space, node, dims, passed)
         if step is None:
-            op = view.op(node)
-            if op.name != "mul" or op.inplace:
+            factor = weighted(space, view.op(node), node, dims)
+            if factor is None:
                 break
-            inputs = list(pull_pointwise(op, node, dims).items())
-            plain = [pair for pair in inputs if not set(leaves(pair[1])) - space.row_axes]
-            if len(inputs) != 2 or len(plain) != 1:
-                break
-            require(weight is None, "rows are weighted twice", node)
-            weight = space.locate(*plain[0])
-            step = next(pair for pair in inputs if pair is not plain[0])
+            found, step = found.times(factor[0]), factor[1:]
         passed.append(node)
         node, dims = step
     space.interior.update(passed)
-    return Rows(node, resolve(dims), weight)
+    return Rows(node, resolve(dims), found)
 
 
-def _unsorted(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
+def _unsorted(space: Space, node: Node, dims: Dims, passed: list[Node]) -> tuple[Node, Dims] | None:
     """Rows in the order of their experts, of which a node has them token by token again."""
-    part = selected(space.view.op(node))
-    if part is None or part.new or space.dense or space.order is not None:
+    if space.dense or space.order is not None:
         return None
-    order = undone(space.view, part.index)
-    return None if order is None else (part.source, space.sort(order, dims))
+    found = restored(space.view, node)
+    if found is None:
+        return None
+    passed += found.passed
+    return found.rows, space.sort(found.order, dims)

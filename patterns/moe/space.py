@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve, size_of
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, broadcast, fresh, leaves, resolve, size_of
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
 from ..declined import Declined
-from .order import Order
+from .arange import repeated
+from .order import Order, picked
 
 COPIES = {"clone", "contiguous", "alias"}
 CASTS = {"to", "type_as", "type", "float", "half", "bfloat16"}
@@ -46,6 +47,7 @@ class Space:
         chosen: axes that tell the rows of a token apart: choices, or experts where `dense`; none
             where rows are those of one expert.
         dense: every token goes through every expert.
+        places: rows are places of experts, which tokens were sent to.
         indices: which experts were chosen, once that is known.
         order: in which rows are sorted, once they are.
         interior: nodes that were passed.
@@ -56,6 +58,7 @@ class Space:
     tokens: Dim
     chosen: Dim = ()
     dense: bool = False
+    places: bool = False
     indices: Place | None = None
     order: Order | None = None
     interior: set[Node] = field(default_factory=set)
@@ -80,19 +83,41 @@ class Space:
             Unproven: it is read at rows that are not those of its place.
         """
         node, dims = self._peel(node, dims)
-        part = selected(self.view.op(node))
-        if part is None or self.is_written(node):
+        found = None if self.is_written(node) else self._selected(node, dims)
+        if found is None:
             return self._as_it_is(node, dims)
-        rank = value(part.index).ndim
-        index_dims, rest = dims[:rank], dims[rank + part.new :]
-        placed = self._placed(part.index, index_dims)
+        source, index, index_dims, rest = found
+        placed = self._placed(index, index_dims)
         if placed is not None:
-            return self.locate(part.source, (placed, *rest))
-        if self.row_axes & set(leaves(rest)) or not self._is_choice(part.index, index_dims):
+            return self.locate(source, (placed, *rest))
+        if self.row_axes & set(leaves(rest)) or not self._is_choice(index, index_dims):
             return self._as_it_is(node, dims)
-        experts = fresh(value(part.source).shape[:1], "e")[0]
-        source, whole = self._peel(part.source, (experts, *rest))
+        experts = fresh(value(source).shape[:1], "e")[0]
+        source, whole = self._peel(source, (experts, *rest))
         return Place(source, whole, experts)
+
+    def _selected(self, node: Node, dims: Dims) -> tuple[Node, Node, Dims, Dims] | None:
+        """What is read at which positions along its first dimension: the tensor, the positions,
+        their axes, and those of what is read there."""
+        op = self.view.op(node)
+        part = selected(op)
+        if part is not None:
+            rank = value(part.index).ndim
+            return part.source, part.index, dims[:rank], dims[rank + part.new :]
+        if op.name not in ("gather", "take_along_dim") or op.args.get("dim") != 0:
+            return None
+        source, index = op.args["input"], op.args["index"]
+        if value(source).shape[1:] != value(node).shape[1:]:
+            return None
+        index, own = self._peel(index, broadcast(dims, value(index).shape))
+        same = leaves(own) == leaves(dims[:1])
+        return (source, index, own, dims[1:]) if same else None
+
+    def weight(self, place: Place) -> Place:
+        """Where a factor of rows is from, unless that is another number for every expert."""
+        found = self.locate(place.node, place.dims)
+        one = self.dense or not found.experts
+        return found if one else Place(place.node, resolve(place.dims))
 
     def is_written(self, node: Node) -> bool:
         """Whether a tensor is written to after it was made, so that it is no copy any more."""
@@ -110,9 +135,14 @@ class Space:
         if order.holds_order(index):
             return (*self.tokens, *self.chosen)
         choices = size_of(self.chosen)
-        if isinstance(choices, int) and order.holds_tokens(self.view, index, choices):
+        if not isinstance(choices, int):
+            return None
+        if order.holds_tokens(self.view, index, choices):
             return self.tokens
-        return None
+        taken = picked(self.view.op(index))
+        if taken is None or not order.holds_order(taken[1]):
+            return None
+        return self.tokens if repeated(self.view, taken[0]) == choices else None
 
     def sort(self, order: Order, dims: Dims) -> Dims:
         """Axes of rows that are in an order from here on, whose first dimension were choices.
@@ -152,15 +182,28 @@ class Space:
         """Whether an index tensor tells for every row which expert it goes through."""
         if value(index).dtype not in (torch.int64, torch.int32) or self.dense:
             return False
+        node, dims = self._peel(index, dims)
         if set(leaves(dims)) - self.row_axes:
             return False
         if self.order is not None:
-            return self.order.holds_ids(self.view, index)
-        node, dims = self._peel(index, dims)
+            return self.order.holds_ids(self.view, node)
         if self.indices is None:
             self.indices = Place(node, dims)
         known = self.indices
-        return known.node is node and resolve(known.dims) == resolve(dims)
+        same = known.node is node or _is_again(self.view, known.node, node)
+        return same and resolve(known.dims) == resolve(dims)
+
+
+def _is_again(view: GraphView, one: Node, other: Node) -> bool:
+    """Whether two nodes take the same part of the same tensor."""
+    part = view.op(one).kind is Kind.SLICE or view.op(one).name == "select"
+    same = (one.op, one.target, one.args, one.kwargs) == (
+        other.op, other.target, other.args, other.kwargs
+    )  # fmt: skip
+    order, source = view.order, view.op(one).args.get("input")
+    if not (part and same and is_tensor(source)):
+        return False
+    return view.mutated_between(source, order[source] + 1, len(order)) is None
 
 
 def is_copy(op: Op, node: Node) -> bool:
@@ -185,6 +228,10 @@ def selected(op: Op) -> Selection | None:
     """What a node selects along the first dimension by a tensor of positions."""
     if op.name == "index_select" and op.args.get("dim") == 0:
         return Selection(op.args["input"], op.args["index"])
+    if op.name == "embedding" and is_tensor(op.args.get("weight")):
+        unusual = {"padding_idx", "max_norm", "scale_grad_by_freq", "sparse"}
+        plain = all(op.args.get(name) in (None, False) for name in unusual)
+        return Selection(op.args["weight"], op.args["input"]) if plain else None
     if op.kind is not Kind.SLICE or op.name != "getitem":
         return None
     index = op.args["index"]

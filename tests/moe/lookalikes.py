@@ -179,19 +179,13 @@ class GateInside(Mixture):
 
     def forward(self, x: Tensor) -> Tensor:
         other = x.mean(-1, keepdim=True)
-        out = torch.stack([e.w2(F.silu(e.w1(x)) * e.w3(x) * other) for e in self.experts], 1)
+        out = torch.stack([e.w2(F.silu(e.w1(x) * other) * e.w3(x)) for e in self.experts], 1)
         return (out * self.weights(x)[..., None]).sum(1)
 
 
 class BiasAfterWeight(Mixture):
     def forward(self, x: Tensor) -> Tensor:
         return ((_stack(self, x) * self.weights(x)[..., None]) + self.down_bias).sum(1)
-
-
-class WeightedTwice(Mixture):
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.weights(x)[..., None]
-        return (_stack(self, x) * weights * weights).sum(1)
 
 
 class SumOverFeatures(Mixture):
@@ -219,11 +213,12 @@ class WrittenMatrices(Mixture):
 
 
 class WrittenTokens(Mixture):
-    """So is a copy of the tokens."""
+    """So is a copy of the tokens, in more than one place."""
 
     def forward(self, x: Tensor) -> Tensor:
         copy = x.clone()
         copy[0] = 0.0
+        copy[1] = 1.0
         out = torch.stack([expert(copy) for expert in self.experts], 1)
         return (out * self.weights(x)[..., None]).sum(1)
 
@@ -353,7 +348,7 @@ class OtherEnds(Sorted):
     """Experts are counted in bins that are not theirs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, _, inverse = self.rows(x, offset=1)
+        rows, _, inverse = self.rows(x, offset=2)
         return rows[inverse].view(-1, CHOICES, FEATURES).sum(1)
 
 
@@ -368,7 +363,6 @@ LOOKALIKES = [
     LookAlike(OtherInput, "experts are given different tensors"),
     LookAlike(ColumnTwice, "not every expert is there once"),
     LookAlike(ExpertMissing, "not every expert is there once"),
-    LookAlike(WeightedTwice, "rows are weighted twice"),
     LookAlike(ZeroIsNoNothing, "an expert makes something of a token that is weighted with zero"),
     LookAlike(HalfIsNoNothing, "an expert makes something of a token that is weighted with zero"),
     LookAlike(OneLegWeighted, "some products of an expert multiply weighted tokens"),

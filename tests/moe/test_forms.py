@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.moe.capacities import BestTwo
+from tests.moe.chains import SharedBetween
 from tests.moe.forms import (
     FEATURES,
     FORMS,
@@ -18,7 +20,13 @@ from tests.moe.forms import (
     Mixture,
     Stack,
 )
+from tests.moe.sorting import ScatteredToTokens
 
+HALVED: list[tuple[type[Mixture], int]] = [
+    *((form, 2) for form in FORMS[::3]),
+    *((form, 1) for form in (BestTwo, SharedBetween, ScatteredToTokens)),
+]
+"""With the lowering."""
 LOWERINGS: list[dict[str, Any]] = [
     {"fuser.lowering": kind} for kind in ("reference", "aten", "triton")
 ]
@@ -35,12 +43,12 @@ def test_forms(form: type[Mixture], options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("form", FORMS[::3], ids=lambda f: f.__name__)
-def test_half_precision(form: type[Mixture], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("form", "lowering"), HALVED, ids=lambda f: getattr(f, "__name__", str(f)))
+def test_half_precision(form: type[Mixture], lowering: int, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     module = form().eval().to(dtype)
     x = torch.randn(TOKENS, FEATURES, dtype=dtype, requires_grad=True)
-    ours = compiled(module, (x,), grad=True, **LOWERINGS[-1])
+    ours = compiled(module, (x,), grad=True, **LOWERINGS[lowering])
     assert ours.rewrites("moe") == 1, ours.reasons()
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))
 

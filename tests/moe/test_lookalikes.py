@@ -1,6 +1,11 @@
-"""What resembles a mixture is left alone, with the reason, and its numbers stay eager's."""
+"""What resembles a mixture is left alone, with the reason, and its numbers stay eager's.
+
+Every second one with gradients; `FUSER_EVERY=1` takes all so.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -9,13 +14,21 @@ from tests.compiled import assert_near, compiled, run, wide
 
 from .forms import FEATURES, TOKENS
 from .lookalikes import LOOKALIKES, LookAlike
+from .lookalikes_places import PLACES
+from .lookalikes_rows import ROWS
+
+EVERY = os.environ.get("FUSER_EVERY") == "1"
+CASES = [
+    pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
+    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS])
+]
 
 
-@pytest.mark.parametrize("case", LOOKALIKES, ids=lambda c: c.module.__name__)
-def test_numbers_and_reason(case: LookAlike) -> None:
+@pytest.mark.parametrize(("case", "grad"), CASES)
+def test_numbers_and_reason(case: LookAlike, grad: bool) -> None:
     torch.manual_seed(2)
     module, x = case.module().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
-    ours = compiled(module, (x,), grad=True)
+    ours = compiled(module, (x,), grad=grad, inner="aot_eager" if grad else "eager")
     assert ours.rewrites("moe") == 0
     assert case.reason in ours.reasons()
-    assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))
+    assert_near(ours, run(module, (x,), grad=grad), run(wide(module), wide((x,)), grad=grad))

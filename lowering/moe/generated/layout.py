@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fuser.specs import Columns, MoeSpec
+from fuser.specs import TOKEN, Columns, MoeSpec
 
 LARGEST = 2**31
 """Elements of one expert's matrix stay below it: they are counted in 32 bits."""
@@ -108,6 +108,8 @@ def layout_of(
     Raises:
         NoLayout: there are no kernels for it.
     """
+    if any(c.product == TOKEN for c in spec.columns):
+        raise NoLayout("experts are one product each")
     sizes = tuple(_number(m.rows) for m in matrices)
     features, hidden = _number(matrices[0].columns), _number(matrices[-1].columns)
     if any(_number(m.columns) * m.rows >= LARGEST for m in matrices):

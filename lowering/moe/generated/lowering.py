@@ -17,7 +17,7 @@ from ...base import Context, Emission, Lowering, Refusal, register_lowering, siz
 from ...triton.launch import unavailable
 from ...triton.trace import NotPrintable
 from .. import cost
-from ..operators import emit
+from ..operators import emit, weight_dtype
 from .build import build
 from .config import INTERPRETED
 from .layout import Layout, Matrix, NoLayout, layout_of
@@ -81,7 +81,7 @@ def _layout(call: Call, context: Context) -> Layout:
     return layout_of(
         spec,
         _dtype(call, "x"),
-        _dtype(call, "dense" if "dense" in call.operands else "weights"),
+        weight_dtype(call),
         [Matrix(*_sizes(call, name)[-2:], _dtype(call, name)) for name in firsts],
         [_dtype(call, name) for name in spec.added[::each]],
         interpreted=context.device.type == "cpu",

@@ -1,0 +1,26 @@
+"""Parameters of operators that read, write or count by positions, beside those in `ops`."""
+
+from __future__ import annotations
+
+INDEXING: dict[str, str] = {
+    "addmm": "input mat1 mat2",
+    "any": "input dim keepdim",
+    "embedding": "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse",
+    "flip": "input dims",
+    "index_add": "input dim index source",
+    "index_copy": "input dim index source",
+    "index_put": "input index values accumulate",
+    "mean": "input dim keepdim",
+    "scatter_reduce": "input dim index src reduce",
+    "searchsorted": "sorted_sequence input",
+    "take_along_dim": "input index dim",
+}
+"""In the functional spelling; all of kind OTHER."""
+
+KEYWORDS: dict[str, dict[str, str]] = {
+    "any": {"axis": "dim"},
+    "index_put": {"indices": "index"},
+    "mean": {"axis": "dim"},
+    "take_along_dim": {"indices": "index"},
+}
+"""Other names of these parameters."""
