@@ -1,8 +1,8 @@
 """What mixtures are expected to take on a GPU, in units of PyTorch's grouped product.
 
-Measured on an H200 in bf16 (`benchmarks/results/moe-generated-cuda.csv`), generated kernels over the grouped
-product: 1.3 to 1.5 times as fast while an expert has up to 8 rows, 1.03 at 512 rows, 0.94 at 2048
-and 0.86 at 1024 rows of 4096 features; with gradients 0.69 to 0.92.
+Measured on an H200 in bf16 (`benchmarks/results/moe-generated-cuda.csv`), generated kernels over
+the grouped product: 1.3 to 1.5 times as fast while an expert has up to 8 rows, 1.03 at 512 rows,
+0.94 at 2048 and 0.86 at 1024 rows of 4096 features; with gradients 0.69 to 0.92.
 """
 
 from __future__ import annotations
