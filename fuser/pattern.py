@@ -64,6 +64,10 @@ class Match:
         random: whether the region draws random numbers.
         native: the region calls library kernels that do the same already.
         opens: the replacement spells one node out for other patterns to match, which count it.
+        followed: operators of the interior that write in place, to what the interior made, and of
+            which the pattern has followed what each reader between them reads.
+        onto: what the results of `calls` are added to, arranged as `outputs[0]`; where the region
+            wrote to it in place, nobody reads it any more.
     """
 
     pattern: str
@@ -78,6 +82,8 @@ class Match:
     random: bool = False
     native: bool = False
     opens: bool = False
+    followed: frozenset[Node] = frozenset()
+    onto: Node | None = None
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _apply(
             _free_shape_readers(view, rewriter, match)
             results = _emit(builder, planned)
             require_clean(view, anchor, builder.added, results)
-            inputs = inputs_of(match)
+            inputs = [n for n in inputs_of(match) if n is not match.onto]
             rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
     except Exception as error:
         builder.roll_back()
@@ -274,7 +274,8 @@ def _emit(builder: Builder, planned: Planned) -> list[Node]:
         part = emission.emit(builder)
         total = part if total is None else builder.call(torch.add, total, part)
     assert total is not None
-    return [builder.arrange(total, match.result, match.dims, materialise=True)]
+    total = builder.arrange(total, match.result, match.dims, materialise=True)
+    return [total if match.onto is None else builder.call(torch.add, match.onto, total)]
 
 
 def _results(match: Match, given: Any) -> list[Node]:

@@ -1,6 +1,9 @@
 """Mixture of experts.
 
 mixture     the pattern: where weighted rows are added up
+loop        the pattern: experts that write to the rows of their tokens, one after the other
+writes      what is written to, and when
+selection   which tokens an expert is given
 rows        from there to rows and their weights
 branches    experts that are written out one after the other
 expert      from rows through one expert to tokens
@@ -9,6 +12,6 @@ space       which token and which expert a row is of
 routing     whose weights are zero whatever the numbers are
 """
 
-from . import mixture  # registers its pattern
+from . import loop, mixture  # registers their patterns
 
-__all__ = ["mixture"]
+__all__ = ["loop", "mixture"]

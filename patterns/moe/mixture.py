@@ -184,7 +184,7 @@ def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     assert isinstance(count, int)
     mixture = Mixture(found, count, place, rows.weight, False, space.chosen, space.chosen)
-    return _match(space, anchor, out_dims, mixture)
+    return matched(space, anchor, out_dims, mixture)
 
 
 def _mixture(
@@ -219,7 +219,7 @@ def _mixture(
         known = are_experts(space.view, indices.node, count)
         require(known, "rows are sorted by what may be no number of an expert", indices.node)
     found = Mixture(experts, count, indices, weights, space.dense, choices, space.chosen)
-    return _match(space, anchor, out_dims, found)
+    return matched(space, anchor, out_dims, found)
 
 
 def _adds_expert(view: GraphView, anchor: Node, out_dims: Dims) -> bool:
@@ -297,7 +297,14 @@ def _is_column_of(source: Node, dims: Dims, axis: Dim, column: tuple[Node, Dims,
     return other is source and renamed == resolve(dims)
 
 
-def _match(space: Space, anchor: Node, out_dims: Dims, found: Mixture) -> Match:
+def matched(
+    space: Space, anchor: Node, out_dims: Dims, found: Mixture, end: Node | None = None
+) -> Match:
+    """The region of a mixture, whose result is `anchor`, and complete after `end`.
+
+    Raises:
+        Declined: its tensors do not fit together.
+    """
     view, first = space.view, found.experts[0]
     every = set(leaves((space.tokens,)))
     tokens = tuple(a for a in leaves(first.x.dims) if a in every)
@@ -324,7 +331,8 @@ def _match(space: Space, anchor: Node, out_dims: Dims, found: Mixture) -> Match:
     require(len(dtypes) == 1, "products of an expert have different dtypes", anchor)
     (product_dtype,) = dtypes
     operands = {
-        name: _operand(view, anchor, place, target) for name, (place, target) in places.items()
+        name: _operand(view, end or anchor, place, target)
+        for name, (place, target) in places.items()
     }
     spec = MoeSpec(
         found.count,

@@ -94,7 +94,7 @@ class Routing:
         for i, (n, size) in enumerate(zip(value(node).shape, value(index).shape, strict=True)):
             if i != at and n != size:
                 return None  # a part of the tokens
-        return self._unique(index, (*dims[:at], chosen, *dims[at + 1 :]), chosen)
+        return self.unique(index, (*dims[:at], chosen, *dims[at + 1 :]), chosen)
 
     def _one_hot(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         """`one_hot(indices)`, still with its choices apart."""
@@ -115,7 +115,7 @@ class Routing:
         place = self.support(source, pulled, number)
         if place is None or set(leaves((axis,))) - set(leaves(place.dims)):
             return None
-        return self._unique(place.node, place.dims, axis)
+        return self.unique(place.node, place.dims, axis)
 
     def _is_full(self, node: Node, number: Any) -> bool:
         """Whether a tensor was made of one number, and not written to before it was read."""
@@ -231,7 +231,7 @@ class Routing:
     def _is_experts(self, dim: Dim) -> bool:
         return set(leaves((dim,))) == set(leaves((self.experts,)))
 
-    def _unique(self, index: Node, dims: Dims, chosen: Dim) -> Place | None:
+    def unique(self, index: Node, dims: Dims, chosen: Dim) -> Place | None:
         """The indices, if none is there twice for one token."""
         node, place = index, resolve(dims)
         for _ in range(MAX_DEPTH):
@@ -271,8 +271,12 @@ def found_by(view: GraphView, node: Node) -> Op | None:
 
 
 def are_experts(view: GraphView, node: Node, count: int) -> bool:
-    """Whether every element of a tensor is the number of one of so many experts: a position among
-    as many scores."""
+    """Whether every element of a tensor is the number of one of so many experts."""
+    return experts_among(view, node) == count
+
+
+def experts_among(view: GraphView, node: Node) -> int | None:
+    """Of how many experts the elements of a tensor are numbers: positions among as many scores."""
     for _ in range(MAX_DEPTH):
         op = view.op(node)
         if (op.kind is Kind.VIEW and not op.inplace) or op.name in (*COPIES, "to", "long", "int"):
@@ -282,15 +286,17 @@ def are_experts(view: GraphView, node: Node, count: int) -> bool:
     op = view.op(node)
     if op.kind is Kind.CAT:
         tensors = op.args.get("tensors")
-        listed = isinstance(tensors, (tuple, list)) and bool(tensors)
-        return listed and all(are_experts(view, n, count) for n in tensors)
+        listed = tensors if isinstance(tensors, (tuple, list)) else ()
+        counts = {experts_among(view, n) for n in listed}
+        return counts.pop() if len(counts) == 1 else None
     found = op if op.name == "argmax" else found_by(view, node)
     if found is None or found.name not in ("topk", "max", "argmax"):
-        return False
+        return None
     scores, dim = found.args.get("input"), found.args.get("dim", -1)
     if not is_tensor(scores) or type(dim) is not int:
-        return False
-    return value(scores).shape[dim] == count
+        return None
+    count = value(scores).shape[dim]
+    return count if isinstance(count, int) else None
 
 
 def summed(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims, Dim] | None:

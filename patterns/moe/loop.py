@@ -1,0 +1,304 @@
+"""Experts in a loop, each of which is given its tokens and writes their rows.
+
+for e in range(E):
+    b, k = torch.where(indices == e)
+    out.index_add_(0, b, weights[b, k, None] * expert[e](x[b]))
+
+The anchor is what is written to. The positions at which that is done lead to a mask, the mask to
+the indices of the chosen experts; tokens and weights are read at the same positions. Sizes that
+depend on which experts were chosen begin and end within the region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
+from fuser.graph.ops import is_tensor, value
+from fuser.graph.view import GraphView
+from fuser.pattern import Decline, Match, Pattern
+from fuser.registry import register_pattern
+from fuser.soundness import SIZE_OF_DATA
+from fuser.torch_private import GuardOnDataDependentSymNode
+
+from ..declined import Declined
+from .branches import column, same
+from .expert import Expert, ExpertWalk, NoExpert
+from .mixture import Mixture, matched
+from .products import Product
+from .routing import Routing, experts_among
+from .rows import rows_of
+from .selection import Chosen, Picked, chosen, mask_of, sizes_of
+from .space import Place, Space, require
+from .writes import (
+    Accumulator,
+    Write,
+    accumulators,
+    is_made_here,
+    made_by,
+    made_of_zeros,
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the loop.
+
+    Attributes:
+        expert: the expert.
+        weight: of its tokens.
+        chosen: which expert it is.
+        space: the rows that it is given.
+    """
+
+    expert: Expert
+    weight: Place
+    chosen: Chosen
+    space: Picked
+
+
+@register_pattern
+class LoopOverExperts(Pattern):
+    """Send each token through the experts that it chose, all of them at once.
+
+        for e: out[b] += weights[b, k] · expert_e(x[b]), (b, k) where indices = e   =>   fuser::moe
+
+    Sound when: every expert is there once, writes to the tokens that it reads, and is weighted with
+    the weights of its own choices; experts differ by their tensors alone.
+    Declines:   a statement that keeps one of two rows of a token; indices of unknown origin.
+    """
+
+    id: ClassVar[str] = "moe.loop"
+    priority: ClassVar[int] = 20
+
+    def anchors(self, view: GraphView) -> Iterable[Node]:
+        for found in accumulators(view):
+            yield found.writes[-1].node
+
+    def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
+        found = next(a for a in accumulators(view) if a.writes[-1].node is anchor)
+        try:
+            return _prove(view, found)
+        except Declined as error:
+            return Decline(error.reason, error.node, hint=error.hint)
+        except Unproven as error:
+            return Decline(str(error), anchor)
+        except GuardOnDataDependentSymNode:
+            return Decline(SIZE_OF_DATA, anchor)
+
+
+def _prove(view: GraphView, found: Accumulator) -> Match | None:
+    anchor = found.writes[-1].node
+    out_dims, choices = fresh(value(found.output).shape, "o"), list[Dims]()
+    turns: list[Turn] = []
+    for write in reversed(found.writes):  # of most writes nobody would say that they are a loop's
+        try:
+            turn = _turn(view, found, write, out_dims, choices)
+        except NoExpert as error:
+            if not turns:
+                return None
+            raise Declined(error.reason, error.node) from error
+        if turn is None and not turns:
+            return None
+        if turn is None:
+            raise Declined("not all that is added up are rows of experts", write.node)
+        turns.append(turn)
+    turns.reverse()
+    indices = turns[0].chosen.indices
+    for turn, write in zip(turns, found.writes, strict=True):
+        own = turn.chosen.indices
+        alike = own.node is indices.node and resolve(own.dims) == resolve(indices.dims)
+        require(alike, "experts are chosen by different indices", write.node)
+    ordered = _in_order(view, turns, anchor)
+    _require_statements(view, found, indices, ordered[0].space.chosen)
+    experts = [turn.expert for turn in ordered]
+    same(experts, anchor)
+    weights = [_weight(turn, anchor) for turn in ordered]
+    for weight in weights:
+        alike = weight.node is weights[0].node
+        alike = alike and resolve(weight.dims) == resolve(weights[0].dims)
+        require(alike, "weights of experts come from different tensors", anchor)
+    interior: set[Node] = set()
+    for turn in ordered:
+        interior |= turn.space.interior
+    space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), ordered[0].space.chosen)
+    mixture = Mixture(
+        _stacked(view, experts),
+        len(experts),
+        indices,
+        weights[0],
+        dense=False,
+        choices=space.chosen,
+        along=space.chosen,
+    )
+    match = matched(space, found.output, out_dims, mixture, anchor)
+    return _whole(view, match, found, interior)
+
+
+def _turn(
+    view: GraphView, found: Accumulator, write: Write, out_dims: Dims, choices: list[Dims]
+) -> Turn | None:
+    """One expert, if that is what is written."""
+    mask = mask_of(view, write.index)
+    rows = write.rows
+    if mask is None or value(rows).ndim != 2:
+        return None
+    row = fresh(value(rows).shape[:1], "row")[0]
+    space = Picked(view, value(found.output).dtype, leaves(out_dims[:-1]), row=row, mask=mask)
+    space.mask_dims = _placed(space, write, out_dims, choices)
+    space.chosen = leaves(choices[0])
+    given = rows_of(space, rows, (row, out_dims[-1]))
+    expert = ExpertWalk(space).run(given.node, given.dims)
+    weight = given.weight or expert.weight
+    require(given.weight is None or expert.weight is None, "rows are weighted twice", rows)
+    if weight is None:
+        raise Declined("an expert of a loop has no weight", write.node)
+    known = chosen(view, mask, space.mask_dims)
+    if known is None:
+        raise Declined("nothing tells which expert the tokens of a mask chose", mask)
+    space.interior.update((write.node, *write.passed))
+    return Turn(expert, weight, known, space)
+
+
+def _placed(space: Picked, write: Write, out_dims: Dims, choices: list[Dims]) -> Dims:
+    """Which tokens and choices the elements of a mask are, told by where rows are written.
+
+    Raises:
+        Declined: rows are not written to the tokens of the mask.
+    """
+    assert space.mask is not None
+    shape = value(space.mask).shape
+    own = fresh(shape, "m")
+    space.mask_dims = own
+    target = space.axes_at(write.index, (space.row, out_dims[-1]), len(out_dims))
+    require(target is not None, "rows are not written to the tokens of a mask", write.node)
+    assert target is not None
+    require(target[-1] == out_dims[-1], "rows are written to a part of their features", write.node)
+    placed: list[Dim | None] = [None] * len(own)
+    for dim, out in zip(target[:-1], out_dims[:-1], strict=True):
+        sizes = same_size(size_of(dim), size_of(out))
+        require(sizes, "a mask has another number of tokens than the result", write.node)
+        at = [i for i, axes in enumerate(own) if axes == dim and placed[i] is None]
+        if not at:
+            raise Declined("rows are not written to the tokens of a mask", write.node)
+        placed[at[0]] = out
+    rest = [i for i, dim in enumerate(placed) if dim is None]
+    sizes = [shape[i] for i in rest]
+    if not choices:
+        choices.append(fresh(sizes, "k"))
+    alike = [size_of(dim) for dim in choices[0]]
+    fits = len(alike) == len(rest) and all(
+        same_size(a, size_of(own[i])) for a, i in zip(alike, rest, strict=True)
+    )
+    require(fits, "masks of experts have different shapes", write.node)
+    for i, dim in zip(rest, choices[0], strict=True):
+        placed[i] = dim
+    return tuple(dim if dim is not None else () for dim in placed)
+
+
+def _in_order(view: GraphView, turns: Sequence[Turn], anchor: Node) -> list[Turn]:
+    """Turns in the order of their experts.
+
+    Raises:
+        Declined: one is missing, or there twice.
+    """
+    among = experts_among(view, turns[0].chosen.indices.node)
+    count = turns[0].chosen.classes if among is None else among
+    if count is None:
+        raise Declined(
+            "experts are chosen by what may be no number of an expert",
+            turns[0].chosen.indices.node,
+            "choose them by topk, max or argmax, in the function that is compiled",
+        )
+    numbers = [turn.chosen.expert for turn in turns]
+    require(sorted(numbers) == list(range(count)), "not every expert is there once", anchor)
+    return [turns[numbers.index(e)] for e in range(count)]
+
+
+def _require_statements(view: GraphView, found: Accumulator, indices: Place, choices: Dim) -> None:
+    """What each statement does to rows that are there already is what adding up does.
+
+    Raises:
+        Declined: it is not.
+    """
+    for write in found.writes:
+        if not write.adds:
+            once = not leaves((choices,))
+            require(once, "an expert replaces what another one gave a token", write.node)
+            require(
+                is_made_here(view, found.start), "the result was there before the loop", write.node
+            )
+        elif not write.repeats:
+            unique = Routing(view, ()).unique(indices.node, indices.dims, choices)
+            hint = "use index_add_, which adds up both" if unique is None else ""
+            known = "a token that may choose an expert twice keeps one of two rows"
+            require(unique is not None, known, write.node, hint)
+    adds = {write.adds for write in found.writes}
+    require(len(adds) == 1, "some experts add to a token and others replace it", found.start)
+    if found.output is found.start and adds == {True}:
+        zeros = made_of_zeros(view, found.start)
+        require(zeros, "experts add to what was there before the loop", found.start)
+
+
+def _weight(turn: Turn, anchor: Node) -> Place:
+    axes = set(leaves(turn.weight.dims)) - turn.space.token_axes - turn.space.chosen_axes
+    apart = not axes and not set(leaves(turn.weight.dims)) & set(leaves((turn.space.row,)))
+    require(apart, "rows are weighted with what is not the weight of their choice", anchor)
+    return turn.weight
+
+
+def _stacked(view: GraphView, experts: Sequence[Expert]) -> Sequence[Expert]:
+    """One expert for all, where their tensors are those of one stack each."""
+    count, first = len(experts), experts[0]
+    products: list[Product] = []
+    for p, product in enumerate(first.products):
+        matrix = _stack(view, [e.products[p].matrix for e in experts])
+        biases = [e.products[p].bias for e in experts]
+        known = [b for b in biases if b is not None]
+        bias = _stack(view, known) if len(known) == count else None
+        if matrix is None or (known and bias is None):
+            return experts
+        products.append(replace(product, matrix=matrix, bias=bias))
+    return [replace(first, products=products)]
+
+
+def _stack(view: GraphView, places: Sequence[Place]) -> Place | None:
+    """A tensor of which each of these is the part of one expert, in order."""
+    parts = [column(view, place) for place in places]
+    whole = parts[0]
+    if whole is None or value(whole[0]).shape[0] != len(parts):
+        return None
+    for number, part in enumerate(parts):
+        if part is None or part[0] is not whole[0] or part[3] != number or part[1][0] != part[2]:
+            return None
+    return Place(whole[0], whole[1], whole[2])
+
+
+def _whole(view: GraphView, match: Match, found: Accumulator, interior: set[Node]) -> Match:
+    """The region with its sizes, its statements and the accumulator itself."""
+    nodes = {*match.nodes, *interior}
+    followed = {n for write in found.writes for n in (write.node, *write.passed)}
+    onto: Node | None = None
+    replaces = not found.writes[0].adds
+    if found.output is found.start or replaces or made_of_zeros(view, found.start):
+        nodes |= made_by(view, found.start)
+    else:
+        onto = found.start
+    for call in match.calls:
+        for operand in call.operands.values():
+            apart = operand.node not in nodes
+            require(apart, "experts read what they write to", operand.node)
+    nodes |= sizes_of(view, nodes)
+    return replace(
+        match,
+        pattern=LoopOverExperts.id,
+        anchor=found.writes[-1].node,
+        nodes=frozenset(nodes),
+        followed=frozenset(followed),
+        onto=onto,
+    )

@@ -1,0 +1,155 @@
+"""Mixtures as loops over experts that are captured whole where sizes may depend on data.
+
+Each takes `(tokens, features)`; the trip count is static, the rows of an expert are not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .forms import EXPERTS, FEATURES, Mixture, Plain
+
+CAPTURE: dict[str, Any] = {"capture_dynamic_output_shape_ops": True}
+"""What Dynamo needs for a loop to be one graph; `fuser.compile` sets it for one model."""
+
+
+class MixtralLoop(Mixture):
+    """transformers v4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros((len(x), FEATURES), dtype=x.dtype, device=x.device)
+        mask = F.one_hot(chosen, num_classes=EXPERTS).permute(2, 1, 0)
+        for e in range(EXPERTS):
+            idx, top_x = torch.where(mask[e])
+            current = x[None, top_x].reshape(-1, FEATURES)
+            current = self.experts[e](current) * weights[top_x, idx, None]
+            out.index_add_(0, top_x, current.to(x.dtype))
+        return out
+
+
+class MistralLoop(Mixture):
+    """Mistral's reference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = torch.topk(self.gate(x), self.choices)
+        weights = F.softmax(weights, dim=1, dtype=torch.float).to(x.dtype)
+        results = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            batch, nth = torch.where(chosen == i)
+            results[batch] += weights[batch, nth, None] * expert(x[batch])
+        return results
+
+
+class StackedLoop(Mixture):
+    """Matrices of all experts in one tensor each, as transformers v5 keeps them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        mask = F.one_hot(chosen, EXPERTS).permute(2, 1, 0)
+        for e in range(EXPERTS):
+            k, t = torch.where(mask[e] > 0)
+            gate, up = F.linear(x[t], self.gate_up[e], self.gate_up_bias[e]).chunk(2, -1)
+            y = F.linear(F.silu(gate) * up, self.down[e], self.down_bias[e])
+            out = out.index_add(0, t, y * weights[t, k].unsqueeze(-1))
+        return out
+
+
+class TransposedLoop(Mixture):
+    """Matrices as `x @ m` wants them; the weight comes before the expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = x.new_zeros(x.shape)
+        for e in range(EXPERTS):
+            t, k = (chosen == e).nonzero(as_tuple=True)
+            tokens = x.index_select(0, t) * weights[t, k][:, None]
+            out[t, :] = out[t, :] + (tokens @ self.up[e].T).relu() @ self.down[e].T
+        return out
+
+
+class ResidualLoop(Mixture):
+    """Experts add to a residual, in an order of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = x.clone()
+        for e in reversed(range(EXPERTS)):
+            pairs = torch.nonzero(chosen == e)
+            t, k = pairs[:, 0], pairs[:, 1]
+            out.index_add_(0, t, self.experts[e](x[t]) * weights[t, k, None])
+        return out
+
+
+class Top1Nonzero(Mixture):
+    expert = Plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        probability, choice = F.softmax(self.gate(x), -1).max(-1)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            idx = (choice == e).nonzero().squeeze(-1)
+            out[idx] = expert(x[idx]) * probability[idx].unsqueeze(-1)
+        return out
+
+
+class Top1Mask(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        probability, choice = F.softmax(self.gate(x), -1).max(-1, keepdim=True)
+        out = torch.empty_like(x)
+        for e, expert in enumerate(self.experts):
+            mask = choice.squeeze(-1) == e
+            out[mask] = expert(x[mask]) * probability[mask]
+        return out
+
+
+class Top1Onto(Mixture):
+    """Out of place, onto the tokens themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        probabilities = F.softmax(self.gate(x), -1)
+        choice = probabilities.argmax(-1)
+        probability, out = probabilities.amax(-1), x
+        for e, expert in enumerate(self.experts):
+            idx = torch.nonzero(choice == e, as_tuple=True)[0]
+            out = out.index_add(0, idx, expert(x[idx]) * probability[idx, None])
+        return out
+
+
+class BatchedMask(Mixture):
+    """Tokens in two dimensions, chosen by masks of two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(2, -1, FEATURES)
+        probability, choice = F.softmax(self.gate(x), -1).max(-1)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            mask = choice == e
+            out[mask] += expert(x[mask]) * probability[mask][:, None]
+        return out
+
+
+class FlatLoop(Mixture):
+    """Tokens in two dimensions, flattened for the loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(2, -1, FEATURES)
+        weights, chosen = self.route(x)
+        flat = x.reshape(-1, FEATURES)
+        weights, chosen = weights.view(-1, self.choices), chosen.view(-1, self.choices)
+        out = torch.zeros_like(flat)
+        for e, expert in enumerate(self.experts):
+            token, k = torch.where(chosen == e)
+            out.index_add_(0, token, expert(flat[token]) * weights[token, k, None])
+        return out.view(x.shape)
+
+
+LOOPS: list[type[Mixture]] = [
+    MixtralLoop, MistralLoop, StackedLoop, TransposedLoop, ResidualLoop, Top1Nonzero, Top1Mask,
+    Top1Onto, BatchedMask, FlatLoop,
+]  # fmt: skip
