@@ -15,11 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
-from fuser.graph.ops import is_tensor, value
+from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern

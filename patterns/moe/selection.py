@@ -254,7 +254,7 @@ def _equal(view: GraphView, op: Op, dims: Dims) -> Chosen | None:
     tensors, numbers = [s for s in sides if is_tensor(s)], [s for s in sides if type(s) is int]
     if len(tensors) != 1 or len(numbers) != 1 or value(tensors[0]).dtype not in _WHOLE:
         return None
-    if numbers[0] == 1 and _hot(view, tensors[0], dims) is not None:
+    if _hot(view, tensors[0], dims) is not None:
         return None
     return Chosen(_peeled(view, tensors[0], dims), numbers[0])
 

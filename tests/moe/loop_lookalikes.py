@@ -1,0 +1,440 @@
+"""Loops that resemble one over experts and are none, or one that may not be rewritten."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .forms import CHOICES, EXPERTS, FEATURES, Mixture
+from .lookalikes import LookAlike
+
+
+class ExpertSkipped(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e in range(1, EXPERTS):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, self.experts[e](x[t]) * weights[t, k, None])
+        return out
+
+
+class ExpertTwice(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e in (0, 1, 2, 2):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, self.experts[e](x[t]) * weights[t, k, None])
+        return out
+
+
+class Replaces(Mixture):
+    """The last expert of a token alone counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] = expert(x[t]) * weights[t, k, None]
+        return out
+
+
+class Subtracts(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None], alpha=-1)
+        return out
+
+
+class AddsTwice(Mixture):
+    """`out[t] = out[t] + out[t] + rows`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] = out[t] + (out[t] + expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class Largest(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] = torch.maximum(out[t], expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class Scaled(Mixture):
+    """The sum is halved before each expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out *= 0.5
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class ChosenTwice(Mixture):
+    """Of two rows of a token, `+=` keeps one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        chosen = torch.cat([chosen, self.gate(x).argmax(-1, keepdim=True)], 1)
+        weights = torch.cat([weights, weights[:, :1]], 1)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] += weights[t, k, None] * expert(x[t])
+        return out
+
+
+class UnknownIndices(Mixture):
+    """Some of which may be no expert's: their tokens are left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        chosen = chosen + 1
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class OtherIndices(Mixture):
+    """One expert looks at other choices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        other = (-self.gate(x)).topk(CHOICES, -1)[1]
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where((other if e == 1 else chosen) == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class OtherTokens(Mixture):
+    """Experts read the tokens of their neighbour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[(t + 1) % len(x)]) * weights[t, k, None])
+        return out
+
+
+class OtherTarget(Mixture):
+    """Rows are written to other tokens than they were read from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, len(x) - 1 - t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class OtherInput(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        flipped, out = x.flip(-1), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert((flipped if e == 2 else x)[t]) * weights[t, k, None])
+        return out
+
+
+class OtherColumn(Mixture):
+    """All choices have the weight of the first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, _ = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, 0, None])
+        return out
+
+
+class SwappedWeights(Mixture):
+    """Weights of the other choice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, 1 - k, None])
+        return out
+
+
+class OtherWeights(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        squared, out = weights.square(), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * (squared if e == 0 else weights)[t, k, None])
+        return out
+
+
+class OtherActivation(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            function = F.gelu if e == 3 else F.silu
+            y = expert.w2(function(expert.w1(x[t])) * expert.w3(x[t]))
+            out.index_add_(0, t, y * weights[t, k, None])
+        return out
+
+
+class OtherShape(Mixture):
+    def __init__(self) -> None:
+        super().__init__()
+        odd = self.experts[1]
+        odd.w1, odd.w3 = (nn.Linear(FEATURES, 8, bias=False) for _ in range(2))
+        odd.w2 = nn.Linear(8, FEATURES, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class IdentityExpert(Mixture):
+    """One expert gives its tokens back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            y = x[t] if e == 0 else expert(x[t])
+            out.index_add_(0, t, y * weights[t, k, None])
+        return out
+
+
+class TellsItsTokens(Mixture):
+    """Which tokens chose an expert is returned."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, chosen = self.route(x)
+        out, first = torch.zeros_like(x), x
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            first = t if e == 0 else first
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out, first
+
+
+class MixesTokens(Mixture):
+    """What an expert gives a token depends on the others that chose it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            y = expert.w2(F.softmax(expert.w1(x[t]), 0) * expert.w3(x[t]))
+            out.index_add_(0, t, y * weights[t, k, None])
+        return out
+
+
+class ReadsTheSum(Mixture):
+    """Experts are given what those before them gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = x.clone()
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(out[t]) * weights[t, k, None])
+        return out
+
+
+class WatchesTheSum(Mixture):
+    """What the first half of the experts gave is returned, too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, chosen = self.route(x)
+        out, half = torch.zeros_like(x), x
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] += expert(x[t]) * weights[t, k, None]
+            half = out * 1.0 if e == 1 else half
+        return out, half
+
+
+class WritesToAView(Mixture):
+    """The sum is seen in the tensor that it was written to a view of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        base = x + 1.0
+        out = base.view(-1, FEATURES)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return base * out
+
+
+class OntoTokens(Mixture):
+    """`+=` onto what was there before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = x.clone()
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] += expert(x[t]) * weights[t, k, None]
+        return out
+
+
+class WrittenBefore(Mixture):
+    """The sum does not begin with zeros everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        out[:, 0] = 1.0
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] += expert(x[t]) * weights[t, k, None]
+        return out
+
+
+class HalfOfTheFeatures(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t, :8] += (expert(x[t]) * weights[t, k, None])[:, :8]
+        return out
+
+
+class HotOfOthers(Mixture):
+    """A column of a one-hot is not the expert of its number, once columns are flipped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        mask, out = F.one_hot(chosen, EXPERTS).flip(-1).permute(2, 1, 0), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            k, t = torch.where(mask[e])
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class WrittenMask(Mixture):
+    """A mask is changed before it is used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        mask, out = F.one_hot(chosen, EXPERTS).permute(2, 1, 0), torch.zeros_like(x)
+        mask[:, :, 0] = 0
+        for e, expert in enumerate(self.experts):
+            k, t = torch.where(mask[e])
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class NotChosen(Mixture):
+    """Experts that a token did not choose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        mask, out = F.one_hot(chosen, EXPERTS).permute(2, 1, 0), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            k, t = torch.where(mask[e] == 0)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class Unweighted(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        _, chosen = self.route(x)
+        hidden, out = torch.einsum("td,d->td", x, self.up[0, 0]), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, _ = torch.where(chosen == e)
+            out.index_add_(0, t, expert(hidden[t]) * 0.5)
+        return out
+
+
+class Detached(Mixture):
+    """No gradient reaches one expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            y = expert(x[t])
+            out.index_add_(0, t, (y.detach() if e == 0 else y) * weights[t, k, None])
+        return out
+
+
+class GatedInside(Mixture):
+    """The hidden features are scaled by something else of the token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        scale, out = x.mean(-1, keepdim=True), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            y = expert.w2(F.silu(expert.w1(x[t])) * expert.w3(x[t]) * scale[t])
+            out.index_add_(0, t, y * weights[t, k, None])
+        return out
+
+
+LOOP_LOOKALIKES = [
+    LookAlike(ExpertSkipped, "not every expert is there once"),
+    LookAlike(ExpertTwice, "not every expert is there once"),
+    LookAlike(Replaces, "an expert replaces what another one gave a token"),
+    LookAlike(ChosenTwice, "a token that may choose an expert twice keeps one of two rows"),
+    LookAlike(UnknownIndices, "experts are chosen by what may be no number of an expert"),
+    LookAlike(OtherIndices, "experts are chosen by different indices"),
+    LookAlike(OtherWeights, "weights of experts come from different tensors"),
+    LookAlike(OtherInput, "experts are given different tensors"),
+    LookAlike(OtherActivation, "experts have different activations"),
+    LookAlike(OtherShape, "experts have tensors of different shapes"),
+    LookAlike(OtherTokens, "products of an expert multiply different tensors"),
+    LookAlike(SwappedWeights, "weighted with what is not the weight of their choice"),
+    LookAlike(OtherColumn, "weighted with what is not the weight of their choice"),
+    LookAlike(IdentityExpert, "`getitem` stands where an expert's product was expected"),
+    LookAlike(TellsItsTokens, "an intermediate value is used elsewhere: returned"),
+    LookAlike(ReadsTheSum, "experts are given different tensors"),
+    LookAlike(WatchesTheSum, "an output is used before the region is complete"),
+    LookAlike(WrittenBefore, "an output is used before the region is complete"),
+    LookAlike(WritesToAView, "a tensor that is used elsewhere is mutated within the region"),
+    LookAlike(OntoTokens, "experts add to what was there before the loop"),
+    LookAlike(HalfOfTheFeatures, "rows are not written to the tokens of a mask"),
+    *(LookAlike(module, "nothing tells which expert the tokens of a mask chose") for module in (
+        HotOfOthers, WrittenMask, NotChosen,
+    )),
+    *(LookAlike(module) for module in (
+        Subtracts, AddsTwice, Largest, Scaled, OtherTarget, MixesTokens, Unweighted, Detached,
+        GatedInside,
+    )),
+]  # fmt: skip
