@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import testing
-    from .compiler import compile  # noqa: A004
+    from .compiler import compile
     from .errors import (
         CoverageError,
         DuplicatePatternError,

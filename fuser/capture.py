@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
+from types import CodeType
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
+from .errors import first_sentence
 from .graph.ops import is_tensor, value
 from .torch_private import convert_frame, dynamo, unbacked
 
@@ -57,7 +59,7 @@ def require_sure(module: GraphModule) -> None:
     if not any(value(node).requires_grad for node in tensors):
         return
     if any(unbacked(value(node).shape) for node in tensors):
-        raise NotWhole("a size depends on data, in a graph that is trained")
+        raise NotWhole("it is trained, and not all sizes that depend on data are gone")
 
 
 @contextlib.contextmanager
@@ -74,25 +76,40 @@ class Whole:
     """Converts frames with loops in one graph, and as always where that fails.
 
     It stands in the place of Dynamo's own converter, within the lock that lets one thread compile.
+
+    Attributes:
+        convert: Dynamo's.
+        failed: functions that were compiled as always, and why.
     """
 
-    def __init__(self, convert: Callable[..., Any], strict: bool) -> None:
-        self._convert, self._strict = convert, strict
-        self._torchdynamo_orig_backend: Any = convert._torchdynamo_orig_backend  # type: ignore[attr-defined]
+    def __init__(self, convert: Any, strict: bool) -> None:
+        self.convert, self._strict = convert, strict
+        self.failed: list[str] = []
+        self._torchdynamo_orig_backend: Any = convert._torchdynamo_orig_backend
 
     @property
     def _clone_with_backend(self) -> Callable[..., Whole]:
         """The same for parts of a graph that DistributedDataParallel has compiled."""
-        clone: Any = self._convert._clone_with_backend  # type: ignore[attr-defined]
+        clone: Any = self.convert._clone_with_backend
         return lambda backend: Whole(clone(backend), self._strict)
 
-    def __call__(self, *args: Any, skip: int = 0) -> Any:
+    def __call__(self, frame: Any, *args: Any, skip: int = 0) -> Any:
         if not dynamo.config.capture_dynamic_output_shape_ops:
-            with _trying(Attempt(self._strict)), contextlib.suppress(Exception):
-                found = self._convert(*args, skip=skip + 1)
+            try:
+                with _trying(Attempt(self._strict)):
+                    found = self.convert(frame, *args, skip=skip + 1)
                 if found.guarded_code is not None:
                     return found
-        return self._convert(*args, skip=skip + 1)
+            except Exception as error:
+                self.failed.append(_told(frame.f_code, error))
+        return self.convert(frame, *args, skip=skip + 1)
+
+
+def _told(code: CodeType, error: Exception) -> str:
+    cause = getattr(error, "inner_exception", error)
+    reason = str(cause) + "." if isinstance(cause, NotWhole) else first_sentence(cause)
+    place = f"{code.co_filename}:{code.co_firstlineno}"
+    return f"{place}: `{code.co_name}` is compiled as torch.compile does: {reason}"
 
 
 def capture_whole(compiled: Any, strict: bool) -> bool:
@@ -105,14 +122,21 @@ def capture_whole(compiled: Any, strict: bool) -> bool:
     Returns:
         whether there was anything to change: not where compilation is disabled.
     """
-    found = _callback(compiled)
+    found = callback_of(compiled)
     if not isinstance(found, convert_frame.CatchErrorsWrapper):
         return False
     found._torchdynamo_orig_backend = Whole(found._torchdynamo_orig_backend, strict)
     return True
 
 
-def _callback(compiled: Any) -> Any:
+def failures_of(compiled: Any) -> list[str] | None:
+    """Functions of what fuser.compile returned that were compiled as always, and why; None for
+    what it has not returned."""
+    found = getattr(callback_of(compiled), "_torchdynamo_orig_backend", None)
+    return found.failed if isinstance(found, Whole) else None
+
+
+def callback_of(compiled: Any) -> Any:
     """What Dynamo calls with every frame that it has not seen, and that holds the converter."""
     context = getattr(compiled, "dynamo_ctx", None)
     if context is not None:

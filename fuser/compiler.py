@@ -25,12 +25,12 @@ def loops(gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Call
 
 
 @overload
-def compile(model: F, /, **kwargs: Any) -> F: ...  # noqa: A001
+def compile(model: F, /, **kwargs: Any) -> F: ...
 @overload
-def compile(model: None = None, /, **kwargs: Any) -> Callable[[F], F]: ...  # noqa: A001
+def compile(model: None = None, /, **kwargs: Any) -> Callable[[F], F]: ...
 
 
-def compile(model: Any = None, /, **kwargs: Any) -> Any:  # noqa: A001
+def compile(model: Any = None, /, **kwargs: Any) -> Any:
     """Compile a module or function with the fuser backend, loops over experts included.
 
         model = fuser.compile(model, options={"fuser.policy": "always"})
