@@ -1,4 +1,4 @@
-"""Loops over experts in one graph: what Dynamo needs for that, for one model, and as long as it helps.
+"""Loops over experts in one graph: what Dynamo needs for that, for one model, while it compiles.
 
 A loop whose rows depend on data breaks the graph, and a break inside a loop leaves the whole
 function to eager. Where sizes may be symbols the loop is captured, and most become one region. That

@@ -123,6 +123,9 @@ class MoeSpec:
     """Of the result."""
     product_dtype: torch.dtype
     """In which tokens, matrices and biases are multiplied and added."""
+    dropping: bool = False
+    """A choice whose index is no expert's, negative ones included, is dropped: it gives nothing,
+    whatever its weight is."""
 
     @property
     def products(self) -> int:
@@ -152,6 +155,8 @@ class MoeSpec:
             "dtype": _name(self.dtype),
             "product_dtype": _name(self.product_dtype),
         }
+        if self.dropping:
+            fields["dropping"] = True
         return json.dumps(fields, separators=(",", ":"))
 
     @staticmethod
@@ -166,6 +171,7 @@ class MoeSpec:
             data["weights_first"],
             getattr(torch, data["dtype"]),
             getattr(torch, data["product_dtype"]),
+            data.get("dropping", False),
         )
 
 

@@ -90,6 +90,18 @@ def from_the_start(indices: Tensor, experts: int) -> Tensor:
     return torch.where(indices < 0, indices + experts, indices)
 
 
+def numbered(indices: Tensor, spec: MoeSpec) -> Tensor:
+    """Indices of experts from the start; `spec.experts` for choices that are dropped.
+
+    Raises:
+        IndexError: one is of no expert, where none may be dropped.
+    """
+    if not spec.dropping:
+        return from_the_start(indices, spec.experts)
+    known = (indices >= 0) & (indices < spec.experts)
+    return torch.where(known, indices, spec.experts)
+
+
 def accumulating(dtype: torch.dtype) -> torch.dtype:
     """In which results are added up."""
     return torch.float32 if dtype.itemsize < 4 else dtype

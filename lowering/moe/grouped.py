@@ -24,7 +24,7 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .experts import Experts, accumulating, apply, from_the_start
+from .experts import Experts, accumulating, apply, numbered
 from .operators import define, emit
 
 
@@ -43,10 +43,11 @@ class Sorted:
     ends: Sequence[int]
 
     @staticmethod
-    def of(indices: Tensor, experts: int) -> Sorted:
-        flat = from_the_start(indices, experts).reshape(-1)
+    def of(indices: Tensor, spec: MoeSpec) -> Sorted:
+        """Those that are dropped come last, behind the last end."""
+        flat = numbered(indices, spec).reshape(-1)
         order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=experts)[:experts]
+        counts = torch.bincount(flat, minlength=spec.experts)[: spec.experts]
         return Sorted(order, order // indices.shape[1], counts.cumsum(0).tolist())
 
     def runs(self) -> Iterator[tuple[int, slice]]:
@@ -59,6 +60,7 @@ class Sorted:
 
     def by_token(self, rows: Tensor, choices: int) -> Tensor:
         """Sums of the rows of each token, `(T, ...)`."""
+        rows[self.ends[-1] :] = 0
         placed = torch.empty_like(rows)
         placed[self.order] = rows
         return placed.unflatten(0, (-1, choices)).sum(1)
@@ -67,7 +69,7 @@ class Sorted:
 def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """The same as `reference.mix`."""
     spec, choices = experts.spec, indices.shape[1]
-    places = Sorted.of(indices, spec.experts)
+    places = Sorted.of(indices, spec)
     weight = weights.reshape(-1)[places.order, None]
     rows = x[places.token]
     if spec.weights_first:
@@ -93,7 +95,7 @@ class _Backward:
     ) -> None:
         self.experts, self.spec, self.x, self.weights = experts, experts.spec, x, weights
         self.choices = indices.shape[1]
-        self.places = Sorted.of(indices, self.spec.experts)
+        self.places = Sorted.of(indices, self.spec)
         self.weight = weights.reshape(-1)[self.places.order, None]
         self.needs_rows, self.needs = any(needs[:2]), list(needs[2:])
 
@@ -120,6 +122,7 @@ class _Backward:
             wide = of_rows.to(accumulating(of_rows.dtype))
             of_weight = (wide * rows).sum(-1, keepdim=True)
             of_rows = wide * weight
+        of_weight[places.ends[-1] :] = 0
         of_weights = torch.empty_like(of_weight)
         of_weights[places.order] = of_weight
         of_x = places.by_token(of_rows.to(accumulating(self.x.dtype)), self.choices)
@@ -173,6 +176,7 @@ class Grouped(Lowering):
 
     name: ClassVar[str] = "grouped products"
     kind: ClassVar[str] = "aten"
+    drops: ClassVar[bool] = True
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         def put(builder: Builder) -> Node:

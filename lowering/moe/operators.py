@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
@@ -58,6 +59,10 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
     if "dense" in place:
         place["weights"] = builder.call(torch.gather, place["dense"], 1, place["indices"])
+    if "kept" in place:
+        place["indices"] = _dropped(builder, place["kept"], place["indices"], spec)
+    if "weights" not in place:
+        place["weights"] = builder.call(torch.ones_like, place["indices"], dtype=spec.dtype)
     return builder.call(
         function,
         *(place[name] for name in ("x", "indices", "weights")),
@@ -65,6 +70,15 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
         [place[name] for name in spec.added],
         spec.to_text(),
     )
+
+
+def _dropped(builder: Builder, kept: Node, indices: Node, spec: MoeSpec) -> Node:
+    """Indices without those of choices that are zero in `kept`, `(T, E)` or `(T, K, E)`."""
+    apart = value(kept).ndim > value(indices).ndim
+    at = builder.method("unsqueeze", indices, -1) if apart else indices
+    found = builder.call(torch.gather, kept, -1, at)
+    found = builder.method("squeeze", found, -1) if apart else found
+    return builder.call(torch.where, builder.call(torch.ne, found, 0), indices, spec.experts)
 
 
 def _experts(matrices: Sequence[Tensor], biases: Sequence[Tensor], spec: str) -> Experts:

@@ -15,7 +15,7 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .experts import Experts, accumulating, apply, from_the_start
+from .experts import Experts, accumulating, apply, numbered
 from .operators import define, emit
 
 WORK = 10.0
@@ -34,7 +34,7 @@ def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor
         `(T, Dout)`.
     """
     spec = experts.spec
-    indices = from_the_start(indices, spec.experts)
+    indices = numbered(indices, spec)
     out = x.new_zeros(x.shape[0], experts.width, dtype=accumulating(spec.dtype))
     for expert in range(spec.experts):
         token, choice = torch.where(indices == expert)
@@ -82,6 +82,7 @@ class Reference(Lowering):
 
     name: ClassVar[str] = "reference"
     kind: ClassVar[str] = "reference"
+    drops: ClassVar[bool] = True
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         def put(builder: Builder) -> Node:

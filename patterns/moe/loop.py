@@ -20,9 +20,10 @@ from torch.fx import Node
 from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
-from fuser.pattern import Decline, Match, Pattern
+from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
 from fuser.soundness import SIZE_OF_DATA
+from fuser.specs import MoeSpec
 from fuser.torch_private import GuardOnDataDependentSymNode
 
 from ..declined import Declined
@@ -50,13 +51,13 @@ class Turn:
 
     Attributes:
         expert: the expert.
-        weight: of its tokens.
+        weight: of its tokens; None for one.
         chosen: which expert it is.
         space: the rows that it is given.
     """
 
     expert: Expert
-    weight: Place
+    weight: Place | None
     chosen: Chosen
     space: Picked
 
@@ -108,35 +109,43 @@ def _prove(view: GraphView, found: Accumulator) -> Match | None:
             raise Declined("not all that is added up are rows of experts", write.node)
         turns.append(turn)
     turns.reverse()
-    indices = turns[0].chosen.indices
-    for turn, write in zip(turns, found.writes, strict=True):
-        own = turn.chosen.indices
-        alike = own.node is indices.node and resolve(own.dims) == resolve(indices.dims)
-        require(alike, "experts are chosen by different indices", write.node)
-    ordered = _in_order(view, turns, anchor)
-    _require_statements(view, found, indices, ordered[0].space.chosen)
+    ordered = _in_order(turns, anchor)
+    first = ordered[0]
+    dropping = _drops(view, ordered)
+    _require_statements(view, found, first.chosen.indices, first.space.chosen, dropping)
     experts = [turn.expert for turn in ordered]
     same(experts, anchor)
-    weights = [_weight(turn, anchor) for turn in ordered]
-    for weight in weights:
-        alike = weight.node is weights[0].node
-        alike = alike and resolve(weight.dims) == resolve(weights[0].dims)
-        require(alike, "weights of experts come from different tensors", anchor)
     interior: set[Node] = set()
     for turn in ordered:
         interior |= turn.space.interior
-    space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), ordered[0].space.chosen)
+        _require_weight(turn, first, anchor)
+    space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), first.space.chosen)
     mixture = Mixture(
         _stacked(view, experts),
         len(experts),
-        indices,
-        weights[0],
+        first.chosen.indices,
+        first.weight,
         dense=False,
         choices=space.chosen,
         along=space.chosen,
     )
     match = matched(space, found.output, out_dims, mixture, anchor)
+    if dropping:
+        match = _with_dropped(match, first.chosen.kept)
     return _whole(view, match, found, interior)
+
+
+def _with_dropped(match: Match, kept: Place | None) -> Match:
+    """The same with choices dropped that are no expert's, or that a mask rules out."""
+    (call,) = match.calls
+    spec: MoeSpec = call.spec
+    operands = dict(call.operands)
+    if kept is not None:
+        target = (*operands["indices"].target, kept.experts)
+        target = tuple(dim for dim in target if dim) if len(kept.dims) < len(target) else target
+        operands["kept"] = Operand(kept.node, resolve(kept.dims), target)
+    facts = {**match.facts, "dropped": "choices of no expert, or beyond its capacity"}
+    return replace(match, calls=(Call(replace(spec, dropping=True), operands),), facts=facts)
 
 
 def _turn(
@@ -155,8 +164,6 @@ def _turn(
     expert = ExpertWalk(space).run(given.node, given.dims)
     weight = given.weight or expert.weight
     require(given.weight is None or expert.weight is None, "rows are weighted twice", rows)
-    if weight is None:
-        raise Declined("an expert of a loop has no weight", write.node)
     known = chosen(view, mask, space.mask_dims)
     if known is None:
         raise Declined("nothing tells which expert the tokens of a mask chose", mask)
@@ -200,26 +207,40 @@ def _placed(space: Picked, write: Write, out_dims: Dims, choices: list[Dims]) ->
     return tuple(dim if dim is not None else () for dim in placed)
 
 
-def _in_order(view: GraphView, turns: Sequence[Turn], anchor: Node) -> list[Turn]:
+def _in_order(turns: Sequence[Turn], anchor: Node) -> list[Turn]:
     """Turns in the order of their experts.
 
     Raises:
-        Declined: one is missing, or there twice.
+        Declined: one is missing or there twice, or looks at other choices.
     """
-    among = experts_among(view, turns[0].chosen.indices.node)
-    count = turns[0].chosen.classes if among is None else among
-    if count is None:
-        raise Declined(
-            "experts are chosen by what may be no number of an expert",
-            turns[0].chosen.indices.node,
-            "choose them by topk, max or argmax, in the function that is compiled",
-        )
     numbers = [turn.chosen.expert for turn in turns]
-    require(sorted(numbers) == list(range(count)), "not every expert is there once", anchor)
-    return [turns[numbers.index(e)] for e in range(count)]
+    for turn in turns:
+        pairs = ((turn.chosen.indices, turns[0].chosen.indices),)
+        own, other = turn.chosen.kept, turns[0].chosen.kept
+        require((own is None) == (other is None), "experts are chosen by different masks", anchor)
+        if own is not None and other is not None:
+            names = dict(zip(leaves((own.experts,)), leaves((other.experts,)), strict=True))
+            dims = tuple(tuple(names.get(a, a) for a in dim) for dim in resolve(own.dims))
+            pairs = (*pairs, (Place(own.node, dims), other))
+        for a, b in pairs:
+            alike = a.node is b.node and resolve(a.dims) == resolve(b.dims)
+            require(alike, "experts are chosen by different indices", anchor)
+    complete = sorted(numbers) == list(range(len(turns)))
+    require(complete, "not every expert is there once", anchor)
+    return [turns[numbers.index(e)] for e in range(len(turns))]
 
 
-def _require_statements(view: GraphView, found: Accumulator, indices: Place, choices: Dim) -> None:
+def _drops(view: GraphView, turns: Sequence[Turn]) -> bool:
+    """Whether a choice may be no expert's, or ruled out by a mask."""
+    known = turns[0].chosen
+    among = experts_among(view, known.indices.node)
+    count = known.classes if among is None else among
+    return known.kept is not None or count is None or count > len(turns)
+
+
+def _require_statements(
+    view: GraphView, found: Accumulator, indices: Place, choices: Dim, dropping: bool
+) -> None:
     """What each statement does to rows that are there already is what adding up does.
 
     Raises:
@@ -229,9 +250,9 @@ def _require_statements(view: GraphView, found: Accumulator, indices: Place, cho
         if not write.adds:
             once = not leaves((choices,))
             require(once, "an expert replaces what another one gave a token", write.node)
-            require(
-                is_made_here(view, found.start), "the result was there before the loop", write.node
-            )
+            made = made_of_zeros if dropping else is_made_here
+            known = made(view, found.start)
+            require(known, "tokens may keep what was there before the loop", write.node)
         elif not write.repeats:
             unique = Routing(view, ()).unique(indices.node, indices.dims, choices)
             hint = "use index_add_, which adds up both" if unique is None else ""
@@ -244,11 +265,22 @@ def _require_statements(view: GraphView, found: Accumulator, indices: Place, cho
         require(zeros, "experts add to what was there before the loop", found.start)
 
 
-def _weight(turn: Turn, anchor: Node) -> Place:
-    axes = set(leaves(turn.weight.dims)) - turn.space.token_axes - turn.space.chosen_axes
-    apart = not axes and not set(leaves(turn.weight.dims)) & set(leaves((turn.space.row,)))
+def _require_weight(turn: Turn, first: Turn, anchor: Node) -> None:
+    """Rows are weighted with the weights of their choices, from one tensor.
+
+    Raises:
+        Declined: they are not.
+    """
+    own, other = turn.weight, first.weight
+    alike = (own is None) == (other is None)
+    require(alike, "some experts have weights and others have none", anchor)
+    if own is None or other is None:
+        return
+    axes = set(leaves(own.dims)) - turn.space.token_axes - turn.space.chosen_axes
+    apart = not axes and not set(leaves(own.dims)) & set(leaves((turn.space.row,)))
     require(apart, "rows are weighted with what is not the weight of their choice", anchor)
-    return turn.weight
+    alike = own.node is other.node and resolve(own.dims) == resolve(other.dims)
+    require(alike, "weights of experts come from different tensors", anchor)
 
 
 def _stacked(view: GraphView, experts: Sequence[Expert]) -> Sequence[Expert]:

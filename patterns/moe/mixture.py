@@ -42,7 +42,7 @@ class Mixture:
         experts: one for all, or one each in order.
         count: how many there are.
         indices: of the experts that were chosen, `(tokens, choices)`.
-        weights: of choices; of all experts where `dense`.
+        weights: of choices; of all experts where `dense`; None where all are one.
         choices: axes of the choices.
         along: axes of the weights beside those of tokens.
     """
@@ -50,7 +50,7 @@ class Mixture:
     experts: Sequence[Expert]
     count: int
     indices: Place
-    weights: Place
+    weights: Place | None
     dense: bool
     choices: Dim
     along: Dim
@@ -314,8 +314,10 @@ def matched(
     places: dict[str, tuple[Place, Dims]] = {
         "x": (first.x, (tokens, first.features)),
         "indices": (found.indices, (tokens, found.choices)),
-        ("dense" if found.dense else "weights"): (found.weights, (tokens, found.along)),
     }
+    if found.weights is not None:
+        name = "dense" if found.dense else "weights"
+        places[name] = (found.weights, (tokens, found.along))
     for e, expert in enumerate(found.experts):
         for p, product in enumerate(expert.products):
             suffix = f"_{e}" if separate else ""

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve, size_of
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
 from .branches import column
+from .routing import Routing
 from .space import CASTS, COPIES, Place, Space
 
 _LIMIT = 64
@@ -46,11 +47,13 @@ class Chosen:
         indices: which expert each choice of each token is.
         expert: where the mask is true, they are this one.
         classes: how many there are, if the mask tells.
+        kept: what else must not be zero at the expert that a choice is, with an axis of experts.
     """
 
     indices: Place
     expert: int
     classes: int | None = None
+    kept: Place | None = None
 
 
 @dataclass
@@ -266,13 +269,32 @@ def _hot(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
     place = None if cut is None else _cast(view, cut[0], cut[1])
     if cut is None or place is None:
         return None
-    op, dims = view.op(place.node), place.dims
-    if op.name != "one_hot" or leaves(dims[-1:]) != leaves((cut[2],)):
+    indices = Routing(view, cut[2]).support(place.node, place.dims)
+    classes = size_of(cut[2])
+    if indices is None or not isinstance(classes, int):
         return None
-    classes = value(place.node).shape[-1]
-    if not isinstance(classes, int):
-        return None
-    return Chosen(_peeled(view, op.args["input"], dims[:-1]), cut[3], classes)
+    if set(leaves(indices.dims)) - set(leaves(place.dims)):
+        return None  # of several choices one mask
+    kept = None
+    if view.op(place.node).name != "one_hot":
+        kept = Place(place.node, place.dims, cut[2])
+        if not _is_mask(view, place.node):
+            return None
+    return Chosen(_peeled(view, indices.node, indices.dims), cut[3], classes, kept)
+
+
+def _is_mask(view: GraphView, node: Node, depth: int = 0) -> bool:
+    """Whether all elements of a tensor are zero or one, so that no cast makes one of them another."""
+    if value(node).dtype is torch.bool:
+        return True
+    op = view.op(node)
+    if op.name == "one_hot":
+        return True
+    passed = op.kind is Kind.VIEW or op.name in (*COPIES, *CASTS, "int", "long", "mul")
+    inputs = node.all_input_nodes
+    whole = passed and depth < _LIMIT and all(map(is_tensor, inputs)) and len(inputs) <= 2
+    plain = op.name != "mul" or len(inputs) == 2
+    return whole and plain and all(_is_mask(view, n, depth + 1) for n in inputs[:2])
 
 
 def _cast(view: GraphView, node: Node, dims: Dims) -> Place | None:

@@ -101,19 +101,6 @@ class ChosenTwice(Mixture):
         return out
 
 
-class UnknownIndices(Mixture):
-    """Some of which may be no expert's: their tokens are left out."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.route(x)
-        chosen = chosen + 1
-        out = torch.zeros_like(x)
-        for e, expert in enumerate(self.experts):
-            t, k = torch.where(chosen == e)
-            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
-        return out
-
-
 class OtherIndices(Mixture):
     """One expert looks at other choices."""
 
@@ -413,7 +400,6 @@ LOOP_LOOKALIKES = [
     LookAlike(ExpertTwice, "not every expert is there once"),
     LookAlike(Replaces, "an expert replaces what another one gave a token"),
     LookAlike(ChosenTwice, "a token that may choose an expert twice keeps one of two rows"),
-    LookAlike(UnknownIndices, "experts are chosen by what may be no number of an expert"),
     LookAlike(OtherIndices, "experts are chosen by different indices"),
     LookAlike(OtherWeights, "weights of experts come from different tensors"),
     LookAlike(OtherInput, "experts are given different tensors"),

@@ -149,7 +149,81 @@ class FlatLoop(Mixture):
         return out.view(x.shape)
 
 
+class SwitchLoop(Mixture):
+    """Experts have room for three tokens each; those that come later are dropped."""
+
+    expert = Plain
+    capacity = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        probability, choice = F.softmax(self.gate(x), -1).max(-1)
+        hot = F.one_hot(choice, EXPERTS)
+        hot = hot * (hot.cumsum(0) <= self.capacity)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            mask = hot[:, e].bool()
+            out[mask] = expert(x[mask])
+        return probability[:, None] * out
+
+
+class SwitchBatched(Mixture):
+    """The same for each sequence, in the steps of transformers, with a loop over all experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(2, -1, FEATURES)
+        probabilities = F.softmax(self.gate(x), -1)
+        hot = F.one_hot(probabilities.argmax(-1), EXPERTS)
+        hot = hot * (torch.cumsum(hot, dim=-2) <= 2)
+        weights = probabilities.max(-1).values.unsqueeze(-1).view(-1, 1)
+        flat, mask = x.view(-1, FEATURES), hot.view(-1, 1, EXPERTS).permute(2, 1, 0)
+        out = torch.zeros_like(flat)
+        for e, expert in enumerate(self.experts):
+            idx, top_x = torch.where(mask[e])
+            current = flat[None, top_x].reshape(-1, FEATURES)
+            out.index_add_(0, top_x, expert(current) * weights[top_x, idx, None])
+        return out.view(x.shape)
+
+
+class CapacityOfChoices(Mixture):
+    """Two choices, each of which may be dropped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        hot = F.one_hot(chosen, EXPERTS).bool()
+        room = hot.view(-1, EXPERTS).cumsum(0).view(hot.shape) <= 4
+        hot = hot & room
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(hot[..., e])
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class ShiftedIndices(Mixture):
+    """Tokens whose choice is no expert are left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        chosen = chosen * 2 - 3
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class LastExpertUnused(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e in range(EXPERTS - 1):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, self.experts[e](x[t]) * weights[t, k, None])
+        return out
+
+
 LOOPS: list[type[Mixture]] = [
     MixtralLoop, MistralLoop, StackedLoop, TransposedLoop, ResidualLoop, Top1Nonzero, Top1Mask,
-    Top1Onto, BatchedMask, FlatLoop,
+    Top1Onto, BatchedMask, FlatLoop, SwitchLoop, SwitchBatched, CapacityOfChoices, ShiftedIndices,
+    LastExpertUnused,
 ]  # fmt: skip
