@@ -9,6 +9,7 @@ longer; the frame is compiled as always where the attempt fails, whatever it fai
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from types import CodeType
@@ -22,6 +23,7 @@ from .graph.ops import is_tensor, value
 from .torch_private import convert_frame, dynamo, unbacked
 
 _FLAG = {"capture_dynamic_output_shape_ops": True}
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _attempt: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
 
@@ -101,7 +103,8 @@ class Whole:
                 if found.guarded_code is not None:
                     return found
             except Exception as error:
-                self.failed.append(_told(frame.f_code, error))
+                if not frame.f_code.co_filename.startswith(_PACKAGE):
+                    self.failed.append(_told(frame.f_code, error))
         return self.convert(frame, *args, skip=skip + 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
@@ -14,6 +14,7 @@ from .backend import fuser
 from .capture import capture_whole
 from .errors import FuserError
 from .experts import use_experts
+from .torch_private import distinct
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,10 +79,35 @@ def _compile(model: Any, kwargs: dict[str, Any]) -> Any:
             "called."
         )
     plain = getattr(model, "_orig_mod", getattr(model, "_torchdynamo_orig_callable", model))
-    known = inspect.signature(torch.compile).parameters
-    apart = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    compiled = torch.compile(plain, backend=loops, **{**apart, **kwargs})
     strict = bool(kwargs.get("fullgraph", False))
-    if capture_whole(compiled, strict) and isinstance(plain, nn.Module):
+    if not isinstance(plain, nn.Module):
+        compiled = torch.compile(functools.wraps(plain)(_called(plain)), backend=loops, **kwargs)
+        capture_whole(compiled, strict)
+        return compiled
+    compiled = torch.compile(plain, backend=loops, **kwargs)
+    if capture_whole(compiled, strict):
         use_experts(plain)
+        if not _is_hooked(plain):
+            name = "_forward" if hasattr(plain, "_initialize_hook") else "forward"
+            setattr(compiled, name, compiled.dynamo_ctx(_called(plain)))
     return compiled
+
+
+def _called(target: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls a module or function, of which Dynamo knows nothing yet.
+
+    What it notes down beside the code of a function that it has given up, all modules of a class
+    share, however and whenever they were compiled.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return target(*args, **kwargs)
+
+    return distinct(call, "whole")
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether more than its `forward` runs, which Dynamo is not shown, or torch's own wrapper of a
+    module, which it knows."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or type(module).__module__.partition(".")[0] == "torch"

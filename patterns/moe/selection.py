@@ -284,7 +284,7 @@ def _hot(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
 
 
 def _is_mask(view: GraphView, node: Node, depth: int = 0) -> bool:
-    """Whether all elements of a tensor are zero or one, so that no cast makes one of them another."""
+    """Whether all elements of a tensor are zero or one, so that no cast makes them others."""
     if value(node).dtype is torch.bool:
         return True
     op = view.op(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -21,6 +22,10 @@ GROUPED: dict[str, Any] = {"fuser.lowering": "aten", "inner": "eager"}
 """Run node by node, which compiles in half the time."""
 REFERENCE: dict[str, Any] = {**GROUPED, "fuser.lowering": "reference"}
 KINDS = [MixtralLoop, MistralLoop, Top1Nonzero, Top1Mask]
+EVERY = os.environ.get("FUSER_EVERY") == "1"
+SOME = KINDS if EVERY else KINDS[1::2]
+HALVES = [torch.bfloat16, torch.float16] if EVERY else [torch.bfloat16]
+ALIKE = [case for case in LOOP_LOOKALIKES if EVERY or case.reason]
 
 
 def captured(module: Mixture, x: Tensor, **options: Any) -> Run:
@@ -50,13 +55,13 @@ def test_loops(form: type[Mixture]) -> None:
     assert left["linear"] == 1  # the router's
 
 
-@pytest.mark.parametrize("form", KINDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", SOME, ids=lambda f: f.__name__)
 def test_reference(form: type[Mixture]) -> None:
     torch.manual_seed(2)
     check(form().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True), **REFERENCE)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("form", [MixtralLoop, MistralLoop, StackedLoop], ids=lambda f: f.__name__)
 def test_half_precision(form: type[Mixture], dtype: torch.dtype) -> None:
     torch.manual_seed(2)
@@ -71,7 +76,7 @@ def test_stacked_matrices_stay_stacked() -> None:
     assert '"separate":false' in "".join(rewritten.added)
 
 
-@pytest.mark.parametrize("expert", range(EXPERTS))
+@pytest.mark.parametrize("expert", range(EXPERTS) if EVERY else [3])
 @pytest.mark.parametrize("form", KINDS, ids=lambda f: f.__name__)
 def test_all_tokens_to_the_same_experts(form: type[Mixture], expert: int) -> None:
     module, x = form().eval(), torch.rand(6, FEATURES, requires_grad=True)
@@ -89,7 +94,7 @@ def test_no_tokens(form: type[Mixture]) -> None:
     assert_near(ours, eager, run(wide(module), wide((x,)), grad=True))
 
 
-@pytest.mark.parametrize("form", KINDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", SOME, ids=lambda f: f.__name__)
 def test_one_compile_for_all_numbers_of_tokens(form: type[Mixture]) -> None:
     torch._dynamo.reset()
     module = form().eval()
@@ -110,7 +115,7 @@ def test_one_compile_for_all_numbers_of_tokens(form: type[Mixture]) -> None:
                 torch.testing.assert_close(fn(x), module(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", KINDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", SOME, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_where_it_was(form: type[Mixture], bad: float) -> None:
     """Of one expert alone: only tokens that chose it have it, as in eager."""
@@ -126,7 +131,7 @@ def test_what_is_not_finite_stays_where_it_was(form: type[Mixture], bad: float) 
     assert torch.equal(out.isinf(), eager.isinf())
 
 
-@pytest.mark.parametrize("case", LOOP_LOOKALIKES, ids=lambda c: c.module.__name__)
+@pytest.mark.parametrize("case", ALIKE, ids=lambda c: c.module.__name__)
 def test_lookalikes(case: LookAlike) -> None:
     torch.manual_seed(2)
     module, x = case.module().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
