@@ -125,10 +125,11 @@ def capture_whole(compiled: Any, strict: bool) -> bool:
     Returns:
         whether there was anything to change: not where compilation is disabled.
     """
-    found = callback_of(compiled)
-    if not isinstance(found, convert_frame.CatchErrorsWrapper):
+    holder: Any = callback_of(compiled)
+    if type(holder) is not convert_frame.CatchErrorsWrapper:
         return False
-    found._torchdynamo_orig_backend = Whole(found._torchdynamo_orig_backend, strict)
+    whole: Any = Whole(holder._torchdynamo_orig_backend, strict)
+    holder._torchdynamo_orig_backend = whole
     return True
 
 
@@ -144,6 +145,7 @@ def callback_of(compiled: Any) -> Any:
     context = getattr(compiled, "dynamo_ctx", None)
     if context is not None:
         return context.callback
-    names = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
-    closed = dict(zip(names, getattr(compiled, "__closure__", None) or (), strict=True))
+    names: tuple[str, ...] = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
+    cells: tuple[Any, ...] = getattr(compiled, "__closure__", None) or ()
+    closed: dict[str, Any] = dict(zip(names, cells, strict=True))
     return closed["callback"].cell_contents if "callback" in closed else None

@@ -84,13 +84,25 @@ def _compile(model: Any, kwargs: dict[str, Any]) -> Any:
         compiled = torch.compile(functools.wraps(plain)(_called(plain)), backend=loops, **kwargs)
         capture_whole(compiled, strict)
         return compiled
-    compiled = torch.compile(plain, backend=loops, **kwargs)
+    compiled: Any = torch.compile(plain, backend=loops, **kwargs)
     if capture_whole(compiled, strict):
         use_experts(plain)
-        if not _is_hooked(plain):
-            name = "_forward" if hasattr(plain, "_initialize_hook") else "forward"
-            setattr(compiled, name, compiled.dynamo_ctx(_called(plain)))
+        name = "_forward" if hasattr(plain, "_initialize_hook") else "forward"
+        usual, own = getattr(compiled, name), compiled.dynamo_ctx(_called(plain))
+        setattr(compiled, name, _either(plain, usual, own))
     return compiled
+
+
+def _either(
+    module: nn.Module, usual: Callable[..., Any], own: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A module's hooks may come and go, and are run by torch.compile's own way."""
+
+    @functools.wraps(usual)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (usual if _is_hooked(module) else own)(*args, **kwargs)
+
+    return forward
 
 
 def _called(target: Callable[..., Any]) -> Callable[..., Any]:

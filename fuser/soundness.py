@@ -150,8 +150,11 @@ def _escaping(view: GraphView, match: Match, node: Node, user: Node) -> Decline:
 
 def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
     """Whether a user wants no element of `node`, only its static shape or dtype."""
+    if not isinstance(value(node), torch.Tensor):
+        return False
     if user.op == "call_method" and user.target == "size":
-        return isinstance(value(user), torch.SymInt)
+        size = value(user)
+        return isinstance(size, torch.SymInt) and not symbols((size,)) - view.input_symbols
     if user.target is ASSERT_METADATA:
         return True
     if not all(isinstance(size, int) for size in value(node).shape):

@@ -4,6 +4,7 @@ mixture     the pattern: where weighted rows are added up
 loop        the pattern: experts that write to the rows of their tokens, one after the other
 writes      what is written to, and when
 selection   which tokens an expert is given
+masks       which expert that is
 rows        from there to rows and their weights
 branches    experts that are written out one after the other
 expert      from rows through one expert to tokens

@@ -17,23 +17,24 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve, same_size, size_of
+from fuser.graph.axes import Dim, Dims, Size, Unproven, fresh, leaves, resolve, same_size, size_of
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
 from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import MoeSpec
-from fuser.torch_private import GuardOnDataDependentSymNode
+from fuser.torch_private import GuardOnDataDependentSymNode, to_expr
 
 from ..declined import Declined
 from .branches import column, same
 from .expert import Expert, ExpertWalk, NoExpert
+from .masks import Chosen, chosen
 from .mixture import Mixture, matched
 from .products import Product
 from .routing import Routing, experts_among
 from .rows import rows_of
-from .selection import Chosen, Picked, chosen, mask_of, sizes_of
+from .selection import Picked, mask_of, sizes_of
 from .space import Place, Space, require
 from .writes import (
     Accumulator,
@@ -132,7 +133,8 @@ def _prove(view: GraphView, found: Accumulator) -> Match | None:
     match = matched(space, found.output, out_dims, mixture, anchor)
     if dropping:
         match = _with_dropped(match, first.chosen.kept)
-    return _whole(view, match, found, interior)
+    most = size_of(leaves(first.space.mask_dims))
+    return _whole(view, match, found, interior, most)
 
 
 def _with_dropped(match: Match, kept: Place | None) -> Match:
@@ -157,6 +159,8 @@ def _turn(
     if mask is None or value(rows).ndim != 2:
         return None
     row = fresh(value(rows).shape[:1], "row")[0]
+    if not row or not same_size(to_expr(value(rows).shape[1]), size_of(out_dims[-1])):
+        return None  # one row for all of them, or one number
     space = Picked(view, value(found.output).dtype, leaves(out_dims[:-1]), row=row, mask=mask)
     space.mask_dims = _placed(space, write, out_dims, choices)
     space.chosen = leaves(choices[0])
@@ -310,7 +314,9 @@ def _stack(view: GraphView, places: Sequence[Place]) -> Place | None:
     return Place(whole[0], whole[1], whole[2])
 
 
-def _whole(view: GraphView, match: Match, found: Accumulator, interior: set[Node]) -> Match:
+def _whole(
+    view: GraphView, match: Match, found: Accumulator, interior: set[Node], most: Size
+) -> Match:
     """The region with its sizes, its statements and the accumulator itself."""
     nodes = {*match.nodes, *interior}
     followed = {n for write in found.writes for n in (write.node, *write.passed)}
@@ -324,7 +330,7 @@ def _whole(view: GraphView, match: Match, found: Accumulator, interior: set[Node
         for operand in call.operands.values():
             apart = operand.node not in nodes
             require(apart, "experts read what they write to", operand.node)
-    nodes |= sizes_of(view, nodes)
+    nodes |= sizes_of(view, nodes, most)
     return replace(
         match,
         pattern=LoopOverExperts.id,

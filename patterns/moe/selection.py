@@ -8,6 +8,7 @@ A row of the expert stands for one of these positions, in their order.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +16,29 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve, size_of
+from fuser.graph.axes import (
+    Axis,
+    Dim,
+    Dims,
+    Size,
+    Unproven,
+    fresh,
+    leaves,
+    resolve,
+    same_size,
+    size_of,
+)
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
+from fuser.torch_private import to_expr
 
 from .branches import column
-from .routing import Routing
-from .space import CASTS, COPIES, Place, Space
+from .masks import is_written
+from .space import Place, Space
 
 _LIMIT = 64
-_WHOLE = {torch.int32, torch.int64}
 _POSITIONS = {"nonzero", "argwhere", "where"}
-_ASSERTIONS = {"_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_check"}
 
 
 @dataclass(frozen=True)
@@ -37,23 +48,6 @@ class Coordinate:
     mask: Node
     dim: int
     passed: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which expert a mask belongs to.
-
-    Attributes:
-        indices: which expert each choice of each token is.
-        expert: where the mask is true, they are this one.
-        classes: how many there are, if the mask tells.
-        kept: what else must not be zero at the expert that a choice is, with an axis of experts.
-    """
-
-    indices: Place
-    expert: int
-    classes: int | None = None
-    kept: Place | None = None
 
 
 @dataclass
@@ -102,7 +96,12 @@ class Picked(Space):
         else:
             return None
         whole = self.axes_at(index, dims, value(source).ndim)
-        return None if whole is None else (source, whole)
+        if whole is None:
+            return None
+        sizes = zip(whole, value(source).shape, strict=True)
+        if not all(same_size(size_of(dim), to_expr(size)) for dim, size in sizes):
+            return None  # longer than the mask
+        return source, whole
 
     def axes_at(self, index: Sequence[Any], dims: Dims, rank: int) -> Dims | None:
         """Axes of a tensor of which rows with these axes are read at, or written to, an index."""
@@ -152,6 +151,8 @@ class Picked(Space):
         found = coordinate(self.view, part)
         if found is None or found.mask is not self.mask:
             return None
+        if not same_size(to_expr(value(part).shape[0]), size_of(self.row)):
+            return None
         self.interior.update(found.passed)
         return (self.mask_dims[found.dim],)
 
@@ -176,12 +177,14 @@ def coordinate(view: GraphView, node: Node) -> Coordinate | None:
     dims: Dims = fresh(value(node).shape, "r")
     passed: list[Node] = []
     for _ in range(_LIMIT):
+        if is_written(view, node):
+            return None
         source = node.args[0] if node.args else None
-        if _gives_positions(view, node) and len(dims) == 2 and is_tensor(source):
+        if _gives_positions(node) and len(dims) == 2 and is_tensor(source):
             rest = leaves(dims[1:])
             found = (source, 0) if not rest else None
             return found and Coordinate(found[0], found[1], (*passed, node))
-        if _gives_positions(view, source) and getattr(node.target, "__name__", "") == "getitem":
+        if _gives_positions(source) and getattr(node.target, "__name__", "") == "getitem":
             assert isinstance(source, Node)
             if isinstance(value(source), (tuple, list)) and type(node.args[1]) is int:
                 mask = source.args[0] if source.args else source.kwargs.get("condition")
@@ -196,7 +199,7 @@ def coordinate(view: GraphView, node: Node) -> Coordinate | None:
         if number is not None:
             passed.append(node)
             mask = node.args[0] if node.args else None
-            matrix = _gives_positions(view, node) and is_tensor(mask) and is_tensor(node)
+            matrix = _gives_positions(node) and is_tensor(mask) and is_tensor(node)
             return Coordinate(mask, number, tuple(passed)) if matrix else None  # type: ignore[arg-type]
     return None
 
@@ -216,7 +219,7 @@ def _positions(view: GraphView, node: Node, dims: Dims) -> tuple[Node, Dims, int
     return cut[0], cut[1], cut[3]
 
 
-def _gives_positions(view: GraphView, node: Any) -> bool:
+def _gives_positions(node: Any) -> bool:
     """Whether a node finds where a mask is true."""
     if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
         return False
@@ -227,140 +230,49 @@ def _gives_positions(view: GraphView, node: Any) -> bool:
     return len(given) == 1
 
 
-def chosen(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
-    """Which expert a mask is of, each of whose elements is a choice of a token."""
-    compared = False
-    for _ in range(_LIMIT):
-        if _is_written(view, node):
-            return None
-        op = view.op(node)
-        if op.kind is Kind.VIEW and not op.inplace:
-            node, dims = pull_view(op, node, dims)
-        elif op.name in (*COPIES, *CASTS, "bool", "int", "long") and is_tensor(op.args["input"]):
-            node = op.args["input"]
-        elif op.name in ("ne", "gt") and op.args.get("other") == 0 and not compared:
-            node, compared = op.args["input"], True
-        elif op.name == "eq" and not compared:
-            found = _equal(view, op, dims)
-            if found is not None or op.args.get("other") != 1:
-                return found
-            node, compared = op.args["input"], True
-        else:
-            return _hot(view, node, dims)
-        dims = resolve(dims)
-    return None
+def sizes_of(view: GraphView, interior: set[Node], most: Size) -> set[Node]:
+    """Nodes that only tell how many rows there are, or assert what always holds of that.
 
-
-def _equal(view: GraphView, op: Op, dims: Dims) -> Chosen | None:
-    """`indices == e`."""
-    sides = [op.args.get("input"), op.args.get("other")]
-    tensors, numbers = [s for s in sides if is_tensor(s)], [s for s in sides if type(s) is int]
-    if len(tensors) != 1 or len(numbers) != 1 or value(tensors[0]).dtype not in _WHOLE:
-        return None
-    if _hot(view, tensors[0], dims) is not None:
-        return None
-    return Chosen(_peeled(view, tensors[0], dims), numbers[0])
-
-
-def _hot(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
-    """One column of `one_hot(indices)`."""
-    place = _cast(view, node, dims)
-    cut = None if place is None else column(view, place)
-    place = None if cut is None else _cast(view, cut[0], cut[1])
-    if cut is None or place is None:
-        return None
-    indices = Routing(view, cut[2]).support(place.node, place.dims)
-    classes = size_of(cut[2])
-    if indices is None or not isinstance(classes, int):
-        return None
-    if set(leaves(indices.dims)) - set(leaves(place.dims)):
-        return None  # of several choices one mask
-    kept = None
-    if view.op(place.node).name != "one_hot":
-        kept = Place(place.node, place.dims, cut[2])
-        if not _is_mask(view, place.node):
-            return None
-    return Chosen(_peeled(view, indices.node, indices.dims), cut[3], classes, kept)
-
-
-def _is_mask(view: GraphView, node: Node, depth: int = 0) -> bool:
-    """Whether all elements of a tensor are zero or one, so that no cast makes them others."""
-    if value(node).dtype is torch.bool:
-        return True
-    op = view.op(node)
-    if op.name == "one_hot":
-        return True
-    passed = op.kind is Kind.VIEW or op.name in (*COPIES, *CASTS, "int", "long", "mul")
-    inputs = node.all_input_nodes
-    whole = passed and depth < _LIMIT and all(map(is_tensor, inputs)) and len(inputs) <= 2
-    plain = op.name != "mul" or len(inputs) == 2
-    return whole and plain and all(_is_mask(view, n, depth + 1) for n in inputs[:2])
-
-
-def _cast(view: GraphView, node: Node, dims: Dims) -> Place | None:
-    """A tensor of zeros and ones without its views and casts."""
-    for _ in range(_LIMIT):
-        op = view.op(node)
-        if _is_written(view, node):
-            return None
-        if op.kind is Kind.VIEW and not op.inplace:
-            node, dims = pull_view(op, node, dims)
-        elif op.name in (*COPIES, *CASTS, "bool", "int", "long"):
-            node = op.args["input"]
-        else:
-            break
-    return Place(node, resolve(dims))
-
-
-def _peeled(view: GraphView, node: Node, dims: Dims) -> Place:
-    """Indices without their views and copies, so that two spellings are one tensor."""
-    for _ in range(_LIMIT):
-        op = view.op(node)
-        if _is_written(view, node):
-            break
-        if op.kind is Kind.VIEW and not op.inplace:
-            try:
-                node, dims = pull_view(op, node, dims)
-            except Unproven:
-                break
-        elif op.name in COPIES or (
-            op.name in ("to", "int", "long")
-            and {value(node).dtype, value(op.args["input"]).dtype} <= _WHOLE
-        ):
-            node = op.args["input"]
-        else:
-            break
-    return Place(node, resolve(dims))
-
-
-def _is_written(view: GraphView, node: Node) -> bool:
-    return view.mutated_between(node, view.order[node] + 1, len(view.order)) is not None
-
-
-def sizes_of(view: GraphView, interior: set[Node]) -> set[Node]:
-    """Nodes that only tell, or assert, how many rows there are, and are read by no other."""
+    Args:
+        view: the graph.
+        interior: of a region.
+        most: elements of a mask.
+    """
     found: set[Node] = set()
     for node in interior:
         for user in node.users:
             if user not in interior and user not in found:
-                found |= _asserted(view, user, interior) or set()
+                found |= _asserted(user, interior, most) or set()
     return found
 
 
-def _asserted(view: GraphView, node: Node, interior: set[Node]) -> set[Node] | None:
-    """A node and all that it is read by, if that ends in assertions or in the interior."""
-    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-    if name in _ASSERTIONS:
-        return {node}
-    is_size = isinstance(value(node), (torch.SymInt, torch.SymBool, torch.SymFloat))
-    if not is_size and not (node.args and _gives_positions(view, node.args[0])):
+def _asserted(node: Node, interior: set[Node], most: Size) -> set[Node] | None:
+    """A node and all that it is read by, if that ends in such assertions or in the interior."""
+    if _always_holds(node, most):
+        return {node, *node.users}
+    is_size = isinstance(value(node), torch.SymInt)
+    if not is_size and not (node.args and _gives_positions(node.args[0])):
         return None
     found = {node}
     for user in node.users:
         if user in interior:
             continue
-        inner = _asserted(view, user, interior)
+        inner = _asserted(user, interior, most)
         if inner is None:
             return None
         found |= inner
     return found
+
+
+def _always_holds(node: Node, most: Size) -> bool:
+    """`size >= 0` or `size <= most`, which is asserted and nothing else; users' assertions may say
+    more."""
+    if node.target is operator.ge:
+        holds = node.args[1] == 0
+    elif node.target is operator.le:
+        bound = node.args[1]
+        holds = type(bound) is int and isinstance(most, int) and bound >= most
+    else:
+        return False
+    names = {str(getattr(u.target, "__name__", u.target)).partition(".")[0] for u in node.users}
+    return holds and names <= {"_assert_scalar"}

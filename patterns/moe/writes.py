@@ -118,7 +118,7 @@ def _assigned(view: GraphView, node: Node, target: Node, index: Any, source: Nod
     parts = _parts(index)
     op = view.op(source)
     if op.name == "add" and op.args.get("alpha", 1) == 1:
-        inputs = [op.args.get("input"), op.args.get("other")]
+        inputs: list[Any] = [op.args.get("input"), op.args.get("other")]
         reads = [n for n in inputs if _reads(view, n, target, parts)]
         others = [n for n in inputs if n not in reads]
         if len(reads) == 1 and is_tensor(others[0]) and (not op.inplace or reads[0] is inputs[0]):

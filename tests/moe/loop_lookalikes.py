@@ -395,7 +395,128 @@ class GatedInside(Mixture):
         return out
 
 
+class WiderWeights(Mixture):
+    """Weights have a column more than there are choices, and one that is none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        weights = torch.cat([weights, weights[:, :1]], 1)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class LongerInput(Mixture):
+    """Tokens that nobody asks for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        longer, out = torch.cat([x, x]), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(longer[t]) * weights[t, k, None])
+        return out
+
+
+class LongerResult(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = x.new_zeros(2 * len(x), FEATURES)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class OneRowForAll(Mixture):
+    """The sum of an expert's rows goes to each of its tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] += (expert(x[t]) * weights[t, k, None]).sum(0, keepdim=True)
+        return out
+
+
+class WrittenPositions(Mixture):
+    """Positions are changed before rows are written to them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            target = t.clone()
+            target[:1] = 0
+            out.index_add_(0, target, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class AssertedCapacity(Mixture):
+    """More than nine tokens of one expert are an error."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            torch._check(t.shape[0] <= 9)
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+
+class CountsItsTokens(Mixture):
+    """The result depends on how many tokens an expert has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out = out.index_add(0, t, expert(x[t]) * weights[t, k, None])
+        return out * t.shape[0]
+
+
+class CountsBySize(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out, count = torch.zeros_like(x), 0
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            rows = expert(x[t]) * weights[t, k, None]
+            count = count + rows.size(0) * e
+            out.index_add_(0, t, rows)
+        return out + count
+
+
+class RowsInPlace(Mixture):
+    """One expert's rows are changed before they are added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            y = expert(x[t]) * weights[t, k, None]
+            if e == 0:
+                y[:, 0] = 0.0
+            out.index_add_(0, t, y)
+        return out
+
+
 LOOP_LOOKALIKES = [
+    *(LookAlike(module) for module in (
+        OneRowForAll, AssertedCapacity, CountsItsTokens, CountsBySize,
+    )),
+    LookAlike(WiderWeights, "rows are weighted with what is not the weight of their choice"),
+    LookAlike(LongerInput, "products of an expert multiply different tensors"),
+    LookAlike(LongerResult, "a mask has another number of tokens than the result"),
+    LookAlike(RowsInPlace, "an intermediate value is used elsewhere, by `setitem`"),
+    LookAlike(WrittenPositions),
     LookAlike(ExpertSkipped, "not every expert is there once"),
     LookAlike(ExpertTwice, "not every expert is there once"),
     LookAlike(Replaces, "an expert replaces what another one gave a token"),
@@ -415,7 +536,7 @@ LOOP_LOOKALIKES = [
     LookAlike(WrittenBefore, "an output is used before the region is complete"),
     LookAlike(WritesToAView, "a tensor that is used elsewhere is mutated within the region"),
     LookAlike(OntoTokens, "experts add to what was there before the loop"),
-    LookAlike(HalfOfTheFeatures, "rows are not written to the tokens of a mask"),
+    LookAlike(HalfOfTheFeatures),
     *(LookAlike(module, "nothing tells which expert the tokens of a mask chose") for module in (
         HotOfOthers, WrittenMask, NotChosen,
     )),
