@@ -81,10 +81,13 @@ def _compile(model: Any, kwargs: dict[str, Any]) -> Any:
     plain = getattr(model, "_orig_mod", getattr(model, "_torchdynamo_orig_callable", model))
     strict = bool(kwargs.get("fullgraph", False))
     if not isinstance(plain, nn.Module):
-        compiled = torch.compile(functools.wraps(plain)(_called(plain)), backend=loops, **kwargs)
-        capture_whole(compiled, strict)
+        called = functools.update_wrapper(_called(plain), plain)
+        compiled: Any = torch.compile(called, backend=loops, **kwargs)
+        owner = getattr(plain, "__self__", None)
+        if capture_whole(compiled, strict) and isinstance(owner, nn.Module):
+            use_experts(owner)
         return compiled
-    compiled: Any = torch.compile(plain, backend=loops, **kwargs)
+    compiled = torch.compile(plain, backend=loops, **kwargs)
     if capture_whole(compiled, strict):
         use_experts(plain)
         name = "_forward" if hasattr(plain, "_initialize_hook") else "forward"

@@ -68,6 +68,7 @@ class Match:
             which the pattern has followed what each reader between them reads.
         onto: what the results of `calls` are added to, arranged as `outputs[0]`; where the region
             wrote to it in place, nobody reads it any more.
+        keeps_result: the replacement may keep its results for the backward.
     """
 
     pattern: str
@@ -84,6 +85,7 @@ class Match:
     opens: bool = False
     followed: frozenset[Node] = frozenset()
     onto: Node | None = None
+    keeps_result: bool = True
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
         writer = view.mutated_between(node, min(readers, default=last) + 1, last)
         if writer is not None and writer not in inside:
             return Decline("an input is mutated between its use and the end of the region", writer)
-    if _is_differentiated(match):
+    if match.keeps_result and _is_differentiated(match):
         for output in match.outputs:
             writer = view.mutated_between(output, last + 1, len(view.nodes))
             if writer is not None:

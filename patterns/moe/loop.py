@@ -338,4 +338,5 @@ def _whole(
         nodes=frozenset(nodes),
         followed=frozenset(followed),
         onto=onto,
+        keeps_result=False,
     )

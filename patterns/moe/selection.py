@@ -268,7 +268,7 @@ def _always_holds(node: Node, most: Size) -> bool:
     """`size >= 0` or `size <= most`, which is asserted and nothing else; users' assertions may say
     more."""
     if node.target is operator.ge:
-        holds = node.args[1] == 0
+        holds = type(node.args[1]) is int and node.args[1] <= 0
     elif node.target is operator.le:
         bound = node.args[1]
         holds = type(bound) is int and isinstance(most, int) and bound >= most

@@ -32,6 +32,45 @@ class MixtralLoop(Mixture):
         return out
 
 
+class MixtralBlock(Mixture):
+    """The whole block, with what stands around the loop; the router's logits are returned too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.view(2, -1, FEATURES)
+        batch, length, width = x.shape
+        x = x.view(-1, width)
+        logits = self.gate(x)
+        weights = F.softmax(logits, dim=1, dtype=torch.float)
+        weights, chosen = torch.topk(weights, self.choices, dim=-1)
+        weights /= weights.sum(dim=-1, keepdim=True)
+        weights = weights.to(x.dtype)
+        out = torch.zeros((batch * length, width), dtype=x.dtype, device=x.device)
+        mask = F.one_hot(chosen, num_classes=EXPERTS).permute(2, 1, 0)
+        for e in range(EXPERTS):
+            idx, top_x = torch.where(mask[e])
+            current = x[None, top_x].reshape(-1, width)
+            current = self.experts[e](current) * weights[top_x, idx, None]
+            out.index_add_(0, top_x, current.to(x.dtype))
+        return out.reshape(batch, length, width), logits
+
+
+class SharedInPlace(Mixture):
+    """One more expert for every token, added in place to what the loop gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out[t] += expert(x[t]) * weights[t, k, None]
+        out += self.shared(x)
+        return out.mul_(2.0)
+
+
 class MistralLoop(Mixture):
     """Mistral's reference."""
 
@@ -223,7 +262,7 @@ class LastExpertUnused(Mixture):
 
 
 LOOPS: list[type[Mixture]] = [
-    MixtralLoop, MistralLoop, StackedLoop, TransposedLoop, ResidualLoop, Top1Nonzero, Top1Mask,
-    Top1Onto, BatchedMask, FlatLoop, SwitchLoop, SwitchBatched, CapacityOfChoices, ShiftedIndices,
-    LastExpertUnused,
+    MixtralLoop, MixtralBlock, SharedInPlace, MistralLoop, StackedLoop, TransposedLoop,
+    ResidualLoop, Top1Nonzero, Top1Mask, Top1Onto, BatchedMask, FlatLoop, SwitchLoop,
+    SwitchBatched, CapacityOfChoices, ShiftedIndices, LastExpertUnused,
 ]  # fmt: skip

@@ -218,6 +218,26 @@ def test_it_is_what_torch_compile_returns() -> None:
     assert getattr(torch._dynamo.config, FLAG) is False
 
 
+def test_hooks_and_copies() -> None:
+    """Hooks that come later run, once a call; a copy has parameters of its own."""
+    module, x, seen = MixtralLoop().eval(), tokens(), list[int]()
+    compiled = fuser.compile(module, options=OPTIONS)
+    expected = compiled(x)
+
+    def double(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        seen.append(len(seen))
+        return out * 2.0
+
+    hook = module.register_forward_hook(double)
+    torch.testing.assert_close(compiled(x), 2.0 * expected)
+    hook.remove()
+    torch.testing.assert_close(compiled(x), expected)
+    assert len(seen) == 1
+    for copied in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert not {*copied.parameters()} & {*compiled.parameters()}
+        torch.testing.assert_close(copied(x), expected)
+
+
 def test_trained() -> None:
     """Steps of an optimizer are seen, and lead where eager's lead."""
     module = MixtralLoop()
