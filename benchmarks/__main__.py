@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention compile models crossover`.
+"""The command line: `python -m benchmarks attention moe compile models crossover`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -25,7 +25,11 @@ from benchmarks import (
     crossover,
     devices,
     models,
+    moe,
+    moe_gpu,
     parallel,
+    ports,
+    ports_moe,
     providers,
     records,
     runner,
@@ -34,9 +38,10 @@ from benchmarks import (
 )
 from benchmarks.cases import Workload
 from benchmarks.figures import Result
+from benchmarks.providers import SDPA
 from fuser.torch_private import multiplies_in_hardware
 
-FAMILIES = ("attention", "models", "compile", "crossover")
+FAMILIES = ("attention", "moe", "models", "compile", "crossover")
 
 
 @dataclass(frozen=True)
@@ -47,24 +52,34 @@ class Family:
         workloads: takes `--quick`.
         checks: the targets, where not quick.
         each: a line of the table for every provider.
+        ports: those that its workloads have.
     """
 
     workloads: Callable[[bool], list[Workload]]
     checks: Callable[[Sequence[Result]], list[targets.Check]]
     each: bool = False
+    ports: Sequence[str] = ()
 
 
 def family_of(name: str, device_type: str) -> Family:
-    """What a family is on a kind of device: attention has sizes of its own on a GPU."""
+    """What a family is on a kind of device: attention and mixtures have sizes of their own on a
+    GPU."""
     half = multiplies_in_hardware(torch.bfloat16)
+    on_gpu = device_type == "cuda"
     if name == "models":
         return Family(
             models.workloads, lambda found: targets.model_checks(found, half_in_hardware=half)
         )
-    if device_type == "cuda":
-        return Family(attention_gpu.workloads, targets.gpu_attention_checks, each=True)
+    if name == "moe" and on_gpu:
+        return Family(moe_gpu.workloads, targets.gpu_moe_checks, True, ports_moe.NAMES)
+    if name == "moe":
+        return Family(moe.workloads, targets.moe_checks, each=True)
+    if on_gpu:
+        return Family(attention_gpu.workloads, targets.gpu_attention_checks, True, ports.NAMES)
     return Family(
-        attention.workloads, lambda found: targets.attention_checks(found, half_in_hardware=half)
+        attention.workloads,
+        lambda found: targets.attention_checks(found, half_in_hardware=half),
+        ports=(SDPA,),
     )
 
 
@@ -121,8 +136,14 @@ class Run:
 
     args: argparse.Namespace
     device: devices.Device
-    chosen: Sequence[providers.Provider]
     console: Console
+
+    def chosen(self, family: str) -> list[providers.Provider]:
+        """Who is compared: those that were asked for, or those that the family is for."""
+        args, kind = self.args, self.args.device.type
+        ports = family_of(family, kind).ports
+        names = args.providers or providers.default_names(kind, ports)
+        return providers.choose(names, options_of(args.option), args.stand_in)
 
     def family(self, name: str, out: Path | None) -> None:
         """Measures one family, printing as it goes."""
@@ -134,7 +155,7 @@ class Run:
             self._workloads(name, out)
 
     def _workloads(self, name: str, out: Path | None) -> None:
-        family = family_of(name, self.args.device.type)
+        family, chosen = family_of(name, self.args.device.type), self.chosen(name)
         if self.args.together:
             names = [w.name for w in family.workloads(self.args.quick)]
             names = [n for n in names if not self.args.only or n in self.args.only]
@@ -148,7 +169,7 @@ class Run:
         for workload, mode, dtype in wanted(
             family.workloads(self.args.quick), self.args, self.console
         ):
-            result = runner.measure(workload, mode, dtype, self.device, self.chosen, effort)
+            result = runner.measure(workload, mode, dtype, self.device, chosen, effort)
             results.append(result)
             lines += records.rows(result, self.device)
             if out is not None:
@@ -163,7 +184,7 @@ class Run:
         """The arguments of a command for one of the workloads."""
         args = self.args
         found = [name, "--device", str(args.device), "--dtype", *args.dtype]
-        found += ["--modes", *args.modes, "--providers", *(p.name for p in self.chosen)]
+        found += ["--modes", *args.modes, "--providers", *(p.name for p in self.chosen(name))]
         found += ["--quick"] if args.quick else []
         found += ["--cuda-graphs"] if args.cuda_graphs else []
         found += [] if args.budget is None else ["--budget", str(args.budget)]
@@ -232,13 +253,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except devices.NoSuchDevice as error:
         options.exit(2, f"{options.prog}: {error}\n")
     args.dtype = args.dtype or default_dtypes(args)
-    names = args.providers or providers.default_names(args.device.type)
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    chosen = providers.choose(names, options_of(args.option), args.stand_in)
+    run, families = Run(args, device, console), list(dict.fromkeys(args.families))
     if not (args.together or device.is_shared):
-        runner.prime(chosen, device)
-    run = Run(args, device, chosen, console)
-    for family in dict.fromkeys(args.families):
+        everybody = {p.name: p for family in families for p in run.chosen(family)}
+        runner.prime(list(everybody.values()), device)
+    for family in families:
         load = os.getloadavg()[0]
         out = out_of(args, family)
         run.family(family, out)

@@ -42,6 +42,7 @@ class Case:
         ports: what the providers with a port run instead, by name.
         double: builds the fp64 twin; by default the same function on fp64 arguments.
         part: what the fp64 twin computes of the results of a step; by default all.
+        loops: it has a loop at which `torch.compile` breaks the graph.
     """
 
     fn: Function
@@ -51,6 +52,7 @@ class Case:
     ports: Mapping[str, Port] = field(default_factory=dict[str, Port])
     double: Callable[[], Case] | None = None
     part: Callable[[Tensors], Tensors] | None = None
+    loops: bool = False
 
     def step(self, fn: Function) -> Tensors:
         """One step of `fn` in this case's mode: `(output, *gradients)`."""

@@ -1,8 +1,13 @@
-"""The least that a device could take: its rates, and the work that an attention is.
+"""The least that a device could take: its rates, and the work that an attention or a mixture is.
 
+Attention:
 FLOPs = 4 B H Sq Skv D density, and the backward 2.5 times as many
 bytes = q, k, v and the result once; the backward reads them and the result's gradient, and
         writes three gradients: twice as many
+
+A mixture of experts:
+FLOPs = 6 T K H I, and the backward twice as many
+bytes = tokens, results and the matrices of experts that somebody chose once; the backward twice
 """
 
 from __future__ import annotations
@@ -83,6 +88,30 @@ def attention(sizes: Sizes, pairs: int, dtype: torch.dtype, mode: str) -> Work:
     flops = 4.0 * sizes.b * sizes.h * pairs * sizes.d * (3.5 if backward else 1.0)
     numbers = 2 * math.prod(sizes.query) + 2 * math.prod(sizes.key)
     return Work(flops, float(numbers * dtype.itemsize * (3 if backward else 1)))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Tokens, features, hidden features of an expert, experts, and how many each token takes."""
+
+    t: int
+    h: int
+    i: int
+    e: int
+    k: int
+
+    @property
+    def chosen(self) -> float:
+        """Experts that at least one token takes, on the average where all are as likely."""
+        return self.e * (1.0 - (1.0 - self.k / self.e) ** self.t)
+
+
+def mixture(of: Mixture, dtype: torch.dtype, mode: str) -> Work:
+    """The work of one mixture of gated experts, its router left out."""
+    times = 3 if mode == "full" else 1
+    flops = 6.0 * of.t * of.k * of.h * of.i * times
+    numbers = 3 * of.chosen * of.h * of.i + 2 * of.t * of.h
+    return Work(flops, numbers * dtype.itemsize * times)
 
 
 def measured(

@@ -22,6 +22,7 @@ from benchmarks.providers import CUDNN, FLEX, SDPA, Function
 from benchmarks.spellings_gpu import SOFTCAP as CAP
 
 Tensor = torch.Tensor
+NAMES = (SDPA, CUDNN, FLEX)
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(score, batch, head, query, key) -> score: FlexAttention's score_mod."""
 

@@ -3,7 +3,9 @@
 eager          the function itself
 inductor       torch.compile(fn, backend="inductor")
 inductor-max   the same with max_autotune
-fuser          torch.compile(fn, backend="fuser", options={"fuser....": ...})
+fuser          torch.compile(fn, backend="fuser", options={"fuser....": ...}), or fuser.compile
+               where loops break the graph
+fuser-always   the same with every sound rewrite, whether it pays or not
 fuser-max      the same with max_autotune: what its candidates take is measured
 fuser-triton   the same with a generated kernel wherever that is sound
 sdpa           the workload's port to scaled_dot_product_attention; on the CPU a yardstick: a plain
@@ -11,6 +13,9 @@ sdpa           the workload's port to scaled_dot_product_attention; on the CPU a
 cudnn          the same port by cuDNN
 flex           the workload's port to FlexAttention, compiled
 flex-max       the same with max_autotune
+loop           a mixture's port to a loop over the experts
+grouped        the same to PyTorch's grouped product, compiled
+liger          the same to Liger's fused mixture, where that can be imported
 
 None of them uses CUDA graphs of its own, Inductor with max_autotune neither: where graphs are asked
 for, the device captures the steps of all of them alike.
@@ -19,12 +24,13 @@ for, the device captures the steps of all of them alike.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+import fuser
 from fuser.torch_private import distinct
 
 Function = Callable[..., Any]
@@ -32,7 +38,8 @@ Function = Callable[..., Any]
 EAGER, INDUCTOR, FUSER, SDPA = "eager", "inductor", "fuser", "sdpa"
 INDUCTOR_MAX, FUSER_MAX, FUSER_TRITON = "inductor-max", "fuser-max", "fuser-triton"
 CUDNN, FLEX, FLEX_MAX = "cudnn", "flex", "flex-max"
-OURS = (FUSER, FUSER_MAX, FUSER_TRITON)
+FUSER_ALWAYS, LOOP, GROUPED, LIGER = "fuser-always", "loop", "grouped", "liger"
+OURS = (FUSER, FUSER_ALWAYS, FUSER_MAX, FUSER_TRITON)
 TUNED = {"max_autotune": True, "coordinate_descent_tuning": True, "triton.cudagraphs": False}
 """mode="max-autotune-no-cudagraphs", spelled out."""
 
@@ -53,18 +60,22 @@ class Provider:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     port: str = ""
 
-    def prepare(self, fn: Function, label: str = "") -> Function:
+    def prepare(self, fn: Function, label: str = "", *, loops: bool = False) -> Function:
         """The callable to time; compiled (lazily, at its first call) where there is a backend.
 
         Args:
             fn: a plain function.
             label: of the copy that is compiled, by default the provider's name.
+            loops: it has loops at which `torch.compile` breaks the graph.
         """
         if self.backend is None:
             return fn
+        own, options = distinct(fn, label or self.name), dict(self.options) or None
+        whole = getattr(fuser, "compile", None)
+        if loops and whole is not None and self.backend == FUSER:
+            return whole(own, options=options)
         backend = fuser_backend() if self.backend == FUSER else self.backend
-        own = distinct(fn, label or self.name)
-        return torch.compile(own, backend=backend, options=dict(self.options) or None)
+        return torch.compile(own, backend=backend, options=options)
 
 
 _ALL = (
@@ -72,6 +83,7 @@ _ALL = (
     Provider(INDUCTOR, backend="inductor"),
     Provider(INDUCTOR_MAX, backend="inductor", options=TUNED),
     Provider(FUSER, backend=FUSER),
+    Provider(FUSER_ALWAYS, backend=FUSER, options={"fuser.policy": "always"}),
     Provider(FUSER_MAX, backend=FUSER, options=TUNED),
     Provider(
         FUSER_TRITON, backend=FUSER, options={"fuser.lowering": "triton", "fuser.policy": "always"}
@@ -80,13 +92,24 @@ _ALL = (
     Provider(CUDNN, port=CUDNN),
     Provider(FLEX, backend="inductor", port=FLEX),
     Provider(FLEX_MAX, backend="inductor", options=TUNED, port=FLEX),
+    Provider(LOOP, port=LOOP),
+    Provider(GROUPED, backend="inductor", port=GROUPED),
+    Provider(LIGER, port=LIGER),
 )
 PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in _ALL}
 
 
-def default_names(device_type: str) -> list[str]:
-    """Who runs where nobody says who: on a GPU all of them."""
-    return list(PROVIDERS) if device_type == "cuda" else [EAGER, INDUCTOR, FUSER, SDPA]
+def default_names(device_type: str, ports: Sequence[str]) -> list[str]:
+    """Who runs where nobody says who.
+
+    Args:
+        device_type: on a GPU it is everybody but `FUSER_ALWAYS`.
+        ports: that the family has there; those to other libraries are left out.
+    """
+    if device_type != "cuda":
+        return [EAGER, INDUCTOR, FUSER, *ports]
+    known = (p for p in PROVIDERS.values() if not p.port or p.port in ports)
+    return [p.name for p in known if p.name != FUSER_ALWAYS]
 
 
 def choose(

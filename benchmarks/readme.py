@@ -25,10 +25,10 @@ Column = tuple[str, str, str]
 def render(results: Path = RESULTS) -> str:
     """The table and what it was measured on, as Markdown."""
     sources = [(path, _machine(path)) for path in sorted(results.glob("*-cpu*.csv"))]
-    sources = [(p, m) for p, m in sources if p.name.startswith(("attention", "models"))]
+    sources = [(p, m) for p, m in sources if p.name.startswith(("attention", "moe", "models"))]
     speeds: dict[str, dict[Column, str]] = {}
     for path, machine in sources:
-        for name, column, cell in _cells(_read(path), machine):
+        for name, column, cell in _cells(_longest(_read(path)), machine):
             speeds.setdefault(name, {})[column] = cell
     columns = sorted({c for cells in speeds.values() for c in cells}, key=_order)
     table = [
@@ -45,12 +45,12 @@ def render(results: Path = RESULTS) -> str:
 
 def render_gpu(results: Path = RESULTS) -> str:
     """A line for each workload on a GPU, and what it was measured on."""
-    path = results / "attention-cuda.csv"
-    machine = _machine(path)
+    paths = [results / f"{family}-cuda.csv" for family in ("attention", "moe")]
+    paths = [path for path in paths if path.exists()]
     table = [["bf16", "ms", "of the limit", "over Inductor", "over the best peer"]]
     table.append(["---", *("--:" for _ in table[0][1:])])
     figures: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    for line in _read(path):
+    for line in (line for path in paths for line in _read(path)):
         of = figures.setdefault((line["kernel_name"], line["mode"]), {})
         of.setdefault(line["provider"], {})[line["metric"]] = float(line["y_value_50"])
     for (name, mode), of in figures.items():
@@ -65,13 +65,20 @@ def render_gpu(results: Path = RESULTS) -> str:
             f"{peers[best] / ours['time_ms']:.2f}x, {best}",
         ])  # fmt: skip
     lines = [f"| {' | '.join(row)} |" for row in table]
-    text = f"One {machine['gpu']}, {machine['versions']}, revision {machine['commit']}."
-    return "\n".join([*lines, "", text])
+    machines = map(_machine, paths)
+    notes = [f"One {m['gpu']}, {m['versions']}, revision {m['commit']}." for m in machines]
+    return "\n".join([*lines, "", *dict.fromkeys(notes)])
 
 
 def _read(path: Path) -> Lines:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _longest(lines: Lines) -> Lines:
+    """Those of the most positions or tokens that a file has."""
+    most = max(int(line["x_value"]) for line in lines)
+    return [line for line in lines if int(line["x_value"]) == most]
 
 
 def _machine(path: Path) -> Mapping[str, object]:

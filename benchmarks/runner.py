@@ -143,7 +143,7 @@ def _prepared(
     """Compiles, checks and weighs one provider; returns the call to time."""
     port = case.ports[provider.port] if provider.port else None
     source = case.fn if port is None else port.fn
-    fn = provider.prepare(source)
+    fn = provider.prepare(source, loops=case.loops)
 
     def call() -> Tensors:
         return case.step(fn)
@@ -176,7 +176,7 @@ def _compile(
         with functorch_config.patch(donated_buffer=False):
             cold()
         return
-    again = provider.prepare(source, label=f"{provider.name}_again")
+    again = provider.prepare(source, label=f"{provider.name}_again", loops=case.loops)
     backward = case.cotangent is not None
     seconds = first_calls([cold, lambda: case.step(again)], backward=backward)
     record.compile_s, record.warm_s = seconds

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.figures import Result, error_ratio, geomean
-from benchmarks.providers import FUSER, INDUCTOR, SDPA
+from benchmarks.figures import Result, error_ratio, geomean, spread
+from benchmarks.limits import RATES
+from benchmarks.providers import FUSER, INDUCTOR, LOOP, SDPA
 
 BIAS_ONLY = ("alibi", "t5_bias", "sliding_window", "gqa_causal", "transformers_causal")
 STRUCTURED = ("sliding_window", "gqa_causal", "transformers_causal")
@@ -32,6 +33,27 @@ ON_GPU: Mapping[str, tuple[float | None, float | None]] = {
 }
 """Times over Inductor that are asked for, forward, and forward and backward together: the lower end
 of what the list of workloads says. A tie is asked for in the control."""
+MOE_OVER_LOOP: Mapping[tuple[str, str], float] = {
+    ("many_experts", "forward"): 10.0,
+    ("many_experts", "full"): 15.0,
+}
+"""Times over a loop over the experts."""
+MOE_MS: Mapping[tuple[str, str], float] = {
+    ("many_experts", "forward"): 2.1,
+    ("many_experts", "full"): 9.5,
+    ("few_chosen", "forward"): 10.0,
+    ("decode_1", "forward"): 0.06,
+}
+"""Milliseconds on an H200; `few_chosen` is to reach 60% of the 6 that the best known takes."""
+MOE_SHARE: Mapping[tuple[str, str], float] = {
+    ("mixtral", "forward"): 0.55,
+    ("decode_16", "forward"): 0.85,
+    ("decode_128", "forward"): 0.85,
+}
+"""Of the limit."""
+OF_DENSE, LOOP_CAPTURED = 0.6, 1.2
+"""Of E / K, where all experts ran on all tokens; over Inductor, where a loop broke the graph for it
+and was one region for us."""
 NEVER_BELOW = 0.97
 """Of the best peer, in any workload: less than a run's noise."""
 
@@ -96,15 +118,46 @@ def gpu_attention_checks(results: Sequence[Result]) -> list[Check]:
             if bound is not None:
                 text = f"{name} {mode}, fuser over inductor"
                 checks += _at_least(text, _speedups(of), bound, min)
-    for r in results:
-        best = r.best_peer()
-        if best is not None:
-            text = f"{r.workload.name} {r.mode}, fuser over the best peer ({best})"
-            checks += _at_least(text, _ratios([r], best, FUSER), NEVER_BELOW, min)
+    checks += _peer_checks(results)
     window = [r for r in _named(results, ("sliding_window",)) if r.mode == "forward"]
     sizes = [s for r in window if (s := _peak_over_square(r)) is not None]
     checks += _at_most("sliding_window, peak memory over one S x S matrix", sizes, 0.99, max)
     return checks + _error_checks(results)
+
+
+def moe_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for mixtures on a CPU, over Inductor; a bound for each dtype and number of
+    experts where all of them ran."""
+    checks: list[Check] = []
+    dense = [r for r in results if r.workload.config["kind"] == "dense"]
+    for r in dense:
+        experts, each = (float(str(r.workload.config[name])) for name in ("E", "K"))
+        text = f"{_label(r)}, fuser over inductor"
+        checks += _at_least(text, _speedups([r]), OF_DENSE * experts / each, min)
+    loops = [r for r in results if r.workload.config["kind"] == "loop"]
+    captured = [r for r in loops if FUSER in r.measures and r.measures[FUSER].rewrites]
+    text = "loops that became one region, smallest over inductor"
+    checks += _at_least(text, _speedups(captured), LOOP_CAPTURED, min)
+    checks += _at_least("any mixture, smallest over inductor", _speedups(results), 0.97, min)
+    return checks + _error_checks(results)
+
+
+def gpu_moe_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for mixtures at the sizes of GPUs; milliseconds are those of an H200."""
+    checks: list[Check] = []
+    for r in results:
+        label, key = f"{r.workload.name} {r.mode}", (r.workload.name, r.mode)
+        ours = r.measures.get(FUSER)
+        if key in MOE_OVER_LOOP:
+            text = f"{label}, fuser over the loop"
+            checks += _at_least(text, _ratios([r], LOOP, FUSER), MOE_OVER_LOOP[key], min)
+        if key in MOE_MS and ours is not None and ours.times_ms:
+            text = f"{label}, fuser's ms"
+            checks += _at_most(text, [spread(ours.times_ms)[1]], MOE_MS[key], max)
+        if key in MOE_SHARE and (share := r.share_of_limit(FUSER, RATES["H200"])) is not None:
+            text = f"{label}, fuser's share of the limit"
+            checks += _at_least(text, [share[1]], MOE_SHARE[key], min)
+    return checks + _peer_checks(results) + _error_checks(results)
 
 
 def model_checks(results: Sequence[Result], *, half_in_hardware: bool) -> list[Check]:
@@ -113,6 +166,21 @@ def model_checks(results: Sequence[Result], *, half_in_hardware: bool) -> list[C
     checks = _at_least("fp32 inference, smallest over inductor", _speedups(fp32), 1.15, min)
     checks += _at_least("any model, smallest over inductor", _speedups(results), 0.97, min)
     return checks + _error_checks(results)
+
+
+def _peer_checks(results: Sequence[Result]) -> list[Check]:
+    checks: list[Check] = []
+    for r in results:
+        best = r.best_peer()
+        if best is not None:
+            text = f"{r.workload.name} {r.mode}, fuser over the best peer ({best})"
+            checks += _at_least(text, _ratios([r], best, FUSER), NEVER_BELOW, min)
+    return checks
+
+
+def _label(result: Result) -> str:
+    dtype = str(result.dtype).removeprefix("torch.")
+    return f"{result.workload.name} {result.mode} {dtype}"
 
 
 def _error_checks(results: Sequence[Result]) -> list[Check]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -163,17 +164,19 @@ def catalogue(paths: Sequence[str]) -> Iterator[Entry]:
         CatalogueError: a line that describes no kernel.
         OSError: a file that cannot be read.
     """
-    from .lowering.attention.generated.catalogue import Entry as Attention
-    from .lowering.attention.generated.catalogue import builtin
+    from .lowering.attention.generated import catalogue as attention
+    from .lowering.moe.generated import catalogue as moe
 
     if not paths:
-        yield from builtin()
+        yield from attention.builtin()
+        yield from moe.builtin()
     for path in paths:
         for number, line in enumerate(Path(path).read_text().splitlines(), 1):
             if not line.strip():
                 continue
             try:
-                yield Attention.from_json(line)
+                kind = moe.Entry if json.loads(line).get("kind") == moe.KIND else attention.Entry
+                yield kind.from_json(line)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise CatalogueError(path, number, error) from error
 

@@ -10,13 +10,16 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import attention_gpu, devices, runner
+from benchmarks.__main__ import family_of
 from benchmarks.cases import Workload
 from benchmarks.devices import MIB, Processor
 from benchmarks.providers import (
     EAGER,
     FUSER,
+    FUSER_ALWAYS,
     FUSER_TRITON,
     INDUCTOR,
+    LOOP,
     PROVIDERS,
     SDPA,
     Provider,
@@ -64,8 +67,14 @@ def test_no_compiler_makes_graphs_of_its_own() -> None:
     tuned = [p for p in PROVIDERS.values() if p.options.get("max_autotune")]
     assert {p.name for p in tuned} == {"inductor-max", "flex-max", "fuser-max"}
     assert all(p.options["triton.cudagraphs"] is False for p in tuned)
-    assert default_names("cuda") == list(PROVIDERS)
-    assert default_names("cpu") == [EAGER, INDUCTOR, FUSER, SDPA]
+    families = {name: family_of(name, "cuda").ports for name in ("attention", "moe")}
+    everybody = {name for ports in families.values() for name in default_names("cuda", ports)}
+    assert everybody == PROVIDERS.keys() - {FUSER_ALWAYS}
+    assert not {SDPA, LOOP} <= set(default_names("cuda", families["moe"]))
+    assert default_names("cpu", family_of("attention", "cpu").ports) == [
+        EAGER, INDUCTOR, FUSER, SDPA,
+    ]  # fmt: skip
+    assert default_names("cpu", family_of("moe", "cpu").ports) == [EAGER, INDUCTOR, FUSER]
 
 
 def test_memory_is_given_back_after_each_contestant() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import attention_gpu, limits, table, targets
+from benchmarks import attention_gpu, limits, moe_gpu, table, targets
 from benchmarks.cases import Case, Workload
 from benchmarks.figures import Measure, Result
 from benchmarks.limits import Work
@@ -100,3 +100,63 @@ def test_a_window_takes_no_square_matrix(peak_mb: float, met: bool) -> None:
 
 def test_every_workload_has_a_target() -> None:
     assert list(targets.ON_GPU) == list(PROGRAMS)
+
+
+# -- mixtures
+
+
+def mixture(kind: str, experts: int, k: int, rewrites: int = 0, **ms: float) -> Result:
+    config = {"E": experts, "K": k, "kind": kind}
+    work = Workload("moe", kind, lambda *_: Case(lambda: None, ()), x=("T", 16), config=config)
+    measures = {who: Measure([t], error=1e-3) for who, t in ms.items()}
+    measures[FUSER].rewrites = {"moe.mixture": rewrites} if rewrites else {}
+    return Result(work, "forward", torch.float32, measures)
+
+
+@pytest.mark.parametrize(
+    ("result", "start", "bound", "met"),
+    [
+        (mixture("dense", 8, 2, inductor=2.5, fuser=1.0), "dense forward", 2.4, True),
+        (mixture("dense", 64, 8, inductor=4.7, fuser=1.0), "dense forward", 4.8, False),
+        (mixture("loop", 8, 2, 1, inductor=1.1, fuser=1.0), "loops that became", 1.2, False),
+        (mixture("loop", 8, 2, 1, inductor=1.3, fuser=1.0), "loops that became", 1.2, True),
+        (mixture("loop", 8, 2, inductor=0.96, fuser=1.0), "any mixture", 0.97, False),
+        (mixture("grouped", 8, 2, inductor=0.98, fuser=1.0), "any mixture", 0.97, True),
+    ],
+)
+def test_mixtures_on_a_cpu(result: Result, start: str, bound: float, met: bool) -> None:
+    (found,) = (c for c in targets.moe_checks([result]) if c.text.startswith(start))
+    assert found.bound == pytest.approx(bound)
+    assert found.met is met
+
+
+def test_a_loop_that_nobody_rewrote_need_not_gain() -> None:
+    found = targets.moe_checks([mixture("loop", 8, 2, inductor=1.0, fuser=1.0)])
+    assert [c.text for c in found] == ["any mixture, smallest over inductor"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "ms", "start", "met"),
+    [
+        ("many_experts", "forward", {"loop": 21.0, "fuser": 2.0}, "fuser over the loop", True),
+        ("many_experts", "full", {"loop": 21.0, "fuser": 2.0}, "fuser over the loop", False),
+        ("many_experts", "forward", {"fuser": 2.2}, "fuser's ms", False),
+        ("few_chosen", "forward", {"fuser": 9.9}, "fuser's ms", True),
+        ("mixtral", "forward", {"fuser": 1.8}, "fuser's share of the limit", True),
+        ("decode_16", "forward", {"fuser": 1.2}, "fuser's share of the limit", False),
+        ("decode_128", "forward", {"liger": 1.0, "fuser": 1.02}, "fuser over the best", True),
+    ],
+)
+def test_mixtures_on_a_gpu(
+    name: str, mode: str, ms: dict[str, float], start: str, met: bool
+) -> None:
+    """The work of these takes a millisecond at the least."""
+    checks = targets.gpu_moe_checks([made(name, mode, **ms)])
+    (found,) = (c for c in checks if c.text.startswith(f"{name} {mode}, {start}"))
+    assert found.met is met
+
+
+def test_targets_of_mixtures_are_of_workloads() -> None:
+    modes = {name: p.modes for name, p in moe_gpu.programs(quick=True).items()}
+    for name, mode in (*targets.MOE_OVER_LOOP, *targets.MOE_MS, *targets.MOE_SHARE):
+        assert mode in modes[name]

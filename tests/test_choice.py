@@ -19,7 +19,7 @@ from fuser.contest import INNER
 from fuser.errors import FuserWarning
 from fuser.events import Record
 from fuser.lowering.attention.chunked import ChunkedAttention
-from fuser.lowering.attention.generated import problem
+from fuser.lowering.triton import launch
 from fuser.report.report import Report
 from tests.compiled import Run as Result
 from tests.compiled import assert_near, run, wide
@@ -60,7 +60,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch_private, "inductor", eager)
     monkeypatch.setattr(rehearsal, "inductor", eager)
-    monkeypatch.setattr(problem, "interpreting", lambda: False)
+    monkeypatch.setattr(launch, "interpreting", lambda: False)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -126,7 +126,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("grad", [False, True])
     def test_a_generated_kernel_wins(self, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(problem, "interpreting", lambda: True)
+        monkeypatch.setattr(launch, "interpreting", lambda: True)
         clock(monkeypatch, triton=1.0)
         found = compiled(operands(grad))
         (rewrite,) = found.record.rewritten
@@ -316,7 +316,7 @@ def test_through_inductor_in_training(autocast: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(measure, "medians", timed)
     monkeypatch.setattr(torch_private, "autotunes", lambda mode, options: True)
     monkeypatch.setattr(rehearsal, "MODE", None)
-    monkeypatch.setattr(problem, "interpreting", lambda: False)
+    monkeypatch.setattr(launch, "interpreting", lambda: False)
     inputs = operands(grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = compiled(inputs, mode=None, strict=1)

@@ -4,8 +4,9 @@ experts     one expert on rows of tokens, in plain PyTorch
 operators   what all of them share: schemas, gradients, emission
 reference   expert by expert, as it is written down most often: the oracle
 grouped     tokens sorted by expert, so that each expert is a few products
+generated   Triton kernels
 """
 
-from . import grouped, reference  # registers their lowerings
+from . import generated, grouped, reference  # registers their lowerings
 
-__all__ = ["grouped", "reference"]
+__all__ = ["generated", "grouped", "reference"]

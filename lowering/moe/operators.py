@@ -53,8 +53,8 @@ def define(name: str, forward: Forward, backward: Backward) -> None:
     operator.register_autograd(_formula(gradients), setup_context=_save)
 
 
-def emit(builder: Builder, call: Call, function: Any) -> Node:
-    """An operator of this family on its operands."""
+def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
+    """An operator of this family on its operands, and what else it takes."""
     spec: MoeSpec = call.spec
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
     if "dense" in place:
@@ -69,6 +69,7 @@ def emit(builder: Builder, call: Call, function: Any) -> Node:
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
         spec.to_text(),
+        *more,
     )
 
 

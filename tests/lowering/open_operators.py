@@ -25,7 +25,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from fuser.lowering.attention.generated.build import build
 from fuser.lowering.attention.generated.catalogue import builtin
-from fuser.lowering.attention.generated.config import TARGETS, choose
+from fuser.lowering.attention.generated.config import choose
+from fuser.lowering.triton.launch import TARGETS
 from fuser.specs import AttentionSpec
 from tests.lowering.generated import spec
 

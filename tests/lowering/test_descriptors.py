@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fuser.lowering.attention.generated import problem
 from fuser.lowering.attention.generated.catalogue import Entry, builtin
-from fuser.lowering.attention.generated.config import TARGETS, Config, choose
+from fuser.lowering.attention.generated.config import Config, choose
+from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.aot import Resources
 from fuser.lowering.triton.pool import compile_all
 from tests.lowering.generated import check, operands, spec
@@ -29,14 +30,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every kernel asks for descriptors; gives the texts of what is launched."""
     found: list[str] = []
-    run = problem._run
+    run = problem.run
 
     def noted(kernel: Any, *rest: Any, **more: Any) -> None:
         found.append(kernel.source)
         run(kernel, *rest, **more)
 
     monkeypatch.setattr(problem, "choose", lambda *a, **k: Config(16, 16, tma=True))
-    monkeypatch.setattr(problem, "_run", noted)
+    monkeypatch.setattr(problem, "run", noted)
     return found
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
 from fuser.lowering.attention.generated import operator, problem, run_backward
+from fuser.lowering.triton import launch
 from fuser.lowering.attention.generated.catalogue import recording
 from fuser.lowering.attention.generated.run_backward import PROGRAMS, parts_of
 from fuser.lowering.attention.generated.run_forward import forward, splits_of
@@ -77,7 +78,7 @@ def test_keys_are_split_over_all_processors(
     name: str, keys: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts have the same number of tiles, but for the last one, which may end in one."""
-    monkeypatch.setattr(problem, "INTERPRETER", replace(problem.INTERPRETER, processors=132))
+    monkeypatch.setattr(launch, "INTERPRETER", replace(launch.INTERPRETER, processors=132))
     x = operands(batch=1, heads=2, kv=1, rows=rows, keys=keys)
     of = spec() if name == "none" else replace(_masked(name), dead_rows_are_zero=True)
     with recording() as entries:
@@ -95,7 +96,7 @@ def test_sums_over_the_batch_are_split_over_all_processors(
     shape: tuple[int, ...], in_parts: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not sums of two terms."""
-    monkeypatch.setattr(problem, "INTERPRETER", replace(problem.INTERPRETER, processors=132))
+    monkeypatch.setattr(launch, "INTERPRETER", replace(launch.INTERPRETER, processors=132))
     x = operands(shape, batch=5, heads=2, kv=1, dtype=dtype)
     with recording() as entries:
         check(spec(plus, dtype=dtype), x)
@@ -107,7 +108,7 @@ def test_sums_over_the_batch_are_split_over_all_processors(
 @pytest.mark.parametrize("programs", [1, 3, 64, 500])
 @pytest.mark.parametrize("repeats", [1, 2, 5, 256])
 def test_no_part_of_a_sum_is_empty(repeats: int, programs: int, processors: int) -> None:
-    target = replace(problem.INTERPRETER, processors=processors)
+    target = replace(launch.INTERPRETER, processors=processors)
     parts = parts_of(programs, repeats, target)
     each = -(-repeats // parts)
     assert (parts - 1) * each < repeats <= parts * each
@@ -117,7 +118,7 @@ def test_no_part_of_a_sum_is_empty(repeats: int, programs: int, processors: int)
 @pytest.mark.parametrize("processors", range(1, 40))
 @pytest.mark.parametrize("tiles", [1, 2, 9, 33])
 def test_no_part_of_the_keys_is_empty(tiles: int, processors: int) -> None:
-    target = replace(problem.INTERPRETER, processors=processors)
+    target = replace(launch.INTERPRETER, processors=processors)
     layout = problem.problem(*_plain(), spec().to_text(), "").layout
     splits = splits_of(layout, 1, tiles, target)
     each = -(-tiles // splits)

@@ -21,7 +21,8 @@ from fuser.errors import FuserWarning
 from fuser.graph.program import IDENTITY_TEXT, Program
 from fuser.lowering.attention.generated import config, problem, tune
 from fuser.lowering.attention.generated.catalogue import CAUSAL, SOFTCAP
-from fuser.lowering.attention.generated.config import INTERPRETER, SHAPES, TARGETS, Config
+from fuser.lowering.attention.generated.config import SHAPES, Config
+from fuser.lowering.triton.launch import INTERPRETER, TARGETS
 from fuser.lowering.attention.generated.layout import Captured, Layout, Operand
 from fuser.lowering.triton.aot import Failure
 from fuser.specs import AttentionSpec

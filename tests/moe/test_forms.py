@@ -19,10 +19,12 @@ from tests.moe.forms import (
     Stack,
 )
 
-LOWERINGS: list[dict[str, Any]] = [{"fuser.lowering": "reference"}, {"fuser.lowering": "aten"}]
+LOWERINGS: list[dict[str, Any]] = [
+    {"fuser.lowering": kind} for kind in ("reference", "aten", "triton")
+]
 
 
-@pytest.mark.parametrize("options", LOWERINGS, ids=["reference", "aten"])
+@pytest.mark.parametrize("options", LOWERINGS, ids=lambda o: o["fuser.lowering"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 def test_forms(form: type[Mixture], options: dict[str, Any]) -> None:
     torch.manual_seed(2)
@@ -38,7 +40,7 @@ def test_half_precision(form: type[Mixture], dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     module = form().eval().to(dtype)
     x = torch.randn(TOKENS, FEATURES, dtype=dtype, requires_grad=True)
-    ours = compiled(module, (x,), grad=True, **LOWERINGS[1])
+    ours = compiled(module, (x,), grad=True, **LOWERINGS[-1])
     assert ours.rewrites("moe") == 1, ours.reasons()
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))
 
@@ -53,7 +55,7 @@ def test_autocast(form: type[Mixture]) -> None:
 
     torch.manual_seed(2)
     module, x = form().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
-    ours, eager = compiled(cast, (x,), grad=True, **LOWERINGS[1]), run(cast, (x,), grad=True)
+    ours, eager = compiled(cast, (x,), grad=True, **LOWERINGS[-1]), run(cast, (x,), grad=True)
     assert ours.rewrites("moe") == 1, ours.reasons()
     assert [out.dtype for out in ours.outputs] == [out.dtype for out in eager.outputs]
     exact = run(wide(module), wide((x,)), grad=True)

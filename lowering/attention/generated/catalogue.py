@@ -20,8 +20,9 @@ from fuser.specs import AttentionSpec
 from fuser.torch_private import hint
 
 from ...triton.kernel import Kernel
+from ...triton.launch import TARGETS
 from .build import Needs, build
-from .config import TARGETS, Config, choose, splits_keys
+from .config import Config, choose, splits_keys
 from .layout import Captured, Layout, Operand
 
 
@@ -55,7 +56,7 @@ class Entry:
         device wants dk and dv apart.
 
         Raises:
-            KeyError: `config.TARGETS` has no such device.
+            KeyError: `launch.TARGETS` has no such device.
         """
         target = TARGETS[arch]
         layout = replace(self.layout, interpreted=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...triton.launch import Target
 from .layout import Layout
 from .memory import chunks
 from .numerics import is_arithmetic
@@ -40,37 +41,6 @@ class Config:
     warp_specialize: bool = False
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the rule knows of a device.
-
-    Attributes:
-        arch: `sm_90`, `gfx942`, or `interpreter`.
-        processors: streaming multiprocessors, or compute units.
-        shared: bytes of shared memory that one program may have.
-        lanes: threads in a warp.
-        tma: it loads tiles by descriptors.
-        warp_specialize: Triton's compiler can give its warps tasks of their own.
-    """
-
-    arch: str
-    processors: int
-    shared: int
-    lanes: int = 32
-    tma: bool = False
-    warp_specialize: bool = False
-
-
-INTERPRETER = Target("interpreter", 4, 1 << 20)
-TARGETS = {
-    target.arch: target
-    for target in (
-        Target("sm_80", 108, 163 << 10), Target("sm_90", 132, 227 << 10, tma=True),
-        Target("sm_100", 148, 227 << 10, tma=True, warp_specialize=True),
-        Target("gfx942", 304, 64 << 10, 64),
-    )
-}  # fmt: skip
-"""What kernels are compiled for where no such device is at hand."""
 INTERPRETED = Config(16, 16)
 """Small, so that short sequences have several tiles: in the interpreter it is about numbers."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import operator
 from collections.abc import Mapping
 from typing import ClassVar
@@ -19,6 +18,7 @@ from fuser.specs import AttentionSpec
 from fuser.torch_private import hint
 
 from ...base import Context, Emission, Lowering, Refusal, register_lowering
+from ...triton.launch import unavailable
 from ...triton.trace import NotPrintable
 from .. import gpu
 from ..cost import size
@@ -42,7 +42,7 @@ class GeneratedAttention(Lowering):
     kind: ClassVar[str] = "triton"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        refusal = _unavailable(context)
+        refusal = unavailable(context.device)
         if refusal:
             return Refusal(refusal)
         layout = _layout(call, context)
@@ -75,17 +75,6 @@ class GeneratedAttention(Lowering):
             return Emission(emit, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
         share = gpu.share(layout.spec.mask, size(call, "q0", 2), size(call, "k0", 2))
         return Emission(emit, "triton", why, gpu.slower(call), {}, gpu.GENERATED * share)
-
-
-def _unavailable(context: Context) -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    device = context.device.type
-    if device == "cpu":
-        from .problem import interpreting
-
-        return "" if interpreting() else "on a CPU it needs TRITON_INTERPRET=1 in the environment"
-    return "" if device == "cuda" else f"it knows GPUs of CUDA and ROCm, not {device!r}"
 
 
 def _layout(call: Call, context: Context) -> Layout | None:

@@ -14,40 +14,17 @@ from torch import Tensor
 from fuser.specs import AttentionSpec
 from fuser.torch_private import hint, known_true
 
-from ...triton.kernel import Kernel
+from ...triton.launch import Target, run, target_of
 from ..gpu import share
 from . import tune
 from .block_table import FEWEST_TILES, lists
 from .build import build
 from .catalogue import record
-from .config import INTERPRETER, Config, Target, choose
+from .config import Config, choose
 from .layout import Layout, layout_of, strides_of, tensors
 
 Arguments = Mapping[str, "tuple[Tensor, str]"]
 """Tensors by the names of a kernel's arguments, with letters for their dimensions."""
-
-
-def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, in this process."""
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
-def target_of(device: torch.device) -> Target:
-    """What the rules know of a device."""
-    if device.type == "cpu":
-        return INTERPRETER
-    found = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        arch = found.gcnArchName.partition(":")[0]
-    else:
-        arch = f"sm_{found.major}{found.minor}"
-    shared, nvidia = found.shared_memory_per_block_optin, not torch.version.hip
-    return Target(
-        arch, found.multi_processor_count, shared, found.warp_size,
-        tma=nvidia and found.major >= 9, warp_specialize=arch == "sm_100",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,7 +127,7 @@ class Problem:
             values.update(
                 {f"{name}_{s}": stride for s, stride in zip(letters, x.stride(), strict=True)}
             )
-        _run(kernel, grid, values, scratch_on=self.v.device if config.tma else None)
+        run(kernel, grid, values, scratch_on=self.v.device if config.tma else None)
 
     def _whole(self, config: Config) -> tuple[bool, bool]:
         """Whether tiles of queries, and tiles of keys, are all full, as far as that is known."""
@@ -240,28 +217,3 @@ def _has_descriptor(x: Tensor) -> bool:
 def tiles(size: int, block: int) -> int:
     """How many tiles cover so many positions."""
     return -(-size // block)
-
-
-def _run(
-    kernel: Kernel, grid: tuple[int, ...], values: Mapping[str, Any], scratch_on: Any = None
-) -> None:
-    """Launches a kernel; on the device `scratch_on`, Triton makes descriptors in memory of ours."""
-    function = kernel.function()
-    names = [name for name, _ in kernel.signature]
-    arguments = {name: values[name] for name in names}
-    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
-    if interpreting():
-        import numpy
-
-        with numpy.errstate(all="ignore"):
-            function[grid](**arguments, **dict(kernel.constants))
-        return
-    from torch.library import wrap_triton
-
-    if scratch_on is not None:
-        import triton
-
-        triton.set_allocator(
-            lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=scratch_on)
-        )
-    wrap_triton(function)[grid](**arguments, **dict(kernel.constants), **options)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .backward import Needs
-from .config import Target, splits_keys
+from ...triton.launch import Target
+from .config import splits_keys
 from .layout import AXES
 from .problem import Arguments, Problem, tiles
 from .recomputation import statistics

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import Config, Target
+from ...triton.launch import Target
+from .config import Config
 from .layout import Layout
 from .problem import Arguments, Problem, tiles
 

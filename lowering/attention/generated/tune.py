@@ -26,7 +26,8 @@ from fuser.torch_private import hint, kernels_launched
 from ...triton.aot import Failure
 from ...triton.pool import compile_all
 from .catalogue import recording
-from .config import DECODING, SHAPES, Config, Target, _fits, choose
+from ...triton.launch import Target
+from .config import DECODING, SHAPES, Config, _fits, choose
 from .layout import AXES, Layout
 
 if TYPE_CHECKING:

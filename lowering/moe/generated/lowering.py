@@ -1,0 +1,89 @@
+"""Mixtures of experts by generated Triton kernels, forward and backward."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
+from fuser.graph.ops import value
+from fuser.pattern import Call
+from fuser.specs import MoeSpec
+
+from ...base import Context, Emission, Lowering, Refusal, register_lowering
+from ...triton.launch import unavailable
+from ...triton.trace import NotPrintable
+from ..operators import emit
+from .config import INTERPRETED
+from .layout import Layout, Matrix, NoLayout, layout_of
+from .problem import build
+
+INTERPRETED_WORK = 1000.0
+"""The interpreter is for numbers, not for time."""
+
+
+@register_lowering(MoeSpec, order=5)
+class GeneratedMoe(Lowering):
+    """Every activation that can be printed, on a GPU, or in Triton's interpreter."""
+
+    name: ClassVar[str] = "triton"
+    kind: ClassVar[str] = "triton"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        refusal = unavailable(context.device)
+        if refusal:
+            return Refusal(refusal)
+        try:
+            layout = _layout(call, context)
+            for stage, arguments in (("up", (True, True)), ("hidden", ())):
+                if stage == "up" or context.training:
+                    build(layout, stage, arguments, INTERPRETED)
+        except (NoLayout, NotPrintable, RuntimeError) as error:
+            return Refusal(str(error))
+
+        def put(builder: Builder) -> Node:
+            function = torch.ops.fuser.generated_moe.default
+            out = emit(builder, call, function, context.origin, context.training)
+            return builder.call(operator.getitem, out, 0)
+
+        why = "each token goes through its own experts alone, and the host waits for nothing"
+        if context.device.type == "cpu":
+            slower = "the interpreter is for checking numbers"
+            return Emission(put, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
+        library = context.native and layout.dtype is torch.float32
+        slower = (
+            "products in fp32 are the library's already, without tensor cores" if library else ""
+        )
+        return Emission(put, "triton", why, slower, {})
+
+
+def _layout(call: Call, context: Context) -> Layout:
+    """What the operands will look like, once they are arranged."""
+    spec: MoeSpec = call.spec
+    each = spec.experts if spec.separate else 1
+    firsts = spec.matrices[::each]
+    for names in (spec.matrices, spec.added):
+        for start in range(0, len(names), each):
+            if len({_dtype(call, name) for name in names[start : start + each]}) > 1:
+                raise NoLayout("matrices of experts have different dtypes")
+    return layout_of(
+        spec,
+        _dtype(call, "x"),
+        _dtype(call, "dense" if "dense" in call.operands else "weights"),
+        [Matrix(*_sizes(call, name)[-2:], _dtype(call, name)) for name in firsts],
+        [_dtype(call, name) for name in spec.added[::each]],
+        interpreted=context.device.type == "cpu",
+    )
+
+
+def _sizes(call: Call, name: str) -> list[Any]:
+    return [size_of(leaves((dim,))) for dim in call.operands[name].target]
+
+
+def _dtype(call: Call, name: str) -> torch.dtype:
+    place = call.operands[name]
+    return place.dtype or value(place.node).dtype

@@ -1,0 +1,292 @@
+"""One mixture with its operands: its kernels, how they are cut and how they are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuser.torch_private import differentiable, eager_world, hint, known_true
+
+from ...triton.kernel import Kernel
+from ...triton.launch import Target, run, target_of
+from ..experts import Experts, accumulating
+from .backward import bias_text, hidden_text, matrix_text, tokens_text
+from .config import Config, choose
+from .forward import down_text, up_text
+from .layout import Layout, Matrix, layout_of
+from .sort import count_text, part, place_text, scan_programs, scan_text
+from .text import Text, power_of_two
+
+TEXTS: dict[str, Callable[..., Text]] = {
+    "count": count_text, "scan": scan_text, "place": place_text, "up": up_text, "down": down_text,
+    "hidden": hidden_text, "tokens": tokens_text, "matrix": matrix_text, "bias": bias_text,
+}  # fmt: skip
+MANY = 512.0
+"""Rows that an expert has on average, where their number is not known while compiling."""
+
+
+@lru_cache(maxsize=4096)
+def build(
+    layout: Layout, stage: str, arguments: tuple[Any, ...], config: Config, origin: str = ""
+) -> Kernel:
+    """A kernel for a layout.
+
+    Args:
+        layout: what it is specialised on.
+        stage: one of `TEXTS`.
+        arguments: of the stage.
+        config: how it is cut.
+        origin: pattern and source lines, for the header.
+    """
+    # below autograd, where operators run, no derivative could be traced
+    with eager_world(), differentiable():
+        return TEXTS[stage](layout, config, *arguments).kernel(origin)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Choices in the order of their experts.
+
+    Attributes:
+        order: by place, the number of the choice, `t * K + k`, in int32.
+        starts: by expert, the place of its first one, and at the end how many there are.
+    """
+
+    order: Tensor
+    starts: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mixture with its operands, as `MoeSpec` has them.
+
+    Attributes:
+        origin: for the header of generated text.
+        target: what the rules know of the device.
+    """
+
+    layout: Layout
+    x: Tensor
+    indices: Tensor
+    weights: Tensor
+    experts: Experts
+    origin: str
+    target: Target
+
+    # -- sizes
+
+    @property
+    def tokens(self) -> int:
+        return self.indices.shape[0]
+
+    @property
+    def choices(self) -> int:
+        """Of every token."""
+        return self.indices.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """Choices of all tokens."""
+        return self.tokens * self.choices
+
+    def config(self, stage: str) -> Config:
+        """How a stage is cut."""
+        rows = hint(self.rows)
+        each = MANY if rows is None else rows / self.layout.spec.experts
+        return choose(stage, self.layout, self.target.arch, each)
+
+    # -- stages
+
+    def sort(self) -> Places:
+        """Sorts the choices; an index of no expert is nowhere."""
+        experts = self.layout.spec.experts
+        order = self.indices.new_empty(self.rows, dtype=torch.int32)
+        starts = self.indices.new_empty(experts + 1, dtype=torch.int32)
+        index, numbers = self.indices.dtype, {"CHOICES": self.rows, "K": self.choices}
+        given = {"indices": self.indices, "order": order, "starts": starts}
+        parts = torch.sym_max(-(-self.rows // part(self.layout)), 1)
+        if known_true(parts == 1):
+            self.launch("place", (index, True), 1, given, **numbers)
+            return Places(order, starts)
+        counts = self.indices.new_empty(parts + 1, power_of_two(experts), dtype=torch.int32)
+        given["counts"] = counts
+        self.launch("count", (index,), parts, given, **numbers)
+        self.launch("scan", (), scan_programs(self.layout), given, PARTS=parts)
+        self.launch("place", (index, False), parts, given, PARTS=parts, **numbers)
+        return Places(order, starts)
+
+    def up(self, places: Places, *, keep: bool, hidden: bool = True) -> tuple[Tensor, Tensor]:
+        """Hidden columns by place, and what is saved for the backward, `(rows, columns, hidden)`;
+        nothing in the place of what is not wanted."""
+        layout = self.layout
+        columns = len(layout.columns)
+        found = self.x.new_empty(self.rows if hidden else 0, layout.hidden, dtype=layout.dtype)
+        saved = self.x.new_empty(
+            self.rows if keep else 0, columns, layout.hidden, dtype=layout.dtype
+        )
+        given = {**self._rows(places), **self._experts(), "hidden": found, "saved": saved}
+        self.launch("up", (keep, hidden), self._tiles("up", layout.hidden), given)
+        return found, saved
+
+    def down(self, places: Places, hidden: Tensor) -> Tensor:
+        """The result."""
+        layout = self.layout
+        y = self.x.new_empty(self.rows, layout.width, dtype=layout.spec.dtype)
+        given = {**self._rows(places), **self._experts(), "hidden": hidden, "y": y}
+        self.launch("down", (), self._tiles("down", layout.width), given)
+        return self._by_token(y)
+
+    def of_hidden(
+        self, places: Places, grad: Tensor, saved: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the first products, hidden columns, gradients of weights `(T, K)`."""
+        layout = self.layout
+        dh, again = torch.empty_like(saved), saved.new_empty(self.rows, layout.hidden)
+        across = -(-layout.hidden // self.config("hidden").block_n)
+        partial = saved.new_zeros(self.rows, across, dtype=torch.float32)
+        given = {
+            **self._rows(places), **self._experts(), "grad": grad, "saved": saved, "dh": dh,
+            "again": again, "partial": partial,
+        }  # fmt: skip
+        self.launch("hidden", (), self._tiles("hidden", layout.hidden), given)
+        return dh, again, partial.sum(1).reshape(self.weights.shape)
+
+    def of_tokens(self, places: Places, dh: Tensor) -> Tensor:
+        """The gradient of x."""
+        dx = self.x.new_empty(self.rows, self.layout.features)
+        given = {**self._rows(places), **self._experts(), "dh": dh, "dx": dx}
+        self.launch("tokens", (), self._tiles("tokens", self.layout.features), given)
+        return self._by_token(dx)
+
+    def of_matrix(
+        self, places: Places, grads: Sequence[Tensor], column: int | None, given: Mapping[str, Any]
+    ) -> None:
+        """Fills in the gradient of a matrix, of all experts."""
+        layout, config = self.layout, self.config("matrix")
+        p = layout.last if column is None else layout.columns[column].product
+        rows = layout.width if column is None else layout.hidden
+        columns = layout.hidden if column is None else layout.features
+        grid = -(-rows // config.block_m) * -(-columns // config.block_n) * layout.spec.experts
+        self.launch(
+            "matrix",
+            (column,),
+            grid,
+            {**self._rows(places), **given, **self._each(f"dm{p}", grads)},
+        )
+
+    def of_bias(
+        self, places: Places, grads: Sequence[Tensor], column: int | None, given: Mapping[str, Any]
+    ) -> None:
+        """The same for what is added to a product."""
+        layout, config = self.layout, self.config("bias")
+        p = layout.last if column is None else layout.columns[column].product
+        size = layout.width if column is None else layout.hidden
+        grid = -(-size // config.block_n) * layout.spec.experts
+        self.launch(
+            "bias", (column,), grid, {**self._rows(places), **given, **self._each(f"db{p}", grads)}
+        )
+
+    # -- launching
+
+    def launch(
+        self, stage: str, arguments: tuple[Any, ...], programs: int, given: Mapping[str, Any],
+        **numbers: int,
+    ) -> None:  # fmt: skip
+        """Runs one kernel.
+
+        Args:
+            stage: what it is for.
+            arguments: of the stage.
+            programs: how many there are.
+            given: tensors by their names, of which the kernel takes what it wants.
+            numbers: its own numbers.
+        """
+        kernel = build(self.layout, stage, arguments, self.config(stage), self.origin)
+        values: dict[str, Any] = {"K": self.choices, **numbers, **given}
+        for name, _ in kernel.signature:
+            if name not in values:
+                values[name] = _stride(name, given)
+        run(kernel, (programs,), values)
+
+    def _rows(self, places: Places) -> dict[str, Tensor]:
+        return {
+            "x": self.x, "weights": self.weights, "order": places.order, "starts": places.starts,
+        }  # fmt: skip
+
+    def _experts(self) -> dict[str, Tensor]:
+        spec, experts = self.layout.spec, self.experts
+        return dict(
+            zip([*spec.matrices, *spec.added], [*experts.matrices, *experts.biases], strict=True)
+        )
+
+    def _each(self, name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        if not self.layout.spec.separate:
+            return {name: tensors[0]}
+        return {f"{name}_{e}": t for e, t in enumerate(tensors)}
+
+    def _tiles(self, stage: str, columns: int) -> int:
+        """Programs for tiles of rows and of columns; experts have at most so many tiles of rows."""
+        config = self.config(stage)
+        tiles = self.rows // config.block_m + torch.sym_min(self.rows, self.layout.spec.experts)
+        strips = -(-tiles // config.group)
+        return strips * config.group * -(-columns // config.block_n)
+
+    def _by_token(self, rows: Tensor) -> Tensor:
+        """Sums over the choices of each token; a choice of no expert, which eager stops at, gives
+        NaN."""
+        experts = self.layout.spec.experts
+        valid = (self.indices >= -experts) & (self.indices < experts)
+        each = rows.view(self.tokens, self.choices, rows.shape[-1])
+        each = torch.where(valid.unsqueeze(-1), each, torch.nan)
+        return each.sum(1, dtype=accumulating(rows.dtype)).to(rows.dtype)
+
+
+_LETTERS = {
+    "x": "td", "grad": "td", "weights": "tk", "indices": "tk", "m": "eoi", "b": "eo",
+}  # fmt: skip
+"""Dimensions of tensors that are not ours, whose strides a kernel is told."""
+
+
+def _stride(name: str, given: Mapping[str, Tensor]) -> int:
+    """What `m0_o` means: the stride of a tensor, or of the first of those of all experts."""
+    stem, _, letter = name.rpartition("_")
+    letters = _LETTERS[stem.rstrip("0123456789").removeprefix("d")]
+    tensor = given[stem] if stem in given else given[f"{stem}_0"]
+    return tensor.stride(letters.index(letter) - len(letters))
+
+
+def problem(x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origin: str) -> Problem:
+    """Lays out the operands of a mixture.
+
+    Raises:
+        NoLayout: there are no kernels for it.
+    """
+    spec = experts.spec
+    each = spec.experts if spec.separate else 1
+    experts = Experts(spec, _alike(experts.matrices, each), _alike(experts.biases, each))
+    firsts = experts.matrices[::each]
+    layout = layout_of(
+        spec,
+        x.dtype,
+        weights.dtype,
+        [Matrix(*m.shape[-2:], m.dtype) for m in firsts],
+        [b.dtype for b in experts.biases[::each]],
+        precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        interpreted=x.device.type == "cpu",
+    )
+    return Problem(layout, x, indices, weights, experts, origin, target_of(x.device))
+
+
+def _alike(tensors: Sequence[Tensor], each: int) -> list[Tensor]:
+    """Tensors of which those that all experts have share their strides, as kernels expect it."""
+    found: list[Tensor] = []
+    for start in range(0, len(tensors), each):
+        own = tensors[start : start + each]
+        alike = all(t.stride() == own[0].stride() for t in own)
+        found += own if alike else [t.contiguous() for t in own]
+    return found

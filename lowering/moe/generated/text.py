@@ -1,0 +1,266 @@
+"""The frame that the kernels of a mixture share: arguments, header, places of rows, tiles."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fuser.graph.program import Program
+
+from ...triton.emitter import Emitter, Value
+from ...triton.kernel import Kernel, pointer
+from ...triton.source import Source
+from ...triton.trace import Input, trace, trace_gradient
+from .config import Config
+from .layout import Layout
+
+I32, FP32 = pointer(torch.int32), pointer(torch.float32)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor that a kernel reads or writes.
+
+    Attributes:
+        name: of the pointer; strides are called `{name}_{letter}`.
+        type: of the pointer, as Triton writes it.
+        letters: dimensions whose strides are arguments too; a tensor of ours that is contiguous
+            has none.
+    """
+
+    name: str
+    type: str
+    letters: str = ""
+
+
+@dataclass
+class Text:
+    """One kernel that is being written.
+
+    Attributes:
+        stage: what it is for, which is its name too.
+        about: its docstring.
+        layout: what it is specialised on.
+        config: how it is cut.
+        arguments: its tensors, in order.
+        numbers: its 32-bit integers.
+        functions: names of device functions that the text calls.
+    """
+
+    stage: str
+    about: str
+    layout: Layout
+    config: Config
+    arguments: Sequence[Argument]
+    numbers: Sequence[str] = ()
+    write: Source = field(default_factory=Source)
+    functions: set[str] = field(default_factory=set[str])
+
+    def kernel(self, origin: str) -> Kernel:
+        """The finished kernel."""
+        signature = (
+            *((a.name, a.type) for a in self.arguments),
+            *((f"{a.name}_{s}", "i32") for a in self.arguments for s in a.letters),
+            *((n, "i32") for n in self.numbers),
+        )
+        whole = Source()
+        whole(header(self.layout, origin, self.functions))
+        whole()
+        whole("@triton.jit")
+        names = ", ".join(n for n, _ in signature)
+        with whole.block(f"def {self.stage}_kernel("):
+            for line in textwrap.wrap(names, 92, break_long_words=False):
+                whole(line.rstrip(",") + ",")
+        with whole.block("):"):
+            whole(f'"""{self.about}"""')
+            for line in self.write.lines:
+                whole(line)
+        return Kernel(
+            f"{self.stage}_kernel",
+            whole.text,
+            signature,
+            num_warps=self.config.num_warps,
+            num_stages=self.config.num_stages,
+        )
+
+    # -- where a program is
+
+    def tile_of_expert(self, columns: int) -> None:
+        """Which rows and columns a program owns: `expert`, `row`, `in_rows`, `choice`, `token` and
+        `column`. Tiles of rows are counted expert by expert; who has none ends at once."""
+        write, config = self.write, self.config
+        across = -(-columns // config.block_n)
+        write(f"strip = tl.program_id(0) // {config.group * across}")
+        write(f"within = tl.program_id(0) % {config.group * across}")
+        write(f"tile = strip * {config.group} + within % {config.group}")
+        self.find_expert("tile")
+        with write.block("if tile >= tiles:"):
+            write("return")
+        write(f"row = start + (tile - before) * {config.block_m} + tl.arange(0, {config.block_m})")
+        write("in_rows = row < end")
+        write(f"column = within // {config.group} * {config.block_n} + "
+              f"tl.arange(0, {config.block_n})")  # fmt: skip
+        self.choices()
+
+    def find_expert(self, tile: str) -> None:
+        """`expert` of a tile of rows, `start` and `end` of its places, `before` it and `tiles` of
+        all experts."""
+        write, count = self.write, self.layout.spec.experts
+        width = power_of_two(count)
+        there = f", mask=experts < {count}, other=0" if width > count else ""
+        write(f"experts = tl.arange(0, {width})")
+        write(f"first = tl.load(starts + experts{there})")
+        write(f"own = tl.load(starts + experts + 1{there}) - first")
+        block = self.config.block_m
+        write(f"last = tl.cumsum((own + {block - 1}) // {block}, 0)")
+        write("tiles = tl.max(last, 0)")
+        write(f"expert = tl.minimum(tl.sum((last <= {tile}).to(tl.int32), 0), {count - 1})")
+        write(f"before = tl.max(tl.where(last <= {tile}, last, 0), 0)")
+        write("start = tl.load(starts + expert)")
+        write("end = tl.load(starts + expert + 1)")
+
+    def choices(self) -> None:
+        """`choice` and `token` of each row; those beyond the last one stand for the first token."""
+        write = self.write
+        write("choice = tl.load(order + row, mask=in_rows, other=0)")
+        write("token = (choice // K).to(tl.int64)")
+        write("row64 = row.to(tl.int64)")
+
+    def matrix(self, name: str) -> None:
+        """`name`: a pointer to the matrix, or what is added, of this program's expert."""
+        spec, write = self.layout.spec, self.write
+        if not spec.separate:
+            write(f"{name}_own = {name} + expert.to(tl.int64) * {name}_e")
+            return
+        write(f"{name}_own = {name}_0")
+        for e in range(1, spec.experts):
+            write(f"{name}_own = tl.where(expert == {e}, {name}_{e}, {name}_own)")
+
+    # -- tiles
+
+    def operand(self, text: str, dtype: torch.dtype) -> str:
+        """A tile that was loaded, or computed in fp32, as an operand of a product."""
+        target = self.layout.dtype
+        if self.layout.interpreted and target is torch.bfloat16:  # whose products take it for ints
+            return f"{text}.to(tl.float32)" if dtype is target else self._nearest(text)
+        return text if dtype is target else f"{text}.to(tl.{_name(target)})"
+
+    def load(self, at: str, dtype: torch.dtype, masks: Iterable[str | None] = ()) -> str:
+        """An expression for an operand of a product in memory."""
+        kept = [m for m in masks if m]
+        mask = f", mask={' & '.join(kept)}, other=0.0" if kept else ""
+        return self.operand(f"tl.load({at}{mask})", dtype)
+
+    def dot(self, a: str, b: str, into: str) -> None:
+        """Adds a product of tiles to an fp32 one."""
+        precision = self.layout.precision
+        options = f', input_precision="{precision}"' if self.layout.dtype is torch.float32 else ""
+        self.write(f"{into} = tl.dot({a}, {b}, {into}{options})")
+
+    def stored(self, text: str, dtype: torch.dtype) -> str:
+        """An fp32 tile on its way to memory."""
+        interpreted = self.layout.interpreted and dtype is torch.bfloat16
+        return self._nearest(text) if interpreted else text
+
+    def _nearest(self, text: str) -> str:
+        self.functions.add("bfloat16")
+        return f"bfloat16({text})"
+
+    def zeros(self, name: str, rows: int, columns: int) -> None:
+        self.write(f"{name} = tl.zeros([{rows}, {columns}], tl.float32)")
+
+    def weight(self) -> None:
+        """`weight` of each row, in fp32."""
+        self.write(
+            "weight = tl.load(weights + token * weights_t + (choice % K) * weights_k)"
+            ".to(tl.float32)"
+        )
+
+    # -- programs
+
+    def emitter(self) -> Emitter:
+        return Emitter(self.write, "x")
+
+    def run(self, emitter: Emitter, inputs: Mapping[str, Value]) -> Value:
+        """What the activation makes of columns, in the dtype of the products."""
+        program = self.layout.spec.activation
+        (value,) = emitter.run(trace(program, self._inputs(program)), inputs)
+        return emitter.cast(emitter.tensor(value), self.layout.dtype)
+
+    def gradient(
+        self, emitter: Emitter, inputs: Mapping[str, Value], cotangent: Value
+    ) -> list[Value]:
+        """What a cotangent of the activation gives each of its inputs."""
+        program = self.layout.spec.activation
+        known = self._inputs(program)
+        graph = trace(program, known)
+        result = next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
+        names = [f"h{i}" for i in range(len(self.layout.columns))]
+        derived = trace_gradient(program, known, names)
+        given = {**inputs, "grad": emitter.cast(cotangent, result)}
+        return [emitter.tensor(v) for v in emitter.run(derived, given)]
+
+    def _inputs(self, program: Program) -> dict[str, Input]:
+        return {name: Input(self.layout.dtype) for name in program.inputs}
+
+
+def experts_tensors(layout: Layout, name: str, dtype: torch.dtype, letters: str) -> list[Argument]:
+    """Arguments for the tensors of all experts: one, or one each with the strides of the first."""
+    if not layout.spec.separate:
+        return [Argument(name, pointer(dtype), "e" + letters)]
+    names = [f"{name}_{e}" for e in range(layout.spec.experts)]
+    return [Argument(n, pointer(dtype)) for n in names]
+
+
+def strides(layout: Layout, name: str, letters: str) -> list[str]:
+    """Strides of tensors that every expert has for itself, as numbers of a kernel."""
+    return [f"{name}_{s}" for s in letters] if layout.spec.separate else []
+
+
+def beyond(name: str, size: int, block: int, shape: str) -> str | None:
+    """The condition under which positions of a block are below a size; None where all are."""
+    return f"({name} < {size}){shape}" if size % block else None
+
+
+def power_of_two(n: int) -> int:
+    """The smallest one that is no less than n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_QUOTED = str.maketrans({'"': "'", "\\": "/"})
+
+
+def header(layout: Layout, origin: str, functions: Iterable[str]) -> str:
+    """The opening of a generated module: what it computes, for whom, and its imports."""
+    spec, write = layout.spec, Source()
+    place = " ".join(origin.encode("ascii", "replace").decode().translate(_QUOTED).split())
+    write('"""Generated by fuser' + (f" for {place}." if place else "."))
+    write()
+    write(f"activation = {spec.activation}")
+    for i, c in enumerate(layout.columns):
+        every = f", every {c.step}" if c.step > 1 else ""
+        write(f"h{i}: {layout.hidden} columns of product {c.product} from {c.start}{every}")
+    kind = "tensors of its own" if spec.separate else "a part of each tensor"
+    write(f"{spec.experts} experts with {kind}; {layout.features} features of a token")
+    for p, (size, matrix, bias) in enumerate(
+        zip(layout.sizes, layout.matrices, layout.biases, strict=True)
+    ):
+        write(f"m{p}: {size} rows, {matrix}" + (f"; b{p}: {bias}" if bias else ""))
+    order = "before" if spec.weights_first else "after"
+    write(f"x: {layout.tokens}, weights: {layout.weights} {order} the expert, products: "
+          f"{layout.dtype}, result: {spec.dtype}")  # fmt: skip
+    write('"""')
+    write()
+    write("import triton")
+    write("import triton.language as tl")
+    if used := sorted(functions):
+        write()
+        write(f"from fuser.lowering.triton.functions import {', '.join(used)}")
+    return write.text.replace("torch.", "")
