@@ -15,7 +15,7 @@ from . import measure
 from .contest import INNER, Contest
 from .graph.fold import Folder
 from .graph.view import GraphView
-from .lowering import Context, Emission, Lowering, Refusal, candidates
+from .lowering import Context, Emission, Lowering, Refusal, candidates, prepared
 from .options import LoweringChoice, Options, Policy
 from .pattern import Call, Match
 from .rehearsal import Rehearsal, Unrehearsable
@@ -57,7 +57,7 @@ class _Offers:
     @staticmethod
     def of(call: Call, context: Context, wanted: LoweringChoice, forced: bool) -> _Offers:
         answers = tuple(
-            (lowering, lowering.prepare(call, context))
+            (lowering, prepared(lowering, call, context))
             for lowering in candidates(call.spec)
             if wanted is LoweringChoice.AUTO or lowering.kind == wanted.value
         )

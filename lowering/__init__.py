@@ -6,8 +6,16 @@ either prepares an emission or answers with the reason why it cannot.
 
 from __future__ import annotations
 
-from .base import Context, Emission, Lowering, Refusal, candidates, register_lowering
+from .base import Context, Emission, Lowering, Refusal, candidates, prepared, register_lowering
 
-__all__ = ["Context", "Emission", "Lowering", "Refusal", "candidates", "register_lowering"]
+__all__ = [
+    "Context",
+    "Emission",
+    "Lowering",
+    "Refusal",
+    "candidates",
+    "prepared",
+    "register_lowering",
+]
 
 from . import attention, moe  # noqa: F401  register their lowerings

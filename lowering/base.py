@@ -105,5 +105,11 @@ def register_lowering(spec: type, *, order: int) -> Callable[[type[L]], type[L]]
 
 def candidates(spec: Any) -> list[Lowering]:
     """The lowerings for a spec, in the order of preference."""
-    dropping = getattr(spec, "dropping", False)
-    return [x for _, x in _lowerings.get(type(spec), []) if x.drops or not dropping]
+    return [lowering for _, lowering in _lowerings.get(type(spec), [])]
+
+
+def prepared(lowering: Lowering, call: Call, context: Context) -> Emission | Refusal:
+    """What a lowering answers, if its kind of mixture is asked for."""
+    if getattr(call.spec, "dropping", False) and not lowering.drops:
+        return Refusal("it computes every choice, and some are dropped")
+    return lowering.prepare(call, context)

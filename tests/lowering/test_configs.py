@@ -14,8 +14,8 @@ import pytest
 from fuser.lowering.attention.generated import config
 from fuser.lowering.attention.generated.catalogue import Entry, builtin
 from fuser.lowering.attention.generated.config import Config, choose, shared_bytes
-from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.aot import Failure, Resources
+from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.pool import compile_all
 
 ENTRIES = tuple(builtin())

@@ -12,8 +12,8 @@ from torch import Tensor
 from fuser.lowering.attention.generated import problem
 from fuser.lowering.attention.generated.catalogue import Entry, builtin
 from fuser.lowering.attention.generated.config import Config, choose
-from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.aot import Resources
+from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.pool import compile_all
 from tests.lowering.generated import check, operands, spec
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuser.graph.program import gather
 from fuser.lowering.attention.generated import operator, problem, run_backward
-from fuser.lowering.triton import launch
 from fuser.lowering.attention.generated.catalogue import recording
 from fuser.lowering.attention.generated.run_backward import PROGRAMS, parts_of
 from fuser.lowering.attention.generated.run_forward import forward, splits_of
+from fuser.lowering.triton import launch
 from tests.compiled import assert_near, compiled, run, wide
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
 

@@ -22,9 +22,9 @@ from fuser.graph.program import IDENTITY_TEXT, Program
 from fuser.lowering.attention.generated import config, problem, tune
 from fuser.lowering.attention.generated.catalogue import CAUSAL, SOFTCAP
 from fuser.lowering.attention.generated.config import SHAPES, Config
-from fuser.lowering.triton.launch import INTERPRETER, TARGETS
 from fuser.lowering.attention.generated.layout import Captured, Layout, Operand
 from fuser.lowering.triton.aot import Failure
+from fuser.lowering.triton.launch import INTERPRETER, TARGETS
 from fuser.specs import AttentionSpec
 
 CPU = torch.device("cpu")

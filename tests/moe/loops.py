@@ -173,6 +173,18 @@ class BatchedMask(Mixture):
         return out
 
 
+class Unweighted(Mixture):
+    """Results of experts as they are; how likely the choice was comes after the loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        probability, choice = F.softmax(self.gate(x), -1).max(-1)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            mask = choice == e
+            out[mask] = expert(x[mask])
+        return probability[:, None] * out
+
+
 class FlatLoop(Mixture):
     """Tokens in two dimensions, flattened for the loop."""
 
@@ -264,5 +276,5 @@ class LastExpertUnused(Mixture):
 LOOPS: list[type[Mixture]] = [
     MixtralLoop, MixtralBlock, SharedInPlace, MistralLoop, StackedLoop, TransposedLoop,
     ResidualLoop, Top1Nonzero, Top1Mask, Top1Onto, BatchedMask, FlatLoop, SwitchLoop,
-    SwitchBatched, CapacityOfChoices, ShiftedIndices, LastExpertUnused,
+    SwitchBatched, CapacityOfChoices, ShiftedIndices, LastExpertUnused, Unweighted,
 ]  # fmt: skip

@@ -23,8 +23,10 @@ from .loops import (
     MixtralLoop,
     SharedInPlace,
     StackedLoop,
+    SwitchLoop,
     Top1Mask,
     Top1Nonzero,
+    Unweighted,
 )
 
 GROUPED: dict[str, Any] = {"fuser.lowering": "aten", "inner": "eager"}
@@ -77,6 +79,22 @@ def test_half_precision(form: type[Mixture], dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     x = torch.randn(TOKENS, FEATURES, dtype=dtype, requires_grad=True)
     check(form().eval().to(dtype), x, **GROUPED)
+
+
+@pytest.mark.parametrize("form", [MixtralLoop, Unweighted], ids=lambda f: f.__name__)
+def test_generated_kernels(form: type[Mixture]) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(TOKENS, FEATURES, requires_grad=True)
+    ours = check(form().eval(), x, **{"fuser.lowering": "triton"})
+    assert [r.lowering for r in ours.record.rewritten] == ["triton, interpreted"]
+
+
+def test_a_lowering_says_that_it_drops() -> None:
+    ours = captured(
+        SwitchLoop().eval(), torch.randn(TOKENS, FEATURES), **{"fuser.lowering": "triton"}
+    )
+    assert ours.rewrites("moe") == 0
+    assert "no lowering of kind triton exists" in ours.reasons()
 
 
 def test_stacked_matrices_stay_stacked() -> None:

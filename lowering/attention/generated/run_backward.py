@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backward import Needs
 from ...triton.launch import Target
+from .backward import Needs
 from .config import splits_keys
 from .layout import AXES
 from .problem import Arguments, Problem, tiles

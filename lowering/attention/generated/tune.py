@@ -24,9 +24,9 @@ from fuser import measure
 from fuser.torch_private import hint, kernels_launched
 
 from ...triton.aot import Failure
+from ...triton.launch import Target
 from ...triton.pool import compile_all
 from .catalogue import recording
-from ...triton.launch import Target
 from .config import DECODING, SHAPES, Config, _fits, choose
 from .layout import AXES, Layout
 

@@ -73,11 +73,17 @@ def _layout(call: Call, context: Context) -> Layout:
     return layout_of(
         spec,
         _dtype(call, "x"),
-        _dtype(call, "dense" if "dense" in call.operands else "weights"),
+        _weights(call),
         [Matrix(*_sizes(call, name)[-2:], _dtype(call, name)) for name in firsts],
         [_dtype(call, name) for name in spec.added[::each]],
         interpreted=context.device.type == "cpu",
     )
+
+
+def _weights(call: Call) -> torch.dtype:
+    """Of the weights; of ones where there are none."""
+    given = [name for name in ("dense", "weights") if name in call.operands]
+    return _dtype(call, given[0]) if given else call.spec.dtype
 
 
 def _sizes(call: Call, name: str) -> list[Any]:
