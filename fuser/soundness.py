@@ -17,11 +17,14 @@ from .graph.effects import written
 from .graph.ops import Kind, read, value
 from .graph.view import GraphView, Mark
 from .pattern import Decline, Match
-from .torch_private import in_forward_mode, random_as_in_eager, symbols
+from .torch_private import in_forward_mode, is_wrapper, random_as_in_eager, symbols
 
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 """What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
 SIZE_OF_DATA = "a size depends on data"
+_WRAPPERS = {
+    "DTensor": "let the block work on what its own rank holds: to_local(), or local_map around it"
+}
 _LIKENESSES: dict[Any, Callable[..., Any]] = {
     torch.ones_like: torch.ones,
     torch.zeros_like: torch.zeros,
@@ -33,7 +36,8 @@ _LIKENESSES: dict[Any, Callable[..., Any]] = {
 def check(view: GraphView, match: Match) -> Decline | None:
     """None where replacing the region is sound, else the reason."""
     return (
-        _depends_on_data(view, match)
+        _wraps(match)
+        or _depends_on_data(view, match)
         or _escapes(view, match)
         or _reenters(view, match)
         or _mutates(view, match)
@@ -110,6 +114,23 @@ def span(view: GraphView, match: Match) -> tuple[int, int]:
     """Positions of the first and the last interior node."""
     positions = [view.order[n] for n in match.nodes]
     return min(positions), max(positions)
+
+
+def _wraps(match: Match) -> Decline | None:
+    """Operators of ours have no rule for tensors that wrap others; what a user registers is made of
+    operators that may have."""
+    if not match.calls:
+        return None
+    for node in inputs_of(match):
+        example = value(node)
+        if is_wrapper(example):
+            return Decline(
+                f"`{node.name}` is a {type(example).__name__}, which wraps other tensors, and "
+                "fused operators know plain ones alone",
+                node,
+                hint=_WRAPPERS.get(type(example).__name__, ""),
+            )
+    return None
 
 
 def _depends_on_data(view: GraphView, match: Match) -> Decline | None:

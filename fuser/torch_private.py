@@ -51,7 +51,10 @@ from torch.fx.experimental.symbolic_shapes import (
     statically_known_true,
 )
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._sympy.functions import FloorDiv
 
 __all__ = [
@@ -96,6 +99,11 @@ def _divided(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
 def symbols(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:
     """The symbols that sizes are made of."""
     return set(free_symbols([size for size in sizes if not isinstance(size, int)]))
+
+
+def is_wrapper(example: object) -> bool:
+    """Whether a value is a tensor that wraps others, as DTensor does for parts on several ranks."""
+    return is_traceable_wrapper_subclass(example)
 
 
 def unbacked(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:

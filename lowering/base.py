@@ -11,8 +11,11 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
 from fuser.graph.fold import Folder
+from fuser.graph.ops import value
 from fuser.pattern import Call
+from fuser.torch_private import hints
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,13 @@ def prepared(lowering: Lowering, call: Call, context: Context) -> Emission | Ref
     if getattr(call.spec, "dropping", False) and not lowering.drops:
         return Refusal("it computes every choice, and some are dropped")
     return lowering.prepare(call, context)
+
+
+def size(call: Call, name: str, dim: int) -> int | None:
+    """A canonical size, as it is in the example where it is symbolic."""
+    found: Any = size_of(leaves((call.operands[name].target[dim],)))
+    if isinstance(found, int):
+        return found
+    examples = [value(operand.node) for operand in call.operands.values()]
+    found = found.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
+    return int(found) if found.is_Integer else None

@@ -27,9 +27,11 @@ from benchmarks import (
 from benchmarks.cases import Case, Workload
 from benchmarks.devices import Processor
 from benchmarks.figures import Measure, Result
+from benchmarks.limits import Work
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose
 from benchmarks.runner import Effort
 from fuser.torch_private import distinct
+from tests.fake_gpu import FakeGpu
 
 CPU = torch.device("cpu")
 HERE = Processor()
@@ -309,6 +311,38 @@ def test_the_readme_shows_what_the_files_say(tmp_path: Path) -> None:
     header, _, line, *_ = readme.render(tmp_path).splitlines()
     assert header == ("| fuser over Inductor | float32 forward | emulated bfloat16 and backward |")
     assert line == "| attention.alibi | 2.00x | 4.50x ° |"
+
+
+def test_the_readme_shows_the_longest_alone(tmp_path: Path) -> None:
+    """Of mixtures, which are measured for several numbers of tokens."""
+    shown = make_result(inductor=[4.0], fuser=[2.0])
+    short = dataclasses.replace(shown.workload, name="short", x=("S", 16))
+    lines = [
+        *records.rows(shown, HERE),
+        *records.rows(dataclasses.replace(shown, workload=short), HERE),
+    ]
+    _committed(tmp_path, "moe-cpu", shown, multiplies=True)
+    records.write_csv(tmp_path / "moe-cpu.csv", lines)
+    text = readme.render(tmp_path)
+    assert "attention.alibi" in text
+    assert "attention.short" not in text
+
+
+def test_the_readme_joins_the_families_of_a_gpu(tmp_path: Path) -> None:
+    gpu = FakeGpu()
+    for family in ("attention", "moe"):
+        result = make_result(inductor=[4.0], fuser=[2.0], flex=[1.0])
+        work = dataclasses.replace(
+            result.workload, family=family, name=f"of_{family}", work=lambda *_: Work(790e9, 0.0)
+        )
+        path = tmp_path / f"{family}-cuda.csv"
+        records.write_csv(path, records.rows(dataclasses.replace(result, workload=work), gpu))
+        note = {"gpu": gpu.name, "versions": "torch", "commit": "1234"}
+        path.with_suffix(".machine.json").write_text(json.dumps(note))
+        text = readme.render_gpu(tmp_path)
+        assert f"| of_{family} | 2.00 | 50% | 2.00x | 0.50x, flex |" in text
+    assert "of_attention" in text
+    assert text.count("revision 1234") == 1
 
 
 def test_the_readme_is_up_to_date() -> None:

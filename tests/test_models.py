@@ -30,8 +30,8 @@ TRITON = {"fuser.lowering": "triton"}
 REFERENCE = {"fuser.lowering": "reference"}
 EVERY = os.environ.get("FUSER_EVERY") == "1"
 OF_A_KIND = {
-    False: ("llama-left-padded", "mpt", "llama4", "whisper", "timm-swin", "unet", "dit"),
-    True: ("gemma2", "falcon-alibi", "gpt-oss", "deepseek-v3", "deberta-v2", "t5-padded", "sam"),
+    False: ("llama-left-padded", "llama4", "whisper", "timm-swin", "dit"),
+    True: ("gemma2", "gpt-oss", "deepseek-v3", "deberta-v2", "sam"),
 }
 """By whether they are trained."""
 GENERATED = [

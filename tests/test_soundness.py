@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
 from fuser.soundness import check, inputs_of, span
+from tests.compiled import compiled
 from tests.graph.capture import captured
 
 X, Y = torch.randn(3, 4), torch.randn(3, 4)
@@ -174,3 +176,20 @@ def test_span_and_inputs() -> None:
     first, last = span(view, region)
     assert last - first == 2
     assert [n.op for n in inputs_of(region)] == ["placeholder"] * 2
+
+
+def test_tensors_that_wrap_others() -> None:
+    """What operators of ours would make of the parts of a DTensor, say, nobody has told them."""
+
+    def attention(q: Tensor, k: Tensor) -> Tensor:
+        return torch.softmax(torch.tanh(q @ k.mT), -1) @ k
+
+    q, k = torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4)
+    plain = compiled(attention, (q, k), **{"fuser.lowering": "reference"})
+    assert plain.rewrites() == 1
+    two = TwoTensor(q, q.clone())
+    ours = compiled(attention, (two, k), inner="eager", **{"fuser.lowering": "reference"})
+    assert ours.rewrites() == 0
+    assert "`l_q_` is a TwoTensor, which wraps other tensors" in ours.reasons()
+    assert not ours.record.failures
+    torch.testing.assert_close(ours.outputs[0].b, plain.outputs[0])

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Graph, Node
 
 from ..torch_private import BUILTIN_FUNCTIONS
 from .ops import FUNCTIONS, Kind, Op, is_tensor
@@ -179,7 +179,7 @@ class Program:
     @property
     def inputs(self) -> list[str]:
         """Names of the inputs, in order."""
-        return json.loads(self.text)["inputs"]
+        return list(_names(self.text))
 
     def __call__(self, **inputs: Any) -> Any:
         """Run the program on tensors that broadcast against each other."""
@@ -331,12 +331,16 @@ def _module(text: str) -> torch.fx.GraphModule:
 
 
 def _in_order(text: str, inputs: Mapping[str, Any]) -> list[Any]:
-    names = [n.target for n in from_json(text).nodes if n.op == "placeholder"]
-    return [inputs[str(n)] for n in names]
+    return [inputs[name] for name in _names(text)]
+
+
+@lru_cache(maxsize=1024)
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text)["inputs"])
 
 
 def _run(text: str, inputs: Mapping[str, Any]) -> Any:
-    return Interpreter(_module(text)).run(*_in_order(text, inputs))
+    return _module(text).forward(*_in_order(text, inputs))
 
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "lt": "<", "le": "<=",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _LABEL = 12
+_INSTALLED = re.compile(r"/[^\s`']*/site-packages/")
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ def styled(report: Report) -> Text:
 
 
 def short(path: str) -> str:
-    """A file's path as a person knows it: from the working directory, or from site-packages."""
+    """A file's path as a person knows it: from the working directory, or from site-packages.
+
+    In a text, all of those that it speaks of.
+    """
     here = os.path.join(os.getcwd(), "")
-    if path.startswith(here):
-        return path[len(here) :]
-    _, found, rest = path.rpartition("/site-packages/")
-    return rest if found else path
+    return _INSTALLED.sub("", path.removeprefix(here))
 
 
 def summary(report: Report) -> str:

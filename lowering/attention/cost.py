@@ -7,17 +7,13 @@ the measurements behind the thresholds. What holds for a GPU is in `gpu`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from fuser.graph.axes import leaves, size_of
-from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
-from fuser.torch_private import hints, multiplies_in_hardware
+from fuser.torch_private import multiplies_in_hardware
 
-from ..base import Context
+from ..base import Context, size
 
 INFERENCE, TRAINING = 4, 8
 """Fewest queries and keys, for each feature, in fp32."""
@@ -96,13 +92,3 @@ def slower_in_flex(call: Call, context: Context, share: float) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def size(call: Call, name: str, dim: int) -> int | None:
-    """A canonical size, as it is in the example where it is symbolic."""
-    found: Any = size_of(leaves((call.operands[name].target[dim],)))
-    if isinstance(found, int):
-        return found
-    examples = [value(operand.node) for operand in call.operands.values()]
-    found = found.xreplace(hints([e for e in examples if isinstance(e, torch.Tensor)]))
-    return int(found) if found.is_Integer else None

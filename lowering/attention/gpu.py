@@ -23,9 +23,9 @@ from fuser.graph.program import Program
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
 
+from ..base import size
 from . import tiles
 from .conditions import BATCHES, HEADS, IB, IH, KEYS, ROWS
-from .cost import size
 
 GENERATED = 1.3
 """A generated kernel: the same algorithm, with what the hand-written ones plan left to Triton. Half

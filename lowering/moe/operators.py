@@ -27,7 +27,7 @@ Backward: TypeAlias = Callable[
     [Tensor, Experts, Tensor, Tensor, Tensor, Sequence[bool]], Sequence[Tensor]
 ]
 """Of the gradient too, and which of x, weights, matrices and biases want one: those, in order."""
-_OPERANDS = "Tensor x, Tensor indices, Tensor weights, Tensor[] matrices, Tensor[] biases, str spec"
+OPERANDS = "Tensor x, Tensor indices, Tensor weights, Tensor[] matrices, Tensor[] biases, str spec"
 
 
 def define(name: str, forward: Forward, backward: Backward) -> None:
@@ -42,9 +42,9 @@ def define(name: str, forward: Forward, backward: Backward) -> None:
         with torch.autocast(x.device.type, enabled=False):
             return list(backward(grad, _experts(*rest), x, indices, weights, needs))
 
-    schema = f"({_OPERANDS}) -> Tensor"
+    schema = f"({OPERANDS}) -> Tensor"
     operator = torch.library.custom_op(f"fuser::{name}", run, mutates_args=(), schema=schema)
-    schema = f"(Tensor grad, {_OPERANDS}, bool[] needs) -> Tensor[]"
+    schema = f"(Tensor grad, {OPERANDS}, bool[] needs) -> Tensor[]"
     gradients = torch.library.custom_op(
         f"fuser::{name}_backward", differentiate, mutates_args=(), schema=schema
     )

@@ -11,8 +11,9 @@ expert      from rows through one expert to tokens
 products    rows times a matrix of the expert, in every spelling
 space       which token and which expert a row is of
 routing     whose weights are zero whatever the numbers are
+local       experts whose tokens were chosen elsewhere: told, and left
 """
 
-from . import loop, mixture  # registers their patterns
+from . import local, loop, mixture  # register their patterns
 
-__all__ = ["loop", "mixture"]
+__all__ = ["local", "loop", "mixture"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from fuser.events import Failure, NearMiss, Record, Rewritten, Where
 from fuser.report.fold import merged
 from fuser.report.report import Report
-from fuser.report.text import WIDTH
+from fuser.report.text import WIDTH, short
 from tests import accepted
 
 FILE = "/env/lib/python3.11/site-packages/transformers/models/tiny/modeling_tiny.py"
@@ -175,3 +175,14 @@ def test_json_follows_its_schema() -> None:
     assert data["near_misses"][1]["hint"] == "pass output_attentions=False"
     assert data["failures"][0]["error"].startswith("ZeroDivisionError")
     assert len(data["breaks"]) == 2
+
+
+def test_every_path_of_a_text_is_short() -> None:
+    """That of the user's line, and those which Dynamo's reason speaks of."""
+    installed = "/usr/lib/python3/site-packages/torch/_dynamo/decorators.py"
+    text = f"{os.getcwd()}/model.py:3: `f(x)`: `disable` in file `{installed}` is not traced"
+    place = "model.py:3: `f(x)`: `disable` in file `torch/_dynamo/decorators.py` is not traced"
+    assert short(text) == place
+    assert short(installed) == "torch/_dynamo/decorators.py"
+    assert short(f"{installed}:4: `a`: in `{installed}`").count("torch/_dynamo/decorators.py") == 2
+    assert short("/home/me/model.py") == "/home/me/model.py"

@@ -318,7 +318,10 @@ def shared_bytes(stage: str, layout: Layout, config: Config, target: Target) -> 
     copied = scores * layout.v.dtype.itemsize
     if unit is MFMA:  # what is kept passes through; what is captured is laid out anew
         each *= max(1, config.num_stages - 1)
-        return max(kept, each + copied + scores * 4 * len(_whole(layout)))
+        anew = scores * 4 * len(_whole(layout))
+        if any(c.rank >= 0 for c in layout.captured):  # and so are the indices of tables
+            anew += scores * 8
+        return max(kept, each + copied + anew)
     buffers = config.num_stages if not unit.own else max(1, config.num_stages - 1)
     captured = 0 if stage in OF_KEYS else (config.num_stages - 1) * scores * sum(_whole(layout))
     if unit is TCGEN05:
@@ -360,6 +363,8 @@ def registers(stage: str, layout: Layout, config: Config, target: Target) -> flo
     # numbers of documents and the like, compared at every score: wide ones hold more
     vectors = [c.dtype for c in layout.captured if ("q" in c.axes) != ("k" in c.axes)]
     values += sum(d.itemsize / 32 for d in vectors if not d.is_floating_point)
+    # where elements of tables are, in 64 bits
+    values += 2 * sum(c.rank >= 0 for c in layout.captured)
     found = (1.0 if stage == "forward" else unit.sums) * sums + values * m * n
     if stage in ("rows", *OF_KEYS) and any(len(chunks(x.features)) > 1 for x in layout.q):
         found += unit.pieces * threads

@@ -17,11 +17,10 @@ from fuser.pattern import Operand as Place
 from fuser.specs import AttentionSpec
 from fuser.torch_private import hint
 
-from ...base import Context, Emission, Lowering, Refusal, register_lowering
+from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ...triton.launch import unavailable
 from ...triton.trace import NotPrintable
 from .. import gpu
-from ..cost import size
 from ..diagonals import Diagonals
 from ..factors import unscaled
 from ..positions import absorb, is_alive

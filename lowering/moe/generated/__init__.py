@@ -15,8 +15,8 @@ and backward, from what `up` left of the first products:
 layout        what a kernel is specialised on
 config        how it is cut
 text          the frame that the kernels share
-sort, forward, backward    their text
-problem       launching them
+sort, forward, backward    their text, and `build` for all of them
+problem, run  launching them, one and all
 operator      `fuser::generated_moe`
 catalogue     kernels by description, to be compiled ahead of time
 lowering      when it is chosen

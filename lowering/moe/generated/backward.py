@@ -90,8 +90,8 @@ def _epilogue(text: Text) -> None:
     found = preactivations(text, emitter, from_sums=False)
     inputs = {f"h{i}": value for i, (value, _) in enumerate(found)}
     result = text.run(emitter, inputs)
-    total = emitter.cast(Value("total", torch.float32), layout.dtype)
-    cotangent = total if spec.weights_first else Value("(total * weight[:, None])", torch.float32)
+    weighted = "total" if spec.weights_first else "(total * weight[:, None])"
+    cotangent = Value(weighted, torch.float32)
     for i, value in enumerate(text.gradient(emitter, inputs, cotangent)):
         value = emitter.cast(value, layout.dtype)
         write(f"dh_{i} = tl.where({mask}, {value.text}, 0.0)")
@@ -100,7 +100,7 @@ def _epilogue(text: Text) -> None:
         terms = [f"dh_{i} * {raw.text}" for i, (_, raw) in enumerate(found)]
         share, again = " + ".join(terms), result.text
     else:
-        share = f"tl.where({mask}, {total.text} * {result.text}, 0.0)"
+        share = f"tl.where({mask}, total * {result.text}, 0.0)"
         weighted = emitter.let(f"{result.text} * weight[:, None]", torch.float32)
         again = emitter.cast(weighted, layout.dtype).text
     write(f"shares += tl.sum({share}, 1)")

@@ -14,9 +14,9 @@ from fuser.graph.program import Program
 from fuser.specs import Columns, MoeSpec
 
 from ...triton.kernel import Kernel
+from .build import TEXTS, build
 from .config import Config, choose
 from .layout import Layout, Matrix, layout_of
-from .problem import TEXTS, build
 
 KIND = "moe"
 
@@ -28,7 +28,7 @@ class Entry:
     Attributes:
         label: what it is for, in words.
         layout: what its text is specialised on.
-        stage: one of `problem.TEXTS`.
+        stage: one of `build.TEXTS`.
         arguments: of the stage.
         rows: that an expert has on average, which the config depends on.
     """

@@ -63,7 +63,7 @@ def choose(stage: str, layout: Layout, arch: str, rows: float) -> Config:
     if layout.dtype is torch.float32:
         return _wide(stage, layout, rows)
     if stage in ("matrix", "bias"):
-        return Config(128, 128, 32, 4, 4 if arch in HOPPER else 2)
+        return Config(128, 128, 32, 4, 5 if arch in HOPPER else 2)
     sums = len(layout.columns) if stage == "up" else 1
     block_m, deep = rows_of_tile(rows), 3 if arch in HOPPER else 2
     if block_m <= 32:
@@ -74,7 +74,7 @@ def choose(stage: str, layout: Layout, arch: str, rows: float) -> Config:
         return Config(block_m, share(128, sums), 64, warps, deep, parts=parts)
     busy = stage == "up" and (layout.spec.weights_first or any(layout.biases[:-1]))
     if stage == "hidden":
-        return Config(block_m, 128, 64, 8, deep, parts=parts)
+        return Config(block_m, 128, 64, 8, 4, parts=parts)
     return Config(block_m, share(128 if busy else 256, sums), 64, 8, deep)
 
 

@@ -177,15 +177,13 @@ def down_text(layout: Layout, config: Config) -> Text:
         mask = f", mask={in_columns}, other=0.0" if in_columns else ""
         write(f"added = tl.load(b{p}_own + column * b{p}_o{mask}).to(tl.float32)")
         write("total = total + added[None, :]")
-    emitter = text.emitter()
-    value = emitter.cast(Value("total", torch.float32), layout.dtype).text
+    value = "total"
     if not spec.weights_first:
         text.weight()
-        value = f"{value} * weight[:, None]"
+        value = "(total * weight[:, None])"
     mask = "in_rows[:, None]" + (f" & {in_columns}[None, :]" if in_columns else "")
     write(f"at_y = y + choice.to(tl.int64)[:, None] * {layout.width} + column[None, :]")
-    write(f"tl.store(at_y, {text.stored(f'({value})', spec.dtype)}, mask={mask})")
-    text.functions |= emitter.functions
+    write(f"tl.store(at_y, {text.stored(value, spec.dtype)}, mask={mask})")
     return text
 
 

@@ -9,18 +9,18 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
-from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
-from ...base import Context, Emission, Lowering, Refusal, register_lowering
+from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ...triton.launch import unavailable
 from ...triton.trace import NotPrintable
+from .. import cost
 from ..operators import emit
+from .build import build
 from .config import INTERPRETED
 from .layout import Layout, Matrix, NoLayout, layout_of
-from .problem import build
 
 INTERPRETED_WORK = 1000.0
 """The interpreter is for numbers, not for time."""
@@ -54,11 +54,19 @@ class GeneratedMoe(Lowering):
         if context.device.type == "cpu":
             slower = "the interpreter is for checking numbers"
             return Emission(put, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
-        library = context.native and layout.dtype is torch.float32
-        slower = (
-            "products in fp32 are the library's already, without tensor cores" if library else ""
-        )
-        return Emission(put, "triton", why, slower, {})
+        work = cost.generated(call, training=context.training)
+        return Emission(put, "triton", why, _slower(layout, context, work), {}, work)
+
+
+def _slower(layout: Layout, context: Context, work: float) -> str:
+    """Why the inner backend is expected to be as fast, in plain words; else empty."""
+    if not context.native:
+        return ""
+    if layout.dtype is torch.float32:
+        return "rows are sorted and multiplied in groups already, in fp32 without tensor cores"
+    if work > cost.LIBRARY:
+        return "rows are sorted already, and the library is faster where experts have many"
+    return ""
 
 
 def _layout(call: Call, context: Context) -> Layout:
@@ -87,7 +95,9 @@ def _weights(call: Call) -> torch.dtype:
 
 
 def _sizes(call: Call, name: str) -> list[Any]:
-    return [size_of(leaves((dim,))) for dim in call.operands[name].target]
+    """As they are in the example where they are symbols, which running the operator guards."""
+    target = call.operands[name].target
+    return [size(call, name, dim) for dim in range(len(target))]
 
 
 def _dtype(call: Call, name: str) -> torch.dtype:

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fuser.torch_private import differentiable, eager_world, hint, known_true
+from fuser.torch_private import hint, known_true
 
-from ...triton.kernel import Kernel
 from ...triton.launch import Target, run, target_of
 from ..experts import Experts, accumulating
-from .backward import bias_text, hidden_text, matrix_text, tokens_text
+from .build import build
+from .catalogue import record
 from .config import Config, choose
-from .forward import down_text, up_text
 from .layout import Layout, Matrix, layout_of
-from .sort import count_text, part, place_text, scan_programs, scan_text
-from .text import Text, power_of_two
+from .sort import part, scan_programs
+from .text import power_of_two
 
-TEXTS: dict[str, Callable[..., Text]] = {
-    "count": count_text, "scan": scan_text, "place": place_text, "up": up_text, "down": down_text,
-    "hidden": hidden_text, "tokens": tokens_text, "matrix": matrix_text, "bias": bias_text,
-}  # fmt: skip
 MANY = 512.0
 """Rows that an expert has on average, where their number is not known while compiling."""
-
-
-@lru_cache(maxsize=4096)
-def build(
-    layout: Layout, stage: str, arguments: tuple[Any, ...], config: Config, origin: str = ""
-) -> Kernel:
-    """A kernel for a layout.
-
-    Args:
-        layout: what it is specialised on.
-        stage: one of `TEXTS`.
-        arguments: of the stage.
-        config: how it is cut.
-        origin: pattern and source lines, for the header.
-    """
-    # below autograd, where operators run, no derivative could be traced
-    with eager_world(), differentiable():
-        return TEXTS[stage](layout, config, *arguments).kernel(origin)
 
 
 @dataclass(frozen=True)
@@ -94,11 +70,15 @@ class Problem:
         """Choices of all tokens."""
         return self.tokens * self.choices
 
+    @property
+    def _each(self) -> float:
+        """Choices of an expert on average, as far as they are known."""
+        rows = hint(self.rows)
+        return MANY if rows is None else rows / self.layout.spec.experts
+
     def config(self, stage: str) -> Config:
         """How a stage is cut."""
-        rows = hint(self.rows)
-        each = MANY if rows is None else rows / self.layout.spec.experts
-        return choose(stage, self.layout, self.target.arch, each)
+        return choose(stage, self.layout, self.target.arch, self._each)
 
     # -- stages
 
@@ -176,7 +156,7 @@ class Problem:
             "matrix",
             (column,),
             grid,
-            {**self._rows(places), **given, **self._each(f"dm{p}", grads)},
+            {**self._rows(places), **given, **self._of_experts(f"dm{p}", grads)},
         )
 
     def of_bias(
@@ -188,7 +168,10 @@ class Problem:
         size = layout.width if column is None else layout.hidden
         grid = -(-size // config.block_n) * layout.spec.experts
         self.launch(
-            "bias", (column,), grid, {**self._rows(places), **given, **self._each(f"db{p}", grads)}
+            "bias",
+            (column,),
+            grid,
+            {**self._rows(places), **given, **self._of_experts(f"db{p}", grads)},
         )
 
     # -- launching
@@ -206,6 +189,7 @@ class Problem:
             given: tensors by their names, of which the kernel takes what it wants.
             numbers: its own numbers.
         """
+        record(self.layout, stage, arguments, self._each)
         kernel = build(self.layout, stage, arguments, self.config(stage), self.origin)
         values: dict[str, Any] = {"K": self.choices, **numbers, **given}
         for name, _ in kernel.signature:
@@ -224,7 +208,7 @@ class Problem:
             zip([*spec.matrices, *spec.added], [*experts.matrices, *experts.biases], strict=True)
         )
 
-    def _each(self, name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _of_experts(self, name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         if not self.layout.spec.separate:
             return {name: tensors[0]}
         return {f"{name}_{e}": t for e, t in enumerate(tensors)}
@@ -240,7 +224,8 @@ class Problem:
         """Sums over the choices of each token; a choice of no expert, which eager stops at, gives
         NaN."""
         experts = self.layout.spec.experts
-        valid = (self.indices >= -experts) & (self.indices < experts)
+        indices = self.indices.long()  # an unsigned one is compared with no negative number
+        valid = (indices >= -experts) & (indices < experts)
         each = rows.view(self.tokens, self.choices, rows.shape[-1])
         each = torch.where(valid.unsqueeze(-1), each, torch.nan)
         return each.sum(1, dtype=accumulating(rows.dtype)).to(rows.dtype)
@@ -274,7 +259,7 @@ def problem(x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origi
         spec,
         x.dtype,
         weights.dtype,
-        [Matrix(*m.shape[-2:], m.dtype) for m in firsts],
+        [Matrix(*map(int, m.shape[-2:]), m.dtype) for m in firsts],  # a guard, where it is a symbol
         [b.dtype for b in experts.biases[::each]],
         precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         interpreted=x.device.type == "cpu",

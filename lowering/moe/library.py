@@ -1,0 +1,125 @@
+"""Choices sorted by expert, and each product one grouped product of PyTorch's library.
+
+    order  = argsort(experts)            rows = x[order // K]
+    h_p    = grouped_mm(rows, M_pᵀ)      y    = grouped_mm(activation(h), Mᵀ)
+    out_t  = Σ_k weights[t, k] y[place of (t, k)]
+
+`fuser::library_moe` is a composite: autograd and the inner backend see what it is made of, and
+nobody waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.pattern import Call
+from fuser.specs import MoeSpec
+
+from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
+from ..triton.launch import target_of
+from .cost import LIBRARY
+from .experts import accumulating, spec_of
+from .operators import OPERANDS, emit
+
+ALIGNED = 16
+"""Bytes of which the library wants rows to be multiples."""
+
+
+def library_moe(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    matrices: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    spec: str,
+) -> Tensor:
+    """A mixture as a spec says; see `fuser.specs.MoeSpec` for the operands.
+
+    A choice of no expert, at which indexing by it would stop, gives NaN.
+    """
+    of = spec_of(spec)
+    (tokens, choices), dtype = indices.shape, of.product_dtype
+    experts = indices.long()
+    experts = torch.where(experts < 0, experts + of.experts, experts)
+    flat = experts.reshape(-1)
+    order = flat.argsort(stable=True)
+    chosen = flat[order]
+    numbers = torch.arange(of.experts, dtype=chosen.dtype, device=chosen.device)
+    ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
+    # each choice has a copy of its token, so that gradients are added up in one order
+    copies = x.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
+    rows, weight = copies[order], weights.reshape(-1)[order].unsqueeze(-1)
+    if of.weights_first:
+        rows = rows * weight
+    added = iter(biases)
+    owner = chosen.clamp(0, of.experts - 1)
+
+    def product(rows: Tensor, p: int) -> Tensor:
+        matrix = matrices[p].to(dtype).transpose(-1, -2)
+        made = F.grouped_mm(rows.to(dtype), matrix, offs=ends)
+        if not of.biases[p]:
+            return made
+        bias = next(added).to(accumulating(dtype))  # in which its gradient is added up
+        return (made + bias[owner]).to(dtype)
+
+    first = [product(rows, p) for p in range(of.products - 1)]
+    parts = [first[c.product][:, c.start : c.stop : c.step] for c in of.columns]
+    hidden = of.activation(**{f"h{i}": part for i, part in enumerate(parts)})
+    y = product(hidden, of.products - 1)
+    if not of.weights_first:
+        y = y * weight
+    each = y[order.argsort()].view(tokens, choices, -1)
+    known = (experts >= 0) & (experts < of.experts)
+    each = torch.where(known.unsqueeze(-1), each, torch.nan)
+    return each.sum(1, dtype=accumulating(of.dtype)).to(of.dtype)
+
+
+torch.library.define(
+    "fuser::library_moe", f"({OPERANDS}) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+torch.library.impl("fuser::library_moe", "CompositeImplicitAutograd", library_moe)
+
+
+@register_lowering(MoeSpec, order=7)
+class Library(Lowering):
+    """PyTorch's grouped product, where its kernel is made for the GPU."""
+
+    name: ClassVar[str] = "grouped product"
+    kind: ClassVar[str] = "aten"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        refusal = _unavailable(call, context)
+        if refusal:
+            return Refusal(refusal)
+
+        def put(builder: Builder) -> Node:
+            return emit(builder, call, torch.ops.fuser.library_moe.default)
+
+        why = "rows that are sorted by expert go through PyTorch's grouped product"
+        slower = "rows are sorted and multiplied in groups already" if context.native else ""
+        return Emission(put, "aten.grouped_mm", why, slower, {}, LIBRARY)
+
+
+def _unavailable(call: Call, context: Context) -> str:
+    spec: MoeSpec = call.spec
+    if not hasattr(F, "grouped_mm"):
+        return "this version of PyTorch has no grouped product"
+    if context.device.type != "cuda" or target_of(context.device).arch not in ("sm_90", "sm_100"):
+        return "its kernel is for Hopper and Blackwell GPUs"
+    if spec.product_dtype is not torch.bfloat16:
+        return "its kernel is for bfloat16"
+    if spec.separate:
+        return "matrices of experts are tensors of their own, and it wants one"
+    for name in spec.matrices:
+        for dim in (1, 2):
+            number = size(call, name, dim)
+            if number is None or number * spec.product_dtype.itemsize % ALIGNED:
+                return f"a matrix has rows or columns that are no multiples of {ALIGNED} bytes"
+    return ""

@@ -1,0 +1,79 @@
+"""Opens the operator of generated mixtures as AOTAutograd does on a GPU, with none present.
+
+Run as a process of its own, since what is interpreted never opens. Prints JSON: by case, the
+kernels that are launched in the forward and in the backward, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch.aot_autograd import aot_function
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+import fuser.lowering  # noqa: F401  registers the operators
+from tests.lowering.mixtures import mixture
+from tests.lowering.open_operators import Launch, launches, pretend
+
+
+def waits(graph: GraphModule) -> list[Launch]:
+    """Operators for whose result the host would wait."""
+    names = ("_local_scalar_dense", "nonzero", "bincount", "unique")
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    return [{"waits": t} for t in targets if any(name in t for name in names)]
+
+
+def training(*, dynamic: bool = False, **more: Any) -> dict[str, list[Launch]]:
+    """Launches of forward and backward, as autograd puts them together."""
+    found: dict[str, list[Launch]] = {}
+
+    def keep(which: str) -> Callable[..., Any]:
+        def compiler(graph: GraphModule, _: Any) -> Any:
+            found[which] = [*launches(graph), *waits(graph)]
+            return graph
+
+        return compiler
+
+    spec, x = mixture(dtype=torch.bfloat16, **more)
+    text, count = spec.to_text(), len(x.matrices)
+
+    def function(*t: Any) -> Any:
+        operands = (t[0], t[1], t[2], t[3 : 3 + count], t[3 + count :])
+        return torch.ops.fuser.generated_moe(*operands, text, "a test", True)[0]
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(t: torch.Tensor) -> torch.Tensor:
+        made = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+        return made.requires_grad_(t.requires_grad)
+
+    with mode:
+        inputs = [fake(t) for t in (x.x, x.indices, *x.leaves[1:])]
+        compiled = aot_function(function, keep("forward"), keep("backward"), dynamic=dynamic)
+        out = compiled(*inputs)
+        out.backward(torch.empty_like(out))
+    return found
+
+
+def main() -> None:
+    pretend()
+    found = {
+        "stacked": training(biases=True),
+        "separate": training(separate=True, products=2),
+        "weights first": training(first=True),
+        "many tokens": training(tokens=3000, experts=8),
+        "dynamic": training(tokens=3000, experts=8, dynamic=True),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your compiler for AOTAutograd")
+        main()
