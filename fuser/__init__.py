@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import testing
+    from .compiler import compile
     from .errors import (
         CoverageError,
         DuplicatePatternError,
@@ -44,6 +45,7 @@ __all__ = [
     "Report",
     "UnknownBackendError",
     "UnknownOptionError",
+    "compile",
     "debug",
     "explain",
     "patterns_enabled",
@@ -66,6 +68,7 @@ _LAZY = {
     "Report": "report.report",
     "UnknownBackendError": "errors",
     "UnknownOptionError": "errors",
+    "compile": "compiler",
     "debug": "report.debug",
     "explain": "report.explain",
     "patterns_enabled": "registry",

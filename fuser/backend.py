@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from . import measure, torch_private
+from . import capture, measure, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import Options
@@ -68,10 +68,11 @@ def fuser(
     with measure.autotuning(torch_private.autotunes(mode, rest), strict=parsed.strict):
         with torch_private.random_options(rest), torch_private.without_saved_tensors_hooks():
             record = _transform(gm, parsed)
+        capture.require_sure(gm)
         try:
             compiled = _compile(gm, example_inputs, parsed, inner)
         except Exception as error:
-            if not torch_private.is_control_flow(error):
+            if not torch_private.is_control_flow(error) and not capture.is_attempt():
                 _publish(record, parsed)
             raise  # where Dynamo restarts its analysis, this graph comes again
     _publish(record, parsed)

@@ -66,7 +66,11 @@ class Match:
         opens: the replacement spells one node out for other patterns to match, which count it.
         drops_nonfinite: the region computes more than its result needs, and a NaN or infinity among
             that would be in the result, times zero; the replacement does not have it.
-        onto: what the results of `calls` are added to as well, arranged as `outputs[0]`.
+        followed: operators of the interior that write in place, to what the interior made, and of
+            which the pattern has followed what each reader between them reads.
+        onto: what the results of `calls` are added to, arranged as `outputs[0]`; where the region
+            wrote to it in place, nobody reads it any more.
+        keeps_result: the replacement may keep its results for the backward.
     """
 
     pattern: str
@@ -82,7 +86,9 @@ class Match:
     native: bool = False
     opens: bool = False
     drops_nonfinite: bool = False
+    followed: frozenset[Node] = frozenset()
     onto: tuple[Node, ...] = ()
+    keeps_result: bool = True
 
 
 @dataclass(frozen=True)

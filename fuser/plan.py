@@ -145,7 +145,7 @@ class _Planner:
             for operand in call.operands.values()
             if isinstance(example := value(operand.node), torch.Tensor)
         ]
-        device = value(match.anchor).device
+        device = value(match.outputs[0]).device
         specs = tuple(call.spec for call in match.calls)
         own = origin(match.pattern, match.anchor)
         return Context(

@@ -135,8 +135,8 @@ def _wraps(match: Match) -> Decline | None:
 
 def _depends_on_data(view: GraphView, match: Match) -> Decline | None:
     """Of a size that is counted while running (`nonzero`, `item`) nothing is known, not even that
-    it is not zero."""
-    nodes = sorted({*inputs_of(match), *match.nodes}, key=view.order.__getitem__)
+    it is not zero. One that is counted in the interior goes with it."""
+    nodes = sorted({*inputs_of(match), *match.outputs}, key=view.order.__getitem__)
     for node in nodes:
         example = value(node)
         if isinstance(example, torch.Tensor) and symbols(example.shape) - view.input_symbols:
@@ -171,8 +171,11 @@ def _escaping(view: GraphView, match: Match, node: Node, user: Node) -> Decline:
 
 def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
     """Whether a user wants no element of `node`, only its static shape or dtype."""
+    if not isinstance(value(node), torch.Tensor):
+        return False
     if user.op == "call_method" and user.target == "size":
-        return isinstance(value(user), torch.SymInt)
+        size = value(user)
+        return isinstance(size, torch.SymInt) and not symbols((size,)) - view.input_symbols
     if user.target is ASSERT_METADATA:
         return True
     if not all(isinstance(size, int) for size in value(node).shape):
@@ -226,7 +229,7 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
         writer = view.mutated_between(node, min(readers, default=last) + 1, last)
         if writer is not None and writer not in inside:
             return Decline("an input is mutated between its use and the end of the region", writer)
-    if _is_differentiated(match):
+    if match.keeps_result and _is_differentiated(match):
         for output in match.outputs:
             writer = view.mutated_between(output, last + 1, len(view.nodes))
             if writer is not None:
@@ -245,17 +248,22 @@ def _is_differentiated(match: Match) -> bool:
 
 def _functional_inside(view: GraphView, match: Match, node: Node, target: Node) -> bool:
     """An in-place operator may be read as its functional form when nobody sees the difference:
-    what it overwrites was made in this graph, and all later readers read its result."""
+    what it overwrites was made in this graph, and all later readers read its result. Those within
+    the interior are the pattern's own affair where it has followed the operator."""
     if target not in view.storages:
         return False
     position, sharing = view.order[node], view.sharing[view.storages[target]]
     if sharing[0] not in match.nodes and view.op(sharing[0]).kind is Kind.OTHER:
         return False  # an input, or who knows whose memory
+    followed = sharing[0] in match.nodes and node in match.followed
+    _, last = span(view, match)
     for other in sharing:
         if other is node or view.order[other] > position:
             continue
-        if any(view.order[user] > position for user in other.users):
-            return False
+        for user in other.users:
+            after = other in match.outputs and view.order[user] > last
+            if view.order[user] > position and not (followed and (user in match.nodes or after)):
+                return False
     return True
 
 

@@ -189,7 +189,7 @@ def _apply(
             _free_shape_readers(view, rewriter, match)
             results = _emit(builder, planned)
             require_clean(view, anchor, builder.added, results)
-            inputs = inputs_of(match)
+            inputs = [n for n in inputs_of(match) if n not in match.onto]
             rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
     except Exception as error:
         builder.roll_back()

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from .base import Context, Emission, Lowering, Refusal, candidates, register_lowering
 
-__all__ = ["Context", "Emission", "Lowering", "Refusal", "candidates", "register_lowering"]
+__all__ = [
+    "Context",
+    "Emission",
+    "Lowering",
+    "Refusal",
+    "candidates",
+    "register_lowering",
+]
 
 from . import attention, moe  # noqa: F401  register their lowerings

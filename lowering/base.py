@@ -79,12 +79,10 @@ class Lowering(ABC):
     Attributes:
         name: for people.
         kind: `reference`, `aten` or `triton`: the value of `fuser.lowering` that allows it.
-        drops: takes mixtures that drop choices.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
-    drops: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
@@ -108,8 +106,7 @@ def register_lowering(spec: type, *, order: int) -> Callable[[type[L]], type[L]]
 
 def candidates(spec: Any) -> list[Lowering]:
     """The lowerings for a spec, in the order of preference."""
-    dropping = getattr(spec, "dropping", False)
-    return [x for _, x in _lowerings.get(type(spec), []) if x.drops or not dropping]
+    return [lowering for _, lowering in _lowerings.get(type(spec), [])]
 
 
 def size(call: Call, name: str, dim: int) -> int | None:

@@ -189,6 +189,7 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
     "argsort": (Kind.OTHER, "input dim descending"),
     "gather": (Kind.OTHER, "input dim index"),
     "index_select": (Kind.OTHER, "input dim index"),
+    "index_add": (Kind.OTHER, "input dim index source"),
     "scatter": (Kind.OTHER, "input dim index src"),
     "scatter_add": (Kind.OTHER, "input dim index src"),
     "one_hot": (Kind.OTHER, "input num_classes"),

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from torch.fx import GraphModule
 
 from ..backend import fuser, listening
+from ..capture import capture_whole, failures_of
 from ..errors import FuserError
 from ..events import Failure, NearMiss, Record, Rewritten
 from ..options import PREFIX, Options
 from .report import Report
 from .scope import isolated, optimize, undisturbed
+from .watch import watch
 
 _one_at_a_time = threading.RLock()
 """What Dynamo keeps beside code objects is cleared at the end, for all threads."""
@@ -44,7 +46,7 @@ def explain(
 
     Args:
         fn: a module, a function, a bound method, or one of these compiled already, whose own
-            options are not looked at.
+            options are not looked at. What `fuser.compile` returned is compiled as that does.
         args: its arguments.
         options: `fuser.*` options of this compile, for example `{"fuser.policy": "always"}`; keys
             of other backends are ignored. The name is taken: a function that has a keyword
@@ -68,11 +70,16 @@ def explain(
 
     if isinstance(fn, type) or not callable(fn):
         raise FuserError(f"explain takes a module or function, but was given {_named(fn)}.")
-    target = getattr(fn, "_orig_mod", fn)
+    target = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
     with _one_at_a_time, listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
         with isolated(compiler) as breaks, undisturbed(target):
-            optimize(target, compiler)(*args, **kwargs)
-    record.breaks += breaks.lines
+            compiled = optimize(target, compiler)
+            breaks.whole = failures_of(fn) is not None
+            if breaks.whole:
+                capture_whole(compiled, strict=False)
+            watch(compiled, breaks.raised)
+            compiled(*args, **kwargs)
+    record.breaks += [*breaks.lines, *(failures_of(compiled) or ())]
     return Report.of(record)
 
 

@@ -104,6 +104,12 @@ def numbered(indices: Tensor, spec: MoeSpec) -> Tensor:
     return torch.where(known, indices, spec.experts)
 
 
+def is_choice(indices: Tensor, spec: MoeSpec) -> Tensor:
+    """Whether each index is one of an expert."""
+    indices = indices.long()  # an unsigned one is compared with no negative number
+    return (indices >= (0 if spec.dropping else -spec.experts)) & (indices < spec.experts)
+
+
 def accumulating(dtype: torch.dtype) -> torch.dtype:
     """In which results are added up."""
     return torch.float32 if dtype.itemsize < 4 else dtype

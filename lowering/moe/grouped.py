@@ -176,7 +176,6 @@ class Grouped(Lowering):
 
     name: ClassVar[str] = "grouped products"
     kind: ClassVar[str] = "aten"
-    drops: ClassVar[bool] = True
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         def put(builder: Builder) -> Node:

@@ -25,7 +25,7 @@ from fuser.specs import TOKEN, MoeSpec
 from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ..triton.launch import target_of
 from .cost import LIBRARY
-from .experts import accumulating, spec_of
+from .experts import accumulating, is_choice, spec_of
 from .operators import OPERANDS, emit
 
 ALIGNED = 16
@@ -42,20 +42,26 @@ def library_moe(
 ) -> Tensor:
     """A mixture as a spec says; see `fuser.specs.MoeSpec` for the operands.
 
-    A choice of no expert, at which indexing by it would stop, gives NaN.
+    A choice of no expert is dropped, or, where indexing by it would stop, gives NaN.
     """
     of = spec_of(spec)
     (tokens, choices), dtype = indices.shape, of.product_dtype
-    experts = indices.long()
+    experts, known = indices.long(), is_choice(indices, of)
     experts = torch.where(experts < 0, experts + of.experts, experts)
-    flat = experts.reshape(-1)
+    flat = torch.where(known, experts, of.experts).reshape(-1)  # the others come last
     order = flat.argsort(stable=True)
     chosen = flat[order]
     numbers = torch.arange(of.experts, dtype=chosen.dtype, device=chosen.device)
     ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
     # each choice has a copy of its token, so that gradients are added up in one order
     copies = x.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
-    rows, weight = copies[order], weights.reshape(-1)[order].unsqueeze(-1)
+    there = (chosen < of.experts).unsqueeze(-1)
+
+    def kept(rows: Tensor) -> Tensor:
+        """Behind the last run the library leaves anything, in results and in gradients."""
+        return torch.where(there, rows, 0.0) if of.dropping else rows
+
+    rows, weight = kept(copies[order]), weights.reshape(-1)[order].unsqueeze(-1)
     if of.weights_first:
         rows = rows * weight
     added = iter(biases)
@@ -63,11 +69,11 @@ def library_moe(
 
     def product(rows: Tensor, p: int) -> Tensor:
         matrix = matrices[p].to(dtype).transpose(-1, -2)
-        made = F.grouped_mm(rows.to(dtype), matrix, offs=ends)
+        made = kept(F.grouped_mm(kept(rows.to(dtype)), matrix, offs=ends))
         if not of.biases[p]:
             return made
         bias = next(added).to(accumulating(dtype))  # in which its gradient is added up
-        return (made + bias[owner]).to(dtype)
+        return kept((made + bias[owner]).to(dtype))
 
     first = [product(rows, p) for p in range(of.products - 1)]
     sources = [rows.to(dtype) if c.product == TOKEN else first[c.product] for c in of.columns]
@@ -78,8 +84,7 @@ def library_moe(
     if not of.weights_first:
         y = y * weight
     each = y[order.argsort()].view(tokens, choices, -1)
-    known = (experts >= 0) & (experts < of.experts)
-    each = torch.where(known.unsqueeze(-1), each, torch.nan)
+    each = torch.where(known.unsqueeze(-1), each, 0.0 if of.dropping else torch.nan)
     return each.sum(1, dtype=accumulating(of.dtype)).to(of.dtype)
 
 

@@ -64,7 +64,10 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
     if spec.sent:
         indices, weights = _sent(builder, place, spec)
     else:
-        indices, weights = place["indices"], _weights(builder, place, spec.dtype)
+        weights = _weights(builder, place, spec.dtype)
+        indices = place["indices"]
+        if "kept" in place:
+            indices = _dropped(builder, place["kept"], indices, spec)
     scaled = spec.scale != 1
     if scaled and not spec.weights_first:
         weights = builder.call(torch.mul, weights, spec.scale)
@@ -86,7 +89,7 @@ def weight_dtype(call: Call) -> torch.dtype:
     kinds = ("weights", "dense", "combine")
     given = [o for name, o in call.operands.items() if name.partition("_")[0] in kinds]
     dtypes = [o.dtype or value(o.node).dtype for o in given]
-    found = reduce(torch.promote_types, dtypes)
+    found = reduce(torch.promote_types, dtypes, call.spec.dtype if not dtypes else dtypes[0])
     return found if found.is_floating_point else call.spec.dtype
 
 
@@ -104,7 +107,7 @@ def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[N
 
 def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
     """The product of all factors, `(T, K)`: those of all experts, `dense`, where they were chosen,
-    and those of choices, `weights`."""
+    and those of choices, `weights`; ones where there are none."""
     indices, factor = place["indices"], _product(builder, place, "weights")
     dense = _product(builder, place, "dense")
     if dense is not None:
@@ -113,7 +116,8 @@ def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) ->
             dense = builder.method("expand", dense, (tokens, -1))
         chosen = builder.call(torch.gather, dense, 1, indices)
         factor = chosen if factor is None else builder.call(torch.mul, chosen, factor)
-    assert factor is not None
+    if factor is None:
+        return builder.call(torch.ones_like, indices, dtype=dtype)
     if not value(factor).is_floating_point():
         factor = builder.method("to", factor, dtype=dtype)
     sizes = zip(value(factor).shape, value(indices).shape, strict=True)
@@ -128,6 +132,15 @@ def _product(builder: Builder, place: Mapping[str, Node], kind: str) -> Node | N
         if name.partition("_")[0] == kind:
             found = node if found is None else builder.call(torch.mul, found, node)
     return found
+
+
+def _dropped(builder: Builder, kept: Node, indices: Node, spec: MoeSpec) -> Node:
+    """Indices without those of choices that are zero in `kept`, `(T, E)` or `(T, K, E)`."""
+    apart = value(kept).ndim > value(indices).ndim
+    at = builder.method("unsqueeze", indices, -1) if apart else indices
+    found = builder.call(torch.gather, kept, -1, at)
+    found = builder.method("squeeze", found, -1) if apart else found
+    return builder.call(torch.where, builder.call(torch.ne, found, 0), indices, spec.experts)
 
 
 def _experts(matrices: Sequence[Tensor], biases: Sequence[Tensor], spec: str) -> Experts:

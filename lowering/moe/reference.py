@@ -82,7 +82,6 @@ class Reference(Lowering):
 
     name: ClassVar[str] = "reference"
     kind: ClassVar[str] = "reference"
-    drops: ClassVar[bool] = True
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         def put(builder: Builder) -> Node:

@@ -1,6 +1,10 @@
 """Mixture of experts.
 
 mixture     the pattern: where weighted rows are added up
+loop        the pattern: experts that write to the rows of their tokens, one after the other
+writes      what is written to, and when
+selection   which tokens an expert is given
+masks       which expert that is
 chain       experts that are added up one after the other, with more beside them
 capacity    experts that tokens are sent to, as long as they have places
 region      from experts and weights to what is put there
@@ -21,6 +25,6 @@ places      which place of an expert a token has, and that nobody else has it
 local       experts whose tokens were chosen elsewhere: told, and left
 """
 
-from . import local, mixture  # register their patterns
+from . import local, loop, mixture  # register their patterns
 
-__all__ = ["local", "mixture"]
+__all__ = ["local", "loop", "mixture"]

@@ -106,6 +106,7 @@ def mixture(
     if space.order is not None:
         known = are_experts(space.view, indices.node, count)
         require(known, "rows are sorted by what may be no number of an expert", indices.node)
+    require(bool(given.factors), "rows without a weight", anchor)
     scaled = Weights(given.factors, before.scale * after.scale)
     found = Mixture(experts, count, indices, scaled, space.dense, choices, space.chosen)
     return matched(space, anchor, out_dims, found)
@@ -149,7 +150,6 @@ def matched(
     require(set(tokens) == every, "rows of several tokens start from the same numbers", anchor)
     features = leaves(out_dims[-1:])
     weighted = _weights(found, tokens)
-    require(bool(weighted), "rows without a weight", anchor)
     operands = {
         "x": _operand(view, end, first.x, (tokens, first.features)),
         "indices": _operand(view, end, found.indices, (tokens, found.choices)),

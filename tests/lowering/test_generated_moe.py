@@ -253,3 +253,21 @@ def test_entries_are_read_as_they_are_written() -> None:
         again = catalogue.Entry.from_json(line)
         assert again.to_json() == line
         assert again.kernels("sm_90") == entry.kernels("sm_90")
+
+
+@pytest.mark.parametrize("name", ["generated", "library"])
+@pytest.mark.parametrize("first", [False, True])
+def test_dropped_choices_give_nothing(name: str, first: bool) -> None:
+    """Not to the result, and to no gradient, whatever their weights are."""
+    dtype = torch.float32 if name == "generated" else torch.bfloat16
+    sizes = {"features": 32, "hidden": 16, "width": 24, "tokens": 30}
+    spec, x = mixture(dtype=dtype, biases=True, first=first, **sizes)
+    spec = replace(spec, dropping=True)
+    indices = x.indices.clone()
+    indices[::3, 0], indices[1::5, 1] = 5, -2
+    operator = generated if name == "generated" else library_moe
+    ours = check(spec, replace(x, indices=indices), operator)
+    of_weights = ours.grads[1]
+    assert of_weights is not None
+    assert not of_weights[::3, 0].any()
+    assert not of_weights[1::5, 1].any()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,3 +95,25 @@ def test_specs_have_a_text() -> None:
     for separate, first in itertools.product([False, True], repeat=2):
         text = operands(1, torch.bfloat16, separate=separate, first=first)[-1]
         assert MoeSpec.from_text(text).to_text() == text
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_dropped_choices_give_nothing(operator: Any, first: bool) -> None:
+    """Whatever their weights are, and to the token, the experts and the weight itself."""
+    x, indices, weights, *rest = operands(7, torch.float64, separate=False, first=first)
+    text = rest.pop()
+    dropping = replace(MoeSpec.from_text(text), dropping=True).to_text()
+    kept = torch.arange(14).view(7, 2) % 3 > 0
+    wrong = torch.where(torch.arange(14).view(7, 2) % 2 > 0, -1, EXPERTS)
+    bad = torch.where(kept, weights.detach(), math.nan).requires_grad_()
+    token = kept.nonzero()[:, 0]
+
+    def rows_of_the_others(x: Tensor, indices: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+        rows = operator(x[token], indices[kept][:, None], weights[kept][:, None], *rest)
+        return torch.zeros_like(x).index_add(0, token, rows)
+
+    ours = outcome(operator, (x, torch.where(kept, indices, wrong), bad, *rest, dropping))
+    theirs = outcome(rows_of_the_others, (x, indices, weights, *rest, text))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

@@ -88,6 +88,12 @@ def _layout(call: Call, context: Context) -> Layout:
     )
 
 
+def _weights(call: Call) -> torch.dtype:
+    """Of the weights; of ones where there are none."""
+    given = [name for name in ("dense", "weights") if name in call.operands]
+    return _dtype(call, given[0]) if given else call.spec.dtype
+
+
 def _sizes(call: Call, name: str) -> list[Any]:
     """As they are in the example where they are symbols, which running the operator guards."""
     target = call.operands[name].target

@@ -12,7 +12,7 @@ from torch import Tensor
 from fuser.torch_private import hint, known_true
 
 from ...triton.launch import Target, run, target_of
-from ..experts import Experts, accumulating
+from ..experts import Experts, accumulating, is_choice
 from .build import build
 from .catalogue import record
 from .config import Config, choose
@@ -221,13 +221,12 @@ class Problem:
         return strips * config.group * -(-columns // config.block_n)
 
     def _by_token(self, rows: Tensor) -> Tensor:
-        """Sums over the choices of each token; a choice of no expert, which eager stops at, gives
-        NaN."""
-        experts = self.layout.spec.experts
-        indices = self.indices.long()  # an unsigned one is compared with no negative number
-        valid = (indices >= -experts) & (indices < experts)
+        """Sums over the choices of each token. A choice of no expert is dropped, or, where eager
+        stops at it, gives NaN."""
+        spec = self.layout.spec
+        valid = is_choice(self.indices, spec).unsqueeze(-1)
         each = rows.view(self.tokens, self.choices, rows.shape[-1])
-        each = torch.where(valid.unsqueeze(-1), each, torch.nan)
+        each = torch.where(valid, each, 0.0 if spec.dropping else torch.nan)
         return each.sum(1, dtype=accumulating(rows.dtype)).to(rows.dtype)
 
 

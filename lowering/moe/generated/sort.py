@@ -108,7 +108,8 @@ def _chosen(text: Text) -> None:
     write("there = at < CHOICES")
     write("at_index = indices + (at // K) * indices_t + (at % K) * indices_k")
     write(f"chosen = tl.load(at_index, mask=there, other={experts})")
-    write(f"chosen = tl.where(chosen < 0, chosen + {experts}, chosen)")
+    if not text.layout.spec.dropping:
+        write(f"chosen = tl.where(chosen < 0, chosen + {experts}, chosen)")
     write(f"experts = tl.arange(0, {width})")
     write("is_chosen = (chosen[:, None] == experts[None, :])"
           + (f" & (experts < {experts})[None, :]" if width > experts else ""))  # fmt: skip

@@ -1,0 +1,151 @@
+"""Loops over experts in one graph: what Dynamo needs for that, for one model, while it compiles.
+
+A loop whose rows depend on data breaks the graph, and a break inside a loop leaves the whole
+function to eager. Where sizes may be symbols the loop is captured, and most become one region. That
+is tried for each frame of a model that `fuser.compile` compiled, while the frame is compiled and no
+longer; the frame is compiled as always where the attempt fails, whatever it fails with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
+from types import CodeType
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from .errors import first_sentence
+from .graph.ops import is_tensor, value
+from .torch_private import convert_frame, dynamo, unbacked
+
+_FLAG = {"capture_dynamic_output_shape_ops": True}
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
+_attempt: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+
+
+class NotWhole(Exception):
+    """A graph that is not worth, or not sure, to be compiled as it was captured."""
+
+
+class Attempt:
+    """One try to compile a frame with its loops in one graph.
+
+    Attributes:
+        strict: the graph is kept whatever is in it, since no other would be taken.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+
+
+def is_attempt() -> bool:
+    """Whether what is being compiled will be compiled again where that fails."""
+    return _attempt.get() is not None
+
+
+def require_sure(module: GraphModule) -> None:
+    """What the inner backend compiles when the backward runs for the first time has no second try:
+    graphs whose sizes still depend on data are not trained.
+
+    Raises:
+        NotWhole: this one would be.
+    """
+    attempt = _attempt.get()
+    if attempt is None or attempt.strict or not torch.is_grad_enabled():
+        return
+    tensors = [node for node in module.graph.nodes if is_tensor(node)]
+    if not any(value(node).requires_grad for node in tensors):
+        return
+    if any(unbacked(value(node).shape) for node in tensors):
+        raise NotWhole("it is trained, and not all sizes that depend on data are gone")
+
+
+@contextlib.contextmanager
+def _trying(attempt: Attempt) -> Generator[None]:
+    token = _attempt.set(attempt)
+    try:
+        with dynamo.config.patch(_FLAG):
+            yield
+    finally:
+        _attempt.reset(token)
+
+
+class Whole:
+    """Converts frames with loops in one graph, and as always where that fails.
+
+    It stands in the place of Dynamo's own converter, within the lock that lets one thread compile.
+
+    Attributes:
+        convert: Dynamo's.
+        failed: functions that were compiled as always, and why.
+    """
+
+    def __init__(self, convert: Any, strict: bool) -> None:
+        self.convert, self._strict = convert, strict
+        self.failed: list[str] = []
+        self._torchdynamo_orig_backend: Any = convert._torchdynamo_orig_backend
+
+    @property
+    def _clone_with_backend(self) -> Callable[..., Whole]:
+        """The same for parts of a graph that DistributedDataParallel has compiled."""
+        clone: Any = self.convert._clone_with_backend
+        return lambda backend: Whole(clone(backend), self._strict)
+
+    def __call__(self, frame: Any, *args: Any, skip: int = 0) -> Any:
+        if not dynamo.config.capture_dynamic_output_shape_ops:
+            try:
+                with _trying(Attempt(self._strict)):
+                    found = self.convert(frame, *args, skip=skip + 1)
+                if found.guarded_code is not None:
+                    return found
+            except Exception as error:
+                if not frame.f_code.co_filename.startswith(_PACKAGE):
+                    self.failed.append(_told(frame.f_code, error))
+        return self.convert(frame, *args, skip=skip + 1)
+
+
+def _told(code: CodeType, error: Exception) -> str:
+    cause = getattr(error, "inner_exception", error)
+    reason = str(cause) + "." if isinstance(cause, NotWhole) else first_sentence(cause)
+    place = f"{code.co_filename}:{code.co_firstlineno}"
+    return f"{place}: `{code.co_name}` is compiled as torch.compile does: {reason}"
+
+
+def capture_whole(compiled: Any, strict: bool) -> bool:
+    """Have a compiled module or function convert its frames with loops in one graph.
+
+    Args:
+        compiled: what torch.compile returned.
+        strict: no graph may break, so that there is no other graph to take.
+
+    Returns:
+        whether there was anything to change: not where compilation is disabled.
+    """
+    holder: Any = callback_of(compiled)
+    if type(holder) is not convert_frame.CatchErrorsWrapper:
+        return False
+    whole: Any = Whole(holder._torchdynamo_orig_backend, strict)
+    holder._torchdynamo_orig_backend = whole
+    return True
+
+
+def failures_of(compiled: Any) -> list[str] | None:
+    """Functions of what fuser.compile returned that were compiled as always, and why; None for
+    what it has not returned."""
+    found = getattr(callback_of(compiled), "_torchdynamo_orig_backend", None)
+    return found.failed if isinstance(found, Whole) else None
+
+
+def callback_of(compiled: Any) -> Any:
+    """What Dynamo calls with every frame that it has not seen, and that holds the converter."""
+    context = getattr(compiled, "dynamo_ctx", None)
+    if context is not None:
+        return context.callback
+    names: tuple[str, ...] = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
+    cells: tuple[Any, ...] = getattr(compiled, "__closure__", None) or ()
+    closed: dict[str, Any] = dict(zip(names, cells, strict=True))
+    return closed["callback"].cell_contents if "callback" in closed else None

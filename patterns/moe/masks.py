@@ -1,0 +1,150 @@
+"""Which expert a mask of choices belongs to.
+
+indices == e                one_hot(indices)[..., e]            (one_hot(choice) * room)[:, e]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Dims, Unproven, leaves, resolve, size_of
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.pull import pull_view
+from fuser.graph.view import GraphView
+
+from .branches import column
+from .routing import Routing
+from .space import CASTS, COPIES, Place
+
+_LIMIT = 64
+_WHOLE = {torch.int32, torch.int64}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which expert a mask belongs to.
+
+    Attributes:
+        indices: which expert each choice of each token is.
+        expert: where the mask is true, they are this one.
+        classes: how many there are, if the mask tells.
+        kept: what else must not be zero at the expert that a choice is, with an axis of experts.
+    """
+
+    indices: Place
+    expert: int
+    classes: int | None = None
+    kept: Place | None = None
+
+
+def chosen(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
+    """Which expert a mask is of, each of whose elements is a choice of a token."""
+    compared = False
+    for _ in range(_LIMIT):
+        if is_written(view, node):
+            return None
+        op = view.op(node)
+        if op.kind is Kind.VIEW and not op.inplace:
+            node, dims = pull_view(op, node, dims)
+        elif op.name in (*COPIES, *CASTS, "bool", "int", "long") and is_tensor(op.args["input"]):
+            node = op.args["input"]
+        elif op.name in ("ne", "gt") and op.args.get("other") == 0 and not compared:
+            node, compared = op.args["input"], True
+        elif op.name == "eq" and not compared:
+            found = _equal(view, op, dims)
+            if found is not None or op.args.get("other") != 1:
+                return found
+            node, compared = op.args["input"], True
+        else:
+            return _hot(view, node, dims)
+        dims = resolve(dims)
+    return None
+
+
+def _equal(view: GraphView, op: Op, dims: Dims) -> Chosen | None:
+    """`indices == e`."""
+    sides = [op.args.get("input"), op.args.get("other")]
+    tensors, numbers = [s for s in sides if is_tensor(s)], [s for s in sides if type(s) is int]
+    if len(tensors) != 1 or len(numbers) != 1 or value(tensors[0]).dtype not in _WHOLE:
+        return None
+    if _hot(view, tensors[0], dims) is not None:
+        return None
+    return Chosen(_peeled(view, tensors[0], dims), numbers[0])
+
+
+def _hot(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
+    """One column of `one_hot(indices)`."""
+    place = _cast(view, node, dims)
+    cut = None if place is None else column(view, place)
+    place = None if cut is None else _cast(view, cut[0], cut[1])
+    if cut is None or place is None:
+        return None
+    indices = Routing(view, cut[2]).support(place.node, place.dims)
+    classes = size_of(cut[2])
+    if indices is None or not isinstance(classes, int):
+        return None
+    if set(leaves(indices.dims)) - set(leaves(place.dims)):
+        return None  # of several choices one mask
+    kept = None
+    if view.op(place.node).name != "one_hot":
+        kept = Place(place.node, place.dims, cut[2])
+        if not _is_mask(view, place.node):
+            return None
+    return Chosen(_peeled(view, indices.node, indices.dims), cut[3], classes, kept)
+
+
+def _is_mask(view: GraphView, node: Node, depth: int = 0) -> bool:
+    """Whether all elements of a tensor are zero or one, so that no cast makes them others."""
+    if value(node).dtype is torch.bool:
+        return True
+    op = view.op(node)
+    if op.name == "one_hot":
+        return True
+    passed = op.kind is Kind.VIEW or op.name in (*COPIES, *CASTS, "int", "long", "mul")
+    inputs = node.all_input_nodes
+    whole = passed and depth < _LIMIT and all(map(is_tensor, inputs)) and len(inputs) <= 2
+    plain = op.name != "mul" or len(inputs) == 2
+    return whole and plain and all(_is_mask(view, n, depth + 1) for n in inputs[:2])
+
+
+def _cast(view: GraphView, node: Node, dims: Dims) -> Place | None:
+    """A tensor of zeros and ones without its views and casts."""
+    for _ in range(_LIMIT):
+        op = view.op(node)
+        if is_written(view, node):
+            return None
+        if op.kind is Kind.VIEW and not op.inplace:
+            node, dims = pull_view(op, node, dims)
+        elif op.name in (*COPIES, *CASTS, "bool", "int", "long"):
+            node = op.args["input"]
+        else:
+            break
+    return Place(node, resolve(dims))
+
+
+def _peeled(view: GraphView, node: Node, dims: Dims) -> Place:
+    """Indices without their views and copies, so that two spellings are one tensor."""
+    for _ in range(_LIMIT):
+        op = view.op(node)
+        if is_written(view, node):
+            break
+        if op.kind is Kind.VIEW and not op.inplace:
+            try:
+                node, dims = pull_view(op, node, dims)
+            except Unproven:
+                break
+        elif op.name in COPIES or (
+            op.name in ("to", "int", "long")
+            and {value(node).dtype, value(op.args["input"]).dtype} <= _WHOLE
+        ):
+            node = op.args["input"]
+        else:
+            break
+    return Place(node, resolve(dims))
+
+
+def is_written(view: GraphView, node: Node) -> bool:
+    return view.mutated_between(node, view.order[node] + 1, len(view.order)) is not None

@@ -1,0 +1,278 @@
+"""Which tokens an expert of a loop is given: positions at which a mask is true.
+
+b, k = torch.where(indices == e)        k, b = torch.where(one_hot(indices)[..., e].T)
+b = (choice == e).nonzero().squeeze(-1) x[choice == e]
+
+A row of the expert stands for one of these positions, in their order.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import (
+    Axis,
+    Dim,
+    Dims,
+    Size,
+    Unproven,
+    fresh,
+    leaves,
+    resolve,
+    same_size,
+    size_of,
+)
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.pull import pull_view
+from fuser.graph.view import GraphView
+from fuser.torch_private import to_expr
+
+from .branches import column
+from .masks import is_written
+from .space import Place, Space
+
+_LIMIT = 64
+_POSITIONS = {"nonzero", "argwhere", "where"}
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Positions at which a mask is true, along one of its dimensions."""
+
+    mask: Node
+    dim: int
+    passed: tuple[Node, ...]
+
+
+@dataclass
+class Picked(Space):
+    """Rows at which a mask is true.
+
+    Attributes:
+        row: the axis of the rows.
+        mask, mask_dims: the mask, and which tokens and choices its elements are.
+    """
+
+    row: Dim = ()
+    mask: Node | None = None
+    mask_dims: Dims = ()
+
+    @property
+    def token_axes(self) -> set[Axis]:
+        return super().token_axes | set(leaves((self.row,)))
+
+    def locate(self, node: Node, dims: Dims) -> Place:
+        """What a tensor is a view of, each row read at its token and choice.
+
+        Raises:
+            Unproven: it is read elsewhere.
+        """
+        inner, own = self._peel(node, dims)
+        if set(leaves(own)) & set(leaves((self.row,))) and not self.is_written(inner):
+            source = self._picked(self.view.op(inner), own)
+            if source is not None:
+                while node is not inner:
+                    self.interior.add(node)
+                    node = self.view.op(node).args["input"]
+                self.interior.add(inner)
+                return self.locate(*source)
+        return super().locate(inner, own)
+
+    def _picked(self, op: Op, dims: Dims) -> tuple[Node, Dims] | None:
+        """The tensor that is read at the places of the rows, and its axes."""
+        if op.name == "index_select" and type(op.args.get("dim")) is int:
+            source = op.args["input"]
+            dim = op.args["dim"] % value(source).ndim
+            index: Sequence[Any] = (*[slice(None)] * dim, op.args["index"])
+        elif op.kind is Kind.SLICE and op.name == "getitem":
+            source, given = op.args["input"], op.args["index"]
+            index = given if isinstance(given, (tuple, list)) else (given,)
+        else:
+            return None
+        whole = self.axes_at(index, dims, value(source).ndim)
+        if whole is None:
+            return None
+        sizes = zip(whole, value(source).shape, strict=True)
+        if not all(same_size(size_of(dim), to_expr(size)) for dim, size in sizes):
+            return None  # longer than the mask
+        return source, whole
+
+    def axes_at(self, index: Sequence[Any], dims: Dims, rank: int) -> Dims | None:
+        """Axes of a tensor of which rows with these axes are read at, or written to, an index."""
+        parts = self._parts(index, rank)
+        if parts is None:
+            return None
+        at = [i for i, part in enumerate(parts) if isinstance(part, tuple)]
+        if not at or at != list(range(at[0], at[-1] + 1)):
+            return None
+        left, whole = list(resolve(dims)), list[Dim]()
+        for i, part in enumerate(parts):
+            if isinstance(part, tuple):
+                if i == at[0] and leaves((left.pop(0),)) != leaves((self.row,)):
+                    return None
+                whole += part
+            elif part is None:
+                if left.pop(0):
+                    return None
+            else:
+                whole.append(left.pop(0))
+        whole += left
+        return tuple(whole) if len(whole) == rank else None
+
+    def _parts(self, index: Sequence[Any], rank: int) -> list[Any] | None:
+        """Parts of an index: axes for a tensor, None for a new dimension, `:` for a whole one."""
+        found: list[Any] = []
+        for part in index:
+            if is_tensor(part):
+                axes = self._axes_of(part)
+                if axes is None:
+                    return None
+                found.append(axes)
+            elif part is None or part is Ellipsis or part == slice(None):
+                found.append(part)
+            else:
+                return None
+        if Ellipsis in found:
+            taken = sum(len(p) if isinstance(p, tuple) else p is not None for p in found) - 1
+            at = found.index(Ellipsis)
+            found[at : at + 1] = [slice(None)] * (rank - taken)
+        return None if Ellipsis in found else found
+
+    def _axes_of(self, part: Node) -> Dims | None:
+        """The axes that a tensor of positions, or the mask itself, stands for."""
+        if part is self.mask:
+            return self.mask_dims
+        found = coordinate(self.view, part)
+        if found is None or found.mask is not self.mask:
+            return None
+        if not same_size(to_expr(value(part).shape[0]), size_of(self.row)):
+            return None
+        self.interior.update(found.passed)
+        return (self.mask_dims[found.dim],)
+
+
+def mask_of(view: GraphView, index: Sequence[Any]) -> Node | None:
+    """The mask at whose positions an index reads or writes."""
+    for part in index:
+        if not is_tensor(part):
+            continue
+        found = coordinate(view, part)
+        if found is not None:
+            return found.mask
+        if value(part).dtype is torch.bool:
+            return part
+    return None
+
+
+def coordinate(view: GraphView, node: Node) -> Coordinate | None:
+    """What a tensor of positions is, in any spelling of `where` and `nonzero`."""
+    if not is_tensor(node) or value(node).ndim != 1:
+        return None
+    dims: Dims = fresh(value(node).shape, "r")
+    passed: list[Node] = []
+    for _ in range(_LIMIT):
+        if is_written(view, node):
+            return None
+        source = node.args[0] if node.args else None
+        if _gives_positions(node) and len(dims) == 2 and is_tensor(source):
+            rest = leaves(dims[1:])
+            found = (source, 0) if not rest else None
+            return found and Coordinate(found[0], found[1], (*passed, node))
+        if _gives_positions(source) and getattr(node.target, "__name__", "") == "getitem":
+            assert isinstance(source, Node)
+            if isinstance(value(source), (tuple, list)) and type(node.args[1]) is int:
+                mask = source.args[0] if source.args else source.kwargs.get("condition")
+                number = node.args[1] % len(value(source))
+                known = is_tensor(mask)
+                return Coordinate(mask, number, (*passed, node, source)) if known else None
+        passed.append(node)
+        step = _positions(view, node, dims)
+        if step is None:
+            return None
+        node, dims, number = step
+        if number is not None:
+            passed.append(node)
+            mask = node.args[0] if node.args else None
+            matrix = _gives_positions(node) and is_tensor(mask) and is_tensor(node)
+            return Coordinate(mask, number, tuple(passed)) if matrix else None  # type: ignore[arg-type]
+    return None
+
+
+def _positions(view: GraphView, node: Node, dims: Dims) -> tuple[Node, Dims, int | None] | None:
+    """A view of positions, or one column of them with its number."""
+    op = view.op(node)
+    try:
+        if op.kind is Kind.VIEW and not op.inplace:
+            source, pulled = pull_view(op, node, dims)
+            return source, resolve(pulled), None
+        cut = column(view, Place(node, dims))
+    except Unproven:
+        return None
+    if cut is None or len(cut[1]) != 2:
+        return None
+    return cut[0], cut[1], cut[3]
+
+
+def _gives_positions(node: Any) -> bool:
+    """Whether a node finds where a mask is true."""
+    if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
+        return False
+    name = str(getattr(node.target, "__name__", node.target))
+    if name not in _POSITIONS:
+        return False
+    given = [*node.args, *(v for k, v in node.kwargs.items() if k != "as_tuple")]
+    return len(given) == 1
+
+
+def sizes_of(view: GraphView, interior: set[Node], most: Size) -> set[Node]:
+    """Nodes that only tell how many rows there are, or assert what always holds of that.
+
+    Args:
+        view: the graph.
+        interior: of a region.
+        most: elements of a mask.
+    """
+    found: set[Node] = set()
+    for node in interior:
+        for user in node.users:
+            if user not in interior and user not in found:
+                found |= _asserted(user, interior, most) or set()
+    return found
+
+
+def _asserted(node: Node, interior: set[Node], most: Size) -> set[Node] | None:
+    """A node and all that it is read by, if that ends in such assertions or in the interior."""
+    if _always_holds(node, most):
+        return {node, *node.users}
+    is_size = isinstance(value(node), torch.SymInt)
+    if not is_size and not (node.args and _gives_positions(node.args[0])):
+        return None
+    found = {node}
+    for user in node.users:
+        if user in interior:
+            continue
+        inner = _asserted(user, interior, most)
+        if inner is None:
+            return None
+        found |= inner
+    return found
+
+
+def _always_holds(node: Node, most: Size) -> bool:
+    """`size >= 0` or `size <= most`, which is asserted and nothing else; users' assertions may say
+    more."""
+    if node.target is operator.ge:
+        holds = type(node.args[1]) is int and node.args[1] <= 0
+    elif node.target is operator.le:
+        bound = node.args[1]
+        holds = type(bound) is int and isinstance(most, int) and bound >= most
+    else:
+        return False
+    names = {str(getattr(u.target, "__name__", u.target)).partition(".")[0] for u in node.users}
+    return holds and names <= {"_assert_scalar"}
