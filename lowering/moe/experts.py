@@ -55,27 +55,35 @@ class Experts:
 def apply(
     spec: MoeSpec, rows: Tensor, matrices: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Tensor:
-    """What one expert makes of rows of tokens.
+    """What one expert makes of rows of tokens; or all experts, each of rows of its own.
 
     Args:
         spec: of the mixture.
-        rows: `(R, D)`.
-        matrices: `(out, in)`, one for each product.
-        biases: `(out,)`, one for each product that has one.
+        rows: `(R, D)`, or `(E, R, D)`.
+        matrices: `(out, in)`, or `(E, out, in)`, one for each product.
+        biases: `(out,)`, or `(E, out)`, one for each product that has one.
 
     Returns:
-        `(R, Dout)`.
+        `(R, Dout)`, or `(E, R, Dout)`.
     """
     dtype = spec.product_dtype
     matrices, found = [m.to(dtype) for m in matrices], iter(biases)
     added = [next(found).to(dtype) if has else None for has in spec.biases]
     rows = rows.to(dtype)
-    first = [F.linear(rows, m, b) for m, b in zip(matrices[:-1], added[:-1], strict=True)]
+    first = [_product(rows, m, b) for m, b in zip(matrices[:-1], added[:-1], strict=True)]
     sources = [rows if c.product == TOKEN else first[c.product] for c in spec.columns]
     columns = zip(sources, spec.columns, strict=True)
-    parts = [source[:, c.start : c.stop : c.step] for source, c in columns]
+    parts = [source[..., c.start : c.stop : c.step] for source, c in columns]
     hidden = spec.activation(**{f"h{i}": part for i, part in enumerate(parts)})
-    return F.linear(hidden.to(dtype), matrices[-1], added[-1])
+    return _product(hidden.to(dtype), matrices[-1], added[-1])
+
+
+def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    if matrix.ndim == 2:
+        return F.linear(rows, matrix, bias)
+    if bias is None:
+        return torch.bmm(rows, matrix.transpose(1, 2))
+    return torch.baddbmm(bias.unsqueeze(1), rows, matrix.transpose(1, 2))
 
 
 def from_the_start(indices: Tensor, experts: int) -> Tensor:

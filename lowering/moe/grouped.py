@@ -28,6 +28,11 @@ from .experts import Experts, accumulating, apply, numbered
 from .operators import define, emit
 
 
+ROWS = 256
+"""Up to so many rows of every expert, products of all experts at once are faster than one after the
+other, with rows of zeros for the experts that have fewer."""
+
+
 @dataclass(frozen=True)
 class Sorted:
     """Choices in the order of their experts.
@@ -49,6 +54,16 @@ class Sorted:
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=spec.experts)[: spec.experts]
         return Sorted(order, order // indices.shape[1], counts.cumsum(0).tolist())
+
+    @property
+    def longest(self) -> int:
+        """Rows of the expert that has the most."""
+        return max((run.stop - run.start for _, run in self.runs()), default=0)
+
+    @property
+    def most_are_hit(self) -> bool:
+        """Whether most experts have rows."""
+        return 2 * sum(1 for _ in self.runs()) > len(self.ends)
 
     def runs(self) -> Iterator[tuple[int, slice]]:
         """Experts that somebody chose, and their places."""
@@ -74,12 +89,32 @@ def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor
     rows = x[places.token]
     if spec.weights_first:
         rows = rows * weight
-    y = x.new_zeros(len(rows), experts.width, dtype=accumulating(spec.dtype))
-    for expert, run in places.runs():
-        y[run] = apply(spec, rows[run], *experts.of(expert))
+    if places.longest <= ROWS and not spec.separate and places.most_are_hit:
+        y = _together(experts, rows, places).to(accumulating(spec.dtype))
+    else:
+        y = x.new_zeros(len(rows), experts.width, dtype=accumulating(spec.dtype))
+        for expert, run in places.runs():
+            y[run] = apply(spec, rows[run], *experts.of(expert))
     if not spec.weights_first:
         y *= weight
     return places.by_token(y, choices).to(spec.dtype)
+
+
+def _together(experts: Experts, rows: Tensor, places: Sorted) -> Tensor:
+    """All experts in one product, each on as many rows as the one that has the most."""
+    count = places.ends[-1]
+    spec, longest = experts.spec, places.longest
+    starts = torch.tensor([0, *places.ends[:-1]])
+    lengths = torch.tensor(places.ends) - starts
+    at = torch.arange(count) + (torch.arange(spec.experts) * longest - starts).repeat_interleave(
+        lengths
+    )
+    padded = rows.new_zeros(spec.experts * longest, rows.shape[1])
+    padded[at] = rows[:count]
+    made = apply(spec, padded.unflatten(0, (-1, longest)), experts.matrices, experts.biases)
+    y = made.new_zeros(len(rows), experts.width)
+    y[:count] = made.flatten(0, 1)[at]
+    return y
 
 
 class _Backward:
