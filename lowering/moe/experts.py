@@ -42,6 +42,12 @@ class Experts:
         """Features of the result."""
         return self.matrices[-1].shape[-2]
 
+    @property
+    def first_widths(self) -> list[Any]:
+        """Columns of each first product."""
+        each = self.spec.experts if self.spec.separate else 1
+        return [m.shape[-2] for m in self.matrices[::each]][:-1]
+
     def of(self, expert: int) -> tuple[list[Tensor], list[Tensor]]:
         """Matrices `(out, in)` and biases `(out,)` of one."""
         return self._part(self.matrices, expert), self._part(self.biases, expert)
@@ -66,19 +72,45 @@ def apply(
     Returns:
         `(R, Dout)`, or `(E, R, Dout)`.
     """
-    dtype = spec.product_dtype
-    matrices, found = [m.to(dtype) for m in matrices], iter(biases)
-    added = [next(found).to(dtype) if has else None for has in spec.biases]
-    rows = rows.to(dtype)
-    first = [_product(rows, m, b) for m, b in zip(matrices[:-1], added[:-1], strict=True)]
+    rows = rows.to(spec.product_dtype)
+    first = first_products(spec, rows, matrices, biases)
+    return last_product(spec, activated(spec, rows, first), matrices, biases)
+
+
+def first_products(
+    spec: MoeSpec, rows: Tensor, matrices: Sequence[Tensor], biases: Sequence[Tensor]
+) -> list[Tensor]:
+    """What the activation reads columns of, `(..., R, out)` each."""
+    return [_product(spec, rows, m, b) for m, b in _pairs(spec, matrices, biases)[:-1]]
+
+
+def activated(spec: MoeSpec, rows: Tensor, first: Sequence[Tensor]) -> Tensor:
+    """Hidden columns, from first products and perhaps the rows themselves."""
     sources = [rows if c.product == TOKEN else first[c.product] for c in spec.columns]
     columns = zip(sources, spec.columns, strict=True)
     parts = [source[..., c.start : c.stop : c.step] for source, c in columns]
     hidden = spec.activation(**{f"h{i}": part for i, part in enumerate(parts)})
-    return _product(hidden.to(dtype), matrices[-1], added[-1])
+    return hidden.to(spec.product_dtype)
 
 
-def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+def last_product(
+    spec: MoeSpec, hidden: Tensor, matrices: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """The result, from hidden columns."""
+    return _product(spec, hidden, *_pairs(spec, matrices, biases)[-1])
+
+
+def _pairs(
+    spec: MoeSpec, matrices: Sequence[Tensor], biases: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor | None]]:
+    found = iter(biases)
+    added = [next(found) if has else None for has in spec.biases]
+    return list(zip(matrices, added, strict=True))
+
+
+def _product(spec: MoeSpec, rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = spec.product_dtype
+    matrix, bias = matrix.to(dtype), None if bias is None else bias.to(dtype)
     if matrix.ndim == 2:
         return F.linear(rows, matrix, bias)
     if bias is None:

@@ -4,12 +4,13 @@
     rows    = x[order // K]                 y = expert of each run of rows
     out_t   = Σ_k weights[t, k] y[place of (t, k)]
 
-Sums have one order each, so that results are the same in every run. The backward computes each
-expert again, and differentiates it where it stands.
+Sums have one order each, so that results are the same in every run. The backward starts from the
+first products, which the forward saves.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,9 +25,15 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .experts import Experts, accumulating, apply, numbered
-from .operators import define, emit
-
+from .experts import (
+    Experts,
+    accumulating,
+    activated,
+    first_products,
+    last_product,
+    numbered,
+)
+from .operators import define_saving, emit
 
 ROWS = 256
 """Up to so many rows of every expert, products of all experts at once are faster than one after the
@@ -81,44 +88,75 @@ class Sorted:
         return placed.unflatten(0, (-1, choices)).sum(1)
 
 
-def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-    """The same as `reference.mix`."""
+def mix(
+    experts: Experts, x: Tensor, indices: Tensor, weights: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The same as `reference.mix`; and, to `keep` for the backward, the first products by place."""
     spec, choices = experts.spec, indices.shape[1]
     places = Sorted.of(indices, spec)
     weight = weights.reshape(-1)[places.order, None]
     rows = x[places.token]
-    if spec.weights_first:
-        rows = rows * weight
-    if places.longest <= ROWS and not spec.separate and places.most_are_hit:
-        y = _together(experts, rows, places).to(accumulating(spec.dtype))
-    else:
-        y = x.new_zeros(len(rows), experts.width, dtype=accumulating(spec.dtype))
-        for expert, run in places.runs():
-            y[run] = apply(spec, rows[run], *experts.of(expert))
+    rows = (rows * weight if spec.weights_first else rows).to(spec.product_dtype)
+    first, made = _products(experts, rows, places)
+    y = made.to(accumulating(spec.dtype))
     if not spec.weights_first:
-        y *= weight
-    return places.by_token(y, choices).to(spec.dtype)
+        y = y * weight
+    saved = _joined(first, rows) if keep else rows.new_empty(0, sum(experts.first_widths))
+    return places.by_token(y, choices).to(spec.dtype), saved
 
 
-def _together(experts: Experts, rows: Tensor, places: Sorted) -> Tensor:
+def _joined(first: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """First products side by side; no columns where there are none."""
+    return torch.cat(list(first), 1) if first else rows.new_empty(len(rows), 0)
+
+
+def _products(experts: Experts, rows: Tensor, places: Sorted) -> tuple[list[Tensor], Tensor]:
+    """First products and results of all rows, by place."""
+    spec = experts.spec
+    if places.longest <= ROWS and not spec.separate and places.most_are_hit:
+        return _together(experts, rows, places)
+    first = [rows.new_empty(len(rows), width) for width in experts.first_widths]
+    made = rows.new_empty(len(rows), experts.width)
+    for expert, run in places.runs():
+        own, tensors = rows[run], experts.of(expert)
+        found = first_products(spec, own, *tensors)
+        for whole, part in zip(first, found, strict=True):
+            whole[run] = part
+        made[run] = last_product(spec, activated(spec, own, found), *tensors)
+    return first, made
+
+
+def _together(experts: Experts, rows: Tensor, places: Sorted) -> tuple[list[Tensor], Tensor]:
     """All experts in one product, each on as many rows as the one that has the most."""
-    count = places.ends[-1]
-    spec, longest = experts.spec, places.longest
-    starts = torch.tensor([0, *places.ends[:-1]])
-    lengths = torch.tensor(places.ends) - starts
-    at = torch.arange(count) + (torch.arange(spec.experts) * longest - starts).repeat_interleave(
-        lengths
-    )
+    spec, longest, count = experts.spec, places.longest, places.ends[-1]
+    ends = torch.tensor(places.ends)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    shift = torch.arange(spec.experts) * longest - starts
+    at = torch.arange(count) + shift.repeat_interleave(ends - starts)
     padded = rows.new_zeros(spec.experts * longest, rows.shape[1])
     padded[at] = rows[:count]
-    made = apply(spec, padded.unflatten(0, (-1, longest)), experts.matrices, experts.biases)
-    y = made.new_zeros(len(rows), experts.width)
-    y[:count] = made.flatten(0, 1)[at]
-    return y
+    padded = padded.unflatten(0, (-1, longest))
+    found = first_products(spec, padded, experts.matrices, experts.biases)
+    hidden = activated(spec, padded, found)
+    made = last_product(spec, hidden, experts.matrices, experts.biases)
+
+    def by_place(part: Tensor) -> Tensor:
+        whole = part.new_empty(len(rows), part.shape[-1])
+        whole[:count] = part.flatten(0, 1)[at]
+        return whole
+
+    return [by_place(part) for part in found], by_place(made)
 
 
 class _Backward:
-    """Gradients of one mixture."""
+    """Gradients of one mixture, expert by expert.
+
+    With g the gradient of the result, a the hidden columns and w the weight of a row,
+
+        of a = g M      of w = <of a, a> + <g, b>      of M = (w g)ᵀ a      of b = Σ w g
+
+    and from a to the first products by autograd.
+    """
 
     def __init__(
         self,
@@ -132,65 +170,104 @@ class _Backward:
         self.choices = indices.shape[1]
         self.places = Sorted.of(indices, self.spec)
         self.weight = weights.reshape(-1)[self.places.order, None]
+        rows = x[self.places.token]
+        self.plain = rows
+        rows = rows * self.weight if self.spec.weights_first else rows
+        self.rows = rows.to(self.spec.product_dtype)
         self.needs_rows, self.needs = any(needs[:2]), list(needs[2:])
+        self.tensors = [
+            torch.empty_like(t) if n else t
+            for t, n in zip(experts.tensors, self.needs, strict=True)
+        ]
 
-    def run(self, grad: Tensor) -> list[Tensor]:
+    def run(self, grad: Tensor, saved: Tensor) -> list[Tensor]:
         """For x, weights and the tensors of the experts, wanted or not."""
         spec, places, weight = self.spec, self.places, self.weight
-        tensors = [torch.zeros_like(t) for t in self.experts.tensors]
-        rows = self.x[places.token]
-        given = rows * weight if spec.weights_first else rows
-        of_rows = torch.zeros_like(given)
-        cotangent = grad[places.token]
+        if len(saved) != len(self.rows):
+            saved = _joined(_products(self.experts, self.rows, places)[0], self.rows)
+        of_rows = torch.zeros_like(self.rows)
         of_weight = torch.zeros_like(weight, dtype=accumulating(weight.dtype))
+        cotangent = grad[places.token].to(spec.product_dtype)
+        hit = set[int]()
         for expert, run in places.runs():
-            y, leaves, own = self._again(expert, given[run])
-            wide = cotangent[run].to(accumulating(y.dtype))
+            of_rows[run], share = self._one(expert, run, cotangent[run], saved[run])
             if not spec.weights_first:
-                of_weight[run] = (wide * y.detach()).sum(-1, keepdim=True)
-                wide = wide * weight[run]
-            grads = torch.autograd.grad(y, leaves, wide.to(y.dtype), allow_unused=True)
-            of_rows[run] = grads[0]
-            for place, g in zip(own, grads[1:], strict=True):
-                self._keep(tensors, place, expert, g)
+                of_weight[run] = share
+            hit.add(expert)
+        for expert in set(range(spec.experts)) - hit:
+            for part in range(spec.products + sum(spec.biases)):
+                self._keep(part, expert, None)
         if spec.weights_first:
             wide = of_rows.to(accumulating(of_rows.dtype))
-            of_weight = (wide * rows).sum(-1, keepdim=True)
+            of_weight = (wide * self.plain).sum(-1, keepdim=True)
             of_rows = wide * weight
         of_weight[places.ends[-1] :] = 0
         of_weights = torch.empty_like(of_weight)
         of_weights[places.order] = of_weight
         of_x = places.by_token(of_rows.to(accumulating(self.x.dtype)), self.choices)
         of_weights = of_weights.reshape(self.weights.shape)
-        return [of_x.to(self.x.dtype), of_weights.to(self.weights.dtype), *tensors]
+        return [of_x.to(self.x.dtype), of_weights.to(self.weights.dtype), *self.tensors]
 
-    def _again(self, expert: int, rows: Tensor) -> tuple[Tensor, list[Tensor], list[int]]:
-        """What an expert makes of rows, what that is to be differentiated by, and which of the
-        wanted tensors those are."""
-        rows = rows.detach().requires_grad_()
+    def _one(
+        self, expert: int, run: slice, grad: Tensor, saved: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the rows of an expert, and of their weights where those come after it."""
+        spec, rows = self.spec, self.rows[run]
         matrices, biases = self.experts.of(expert)
-        each = self.spec.experts if self.spec.separate else 1
-        own = [
-            p
-            for p in range(len(matrices) + len(biases))
-            if self.needs[p * each + (expert if each > 1 else 0)]
-        ]
-        parts = [t.detach().requires_grad_(p in own) for p, t in enumerate((*matrices, *biases))]
+        dtype, last = spec.product_dtype, spec.products - 1
+        leaves = [t.detach().requires_grad_() for t in (rows, *self._split(saved))]
         with differentiable():
-            y = apply(self.spec, rows, parts[: len(matrices)], parts[len(matrices) :])
-        return y, [rows, *(parts[p] for p in own)], own
+            hidden = activated(spec, leaves[0], leaves[1:])
+        columns, share = hidden.detach(), None
+        of_hidden = grad @ matrices[last].to(dtype)
+        if not spec.weights_first:
+            wide = accumulating(self.weight.dtype)
+            share = (of_hidden.to(wide) * columns).sum(-1, keepdim=True)
+            if spec.biases[last]:
+                share = share + grad.to(wide) @ biases[-1].to(wide).unsqueeze(1)
+            weight = self.weight[run]
+            of_hidden, grad = (of_hidden * weight).to(dtype), (grad * weight).to(dtype)
+        of_rows, *of_first = torch.autograd.grad(hidden, leaves, of_hidden, allow_unused=True)
+        self._matrix(last, expert, grad, columns)
+        for p, part in enumerate(of_first):
+            found = torch.zeros_like(leaves[1 + p]) if part is None else part
+            self._matrix(p, expert, found, rows)
+            product = found @ matrices[p].to(dtype)
+            of_rows = product if of_rows is None else of_rows + product
+        for number, p in enumerate(p for p, has in enumerate(spec.biases) if has):
+            part = grad if p == last else of_first[p]
+            self._keep(spec.products + number, expert, None if part is None else part.sum(0))
+        assert of_rows is not None
+        return of_rows, share
 
-    def _keep(self, tensors: list[Tensor], part: int, expert: int, grad: Tensor | None) -> None:
-        if grad is None:
-            return
-        if self.spec.separate:
-            tensors[part * self.spec.experts + expert].copy_(grad)
-        else:
-            tensors[part][expert].copy_(grad)
+    def _split(self, saved: Tensor) -> Sequence[Tensor]:
+        widths = self.experts.first_widths
+        return saved.split(widths, 1) if widths else ()
+
+    def _matrix(self, part: int, expert: int, rows: Tensor, columns: Tensor) -> None:
+        """The gradient of a matrix: rowsᵀ columns."""
+        target = self._target(part, expert)
+        if target is not None and target.dtype is rows.dtype:
+            torch.mm(rows.t(), columns, out=target)
+        elif target is not None:
+            target.copy_(rows.t() @ columns)
+
+    def _keep(self, part: int, expert: int, grad: Tensor | None) -> None:
+        target = self._target(part, expert)
+        if target is not None:
+            target.zero_() if grad is None else target.copy_(grad)
+
+    def _target(self, part: int, expert: int) -> Tensor | None:
+        """Where a gradient is wanted, if it is."""
+        place = part * self.spec.experts + expert if self.spec.separate else part
+        if not self.needs[place]:
+            return None
+        return self.tensors[place] if self.spec.separate else self.tensors[place][expert]
 
 
 def gradients(
     grad: Tensor,
+    saved: Tensor,
     experts: Experts,
     x: Tensor,
     indices: Tensor,
@@ -198,11 +275,16 @@ def gradients(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Of `mix`: of x, weights and the experts' tensors, where `needs` says so."""
-    found = _Backward(experts, x, indices, weights, needs).run(grad)
+    found = _Backward(experts, x, indices, weights, needs).run(grad, saved)
     return [g for g, n in zip(found, needs, strict=True) if n]
 
 
-define("grouped_moe", mix, gradients)
+def _fake_saved(experts: Experts, x: Tensor, indices: Tensor, keep: bool) -> Tensor:
+    rows = indices.shape[0] * indices.shape[1] if keep else 0
+    return x.new_empty(rows, sum(experts.first_widths), dtype=experts.spec.product_dtype)
+
+
+define_saving("grouped_moe", mix, gradients, _fake_saved)
 
 
 @register_lowering(MoeSpec, order=10)
@@ -214,7 +296,9 @@ class Grouped(Lowering):
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         def put(builder: Builder) -> Node:
-            return emit(builder, call, torch.ops.fuser.grouped_moe.default)
+            function = torch.ops.fuser.grouped_moe.default
+            out = emit(builder, call, function, context.training)
+            return builder.call(operator.getitem, out, 0)
 
         why = "each token goes through its own experts alone"
         return Emission(put, "aten.grouped", why, _slower(call, context), {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fuser.lowering.moe.grouped
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.specs import Columns, MoeSpec
 from tests.compiled import TOLERANCES
 
 EXPERTS, CHOICES, FEATURES, HIDDEN = 5, 2, 6, 8
-OPERATORS = (torch.ops.fuser.moe, torch.ops.fuser.grouped_moe)
+
+
+def reference(*args: Any) -> Tensor:
+    return torch.ops.fuser.moe(*args)
+
+
+def grouped(*args: Any, keep: bool = True) -> Tensor:
+    return torch.ops.fuser.grouped_moe(*args, keep)[0]
+
+
+OPERATORS = (reference, grouped)
 
 
 def gated() -> Program:
@@ -69,7 +81,7 @@ def test_sorted_is_the_oracle(separate: bool, first: bool, tokens: int, dtype: t
         torch.testing.assert_close(a, b, rtol=0, atol=2 * TOLERANCES[dtype] * max(scale, 1.0))
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__)
 def test_indices_from_the_end(operator: Any) -> None:
     x, _, weights, *rest = operands(2, torch.float64, separate=False, first=False)
     ours = operator(x, torch.tensor([[-1, 0], [4, -5]]), weights, *rest)
@@ -77,7 +89,7 @@ def test_indices_from_the_end(operator: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, -6, 2**40])
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__)
 def test_indices_of_no_expert(operator: Any, wrong: int) -> None:
     x, _, weights, *rest = operands(2, torch.float64, separate=False, first=False)
     with pytest.raises(IndexError, match=f"chose expert {wrong}, and there are 5"):
@@ -85,10 +97,31 @@ def test_indices_of_no_expert(operator: Any, wrong: int) -> None:
 
 
 @pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_opcheck(operator: Any, separate: bool) -> None:
+def test_opcheck(separate: bool) -> None:
     args = operands(6, torch.float32, separate=separate, first=False)
-    torch.library.opcheck(operator.default, args)
+    torch.library.opcheck(torch.ops.fuser.moe.default, args)
+    torch.library.opcheck(torch.ops.fuser.grouped_moe.default, (*args, True))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_backward_computes_again_what_was_not_kept(first: bool) -> None:
+    args = operands(7, torch.float32, separate=True, first=first)
+    kept, again = (outcome(partial(grouped, keep=k), args) for k in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("first", [False, True])
+def test_one_product_for_all_experts(
+    first: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few rows each; the same as one after the other."""
+    args = operands(9, dtype, separate=False, first=first, out=4)
+    together = outcome(grouped, args)
+    monkeypatch.setattr(fuser.lowering.moe.grouped, "ROWS", 0)
+    apart = outcome(grouped, args)
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2 * TOLERANCES[dtype])
 
 
 def test_specs_have_a_text() -> None:
@@ -98,7 +131,7 @@ def test_specs_have_a_text() -> None:
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__)
 def test_dropped_choices_give_nothing(operator: Any, first: bool) -> None:
     """Whatever their weights are, and to the token, the experts and the weight itself."""
     x, indices, weights, *rest = operands(7, torch.float64, separate=False, first=first)
