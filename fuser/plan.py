@@ -152,6 +152,7 @@ class _Planner:
             device,
             training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
             native=match.native,
+            excess=match.drops_nonfinite,
             inner=options.inner,
             folder=self.folder,
             autotune=options.inner == "inductor" and measure.is_wanted(device),

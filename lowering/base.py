@@ -26,6 +26,7 @@ class Context:
         device: of the operands.
         training: whether a gradient will be taken through the region.
         native: the region calls library kernels that do the same already.
+        excess: the region computes more than its result needs.
         inner: name of the inner backend.
         folder: values that are known while compiling.
         autotune: candidates are measured instead of trusting what they say of their `work`.
@@ -42,6 +43,7 @@ class Context:
     autotune: bool = False
     origin: str = ""
     atomics: bool = False
+    excess: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from . import cost
 from .experts import (
     Experts,
     accumulating,
@@ -310,4 +311,8 @@ def _slower(call: Call, context: Context) -> str:
         return "rows are sorted by experts and multiplied in groups already"
     if context.device.type != "cpu":
         return "it asks the host how many tokens each expert has, for which a GPU would wait"
-    return "nothing measured says when it is faster"
+    if not context.excess:
+        return "the chosen experts alone are computed already, which is as fast on a CPU"
+    if not cost.pays_on_cpu(call):
+        return "experts have too few rows, or numbers, for a CPU to gain by leaving others out"
+    return ""
