@@ -51,10 +51,7 @@ from torch.fx.experimental.symbolic_shapes import (
     statically_known_true,
 )
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import (
-    _disable_current_modes,
-    is_traceable_wrapper_subclass,
-)
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils._sympy.functions import FloorDiv
 
 __all__ = [
@@ -68,7 +65,6 @@ __all__ = [
     "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "pgo", "pytree",
     "random_as_in_eager", "random_options", "symbols", "to_expr", "unbacked",
 ]  # fmt: skip
-
 
 BUILTIN_FUNCTIONS: Any = torch._C._nn  # type: ignore[attr-defined]
 """Functions of `torch.nn.functional` that are written in C++, under their own names."""

@@ -29,7 +29,9 @@ def waits(graph: GraphModule) -> list[Launch]:
     return [{"waits": t} for t in targets if any(name in t for name in names)]
 
 
-def training(*, dynamic: bool = False, **more: Any) -> dict[str, list[Launch]]:
+def training(
+    *, dynamic: bool = False, library: bool = False, **more: Any
+) -> dict[str, list[Launch]]:
     """Launches of forward and backward, as autograd puts them together."""
     found: dict[str, list[Launch]] = {}
 
@@ -45,6 +47,8 @@ def training(*, dynamic: bool = False, **more: Any) -> dict[str, list[Launch]]:
 
     def function(*t: Any) -> Any:
         operands = (t[0], t[1], t[2], t[3 : 3 + count], t[3 + count :])
+        if library:
+            return torch.ops.fuser.library_moe(*operands, text)
         return torch.ops.fuser.generated_moe(*operands, text, "a test", True)[0]
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -68,6 +72,7 @@ def main() -> None:
         "separate": training(separate=True, products=2),
         "weights first": training(first=True),
         "many tokens": training(tokens=3000, experts=8),
+        "library": training(library=True, biases=True, features=32, hidden=16, width=24),
         "dynamic": training(tokens=3000, experts=8, dynamic=True),
     }
     print(json.dumps(found))

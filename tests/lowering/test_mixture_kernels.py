@@ -133,6 +133,7 @@ def _own(name: str) -> tuple[str, list[str]]:
         ("weights first", FORWARD, [*BACKWARD, *MATRICES]),
         ("many tokens", SORTED, [*BACKWARD, *MATRICES]),
         ("dynamic", SORTED, [*BACKWARD, *MATRICES]),
+        ("library", [], []),
     ],
 )  # fmt: skip
 def test_kernels_are_launched_where_the_inner_backend_sees_them(
