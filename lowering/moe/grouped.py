@@ -98,55 +98,60 @@ def mix(
     weight = weights.reshape(-1)[places.order, None]
     rows = x[places.token]
     rows = (rows * weight if spec.weights_first else rows).to(spec.product_dtype)
-    first, made = _products(experts, rows, places)
+    saved = _room(experts, rows if keep else rows[:0])
+    made = _products(experts, rows, places, saved if keep else None)
     y = made.to(accumulating(spec.dtype))
     if not spec.weights_first:
         y = y * weight
-    saved = _joined(first, rows) if keep else rows.new_empty(0, sum(experts.first_widths))
     return places.by_token(y, choices).to(spec.dtype), saved
 
 
-def _joined(first: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """First products side by side; no columns where there are none."""
-    return torch.cat(list(first), 1) if first else rows.new_empty(len(rows), 0)
+def _room(experts: Experts, rows: Tensor) -> Tensor:
+    """For the first products of rows, side by side."""
+    return rows.new_empty(len(rows), sum(experts.first_widths))
 
 
-def _products(experts: Experts, rows: Tensor, places: Sorted) -> tuple[list[Tensor], Tensor]:
-    """First products and results of all rows, by place."""
+def _products(
+    experts: Experts, rows: Tensor, places: Sorted, saved: Tensor | None = None
+) -> Tensor:
+    """Results of all rows, by place; first products are left in `saved`."""
     spec = experts.spec
     if places.longest <= ROWS and not spec.separate and places.most_are_hit:
-        return _together(experts, rows, places)
-    first = [rows.new_empty(len(rows), width) for width in experts.first_widths]
+        return _together(experts, rows, places, saved)
     made = rows.new_empty(len(rows), experts.width)
     for expert, run in places.runs():
         own, tensors = rows[run], experts.of(expert)
         found = first_products(spec, own, *tensors)
-        for whole, part in zip(first, found, strict=True):
-            whole[run] = part
+        _leave(saved, run, found)
         made[run] = last_product(spec, activated(spec, own, found), *tensors)
-    return first, made
+    return made
 
 
-def _together(experts: Experts, rows: Tensor, places: Sorted) -> tuple[list[Tensor], Tensor]:
+def _together(experts: Experts, rows: Tensor, places: Sorted, saved: Tensor | None) -> Tensor:
     """All experts in one product, each on as many rows as the one that has the most."""
     spec, longest, count = experts.spec, places.longest, places.ends[-1]
-    ends = torch.tensor(places.ends)
+    ends = torch.tensor(places.ends, device=rows.device)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    shift = torch.arange(spec.experts) * longest - starts
-    at = torch.arange(count) + shift.repeat_interleave(ends - starts)
+    shift = torch.arange(spec.experts, device=rows.device) * longest - starts
+    at = torch.arange(count, device=rows.device) + shift.repeat_interleave(ends - starts)
     padded = rows.new_zeros(spec.experts * longest, rows.shape[1])
     padded[at] = rows[:count]
     padded = padded.unflatten(0, (-1, longest))
     found = first_products(spec, padded, experts.matrices, experts.biases)
-    hidden = activated(spec, padded, found)
-    made = last_product(spec, hidden, experts.matrices, experts.biases)
+    if saved is not None:
+        _leave(saved, slice(0, count), [part.flatten(0, 1)[at] for part in found])
+    result = last_product(spec, activated(spec, padded, found), experts.matrices, experts.biases)
+    made = rows.new_empty(len(rows), experts.width)
+    made[:count] = result.flatten(0, 1)[at]
+    return made
 
-    def by_place(part: Tensor) -> Tensor:
-        whole = part.new_empty(len(rows), part.shape[-1])
-        whole[:count] = part.flatten(0, 1)[at]
-        return whole
 
-    return [by_place(part) for part in found], by_place(made)
+def _leave(saved: Tensor | None, run: slice, first: Sequence[Tensor]) -> None:
+    start = 0
+    for part in first if saved is not None else ():
+        assert saved is not None
+        saved[run, start : start + part.shape[1]] = part
+        start += part.shape[1]
 
 
 class _Backward:
@@ -185,7 +190,8 @@ class _Backward:
         """For x, weights and the tensors of the experts, wanted or not."""
         spec, places, weight = self.spec, self.places, self.weight
         if len(saved) != len(self.rows):
-            saved = _joined(_products(self.experts, self.rows, places)[0], self.rows)
+            saved = _room(self.experts, self.rows)
+            _products(self.experts, self.rows, places, saved)
         of_rows = torch.zeros_like(self.rows)
         of_weight = torch.zeros_like(weight, dtype=accumulating(weight.dtype))
         cotangent = grad[places.token].to(spec.product_dtype)
