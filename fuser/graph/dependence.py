@@ -47,7 +47,7 @@ class DependenceReader(IndexReader):
         return self._opened(_arguments(self.at(node, index)))
 
     def at(self, node: Node, index: Index, reader: Node | None = None) -> Value:
-        if self.is_written(node, reader):
+        if self.view.is_written(node, reader):
             return Unknown(frozenset(index))
         return super().at(node, index, reader)
 

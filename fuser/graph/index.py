@@ -66,7 +66,7 @@ class IndexReader:
             index: where.
             reader: who reads it; without one it is read after the end of the graph.
         """
-        if self.is_written(node, reader):
+        if self.view.is_written(node, reader):
             raise Unproven("a tensor that is written to")
         key = (node, index)
         if key not in self._known:
@@ -78,12 +78,6 @@ class IndexReader:
             finally:
                 self._depth -= 1
         return self._known[key]
-
-    def is_written(self, node: Node, reader: Node | None = None) -> bool:
-        """Whether what a tensor holds may change between its making and its reader."""
-        order = self.view.order
-        end = len(order) if reader is None else order[reader]
-        return self.view.mutated_between(node, order[node] + 1, end) is not None
 
     def _compute(self, node: Node, index: Index) -> Value:
         example = value(node)

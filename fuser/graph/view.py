@@ -164,6 +164,11 @@ class GraphView:
             groups.setdefault(key, []).append(node)
         return groups
 
+    def is_written(self, node: Node, reader: Node | None = None) -> bool:
+        """Whether a tensor is written to after it was made, up to a `reader` or to the end."""
+        end = len(self.order) if reader is None else self.order[reader]
+        return self.mutated_between(node, self.order[node] + 1, end) is not None
+
     def mutated_between(self, node: Node, first: int, last: int) -> Node | None:
         """A node that writes to memory shared with `node` at a position in [first, last)."""
         if not self.mutations:

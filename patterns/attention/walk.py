@@ -108,7 +108,7 @@ def peel(
     found = [(node, dims)]
     for _ in range(32):
         op = view.op(node)
-        if view.mutated_between(node, view.order[node] + 1, view.order[reader]) is not None:
+        if view.is_written(node, reader):
             break
         reader = node
         if op.kind is Kind.VIEW and not op.inplace:

@@ -18,8 +18,7 @@ def is_arange(view: GraphView, node: Node, dims: Dims | None = None, along: Dim 
     and has no other."""
     for _ in range(MAX_VIEWS):
         op = view.op(node)
-        written = view.mutated_between(node, view.order[node] + 1, len(view.order)) is not None
-        if written or op.inplace or value(node).is_floating_point():
+        if view.is_written(node) or op.inplace or value(node).is_floating_point():
             return False
         if op.kind is Kind.VIEW and dims is not None:
             try:

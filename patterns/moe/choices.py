@@ -26,7 +26,7 @@ def distinct(view: GraphView, index: Node, dims: Dims, along: Dim) -> bool:
         return True
     node, dims, along = index, resolve(dims), leaves((along,))
     for _ in range(MAX_DEPTH):
-        if is_written(view, node):
+        if view.is_written(node):
             return False
         found = _rearranged(view, node, dims, along)
         if found is None:
@@ -34,12 +34,6 @@ def distinct(view: GraphView, index: Node, dims: Dims, along: Dim) -> bool:
         node, dims, along = found
     at = _position(dims, along)
     return at is not None and _is_order(view, node, at, len(dims))
-
-
-def is_written(view: GraphView, node: Node) -> bool:
-    """Whether a tensor is written to after it was made."""
-    order = view.order
-    return view.mutated_between(node, order[node] + 1, len(order)) is not None
 
 
 def _rearranged(
@@ -125,7 +119,7 @@ def are_experts(view: GraphView, node: Node, count: int) -> bool:
 def experts_among(view: GraphView, node: Node) -> int | None:
     """Of how many experts the elements of a tensor are numbers: positions among as many scores."""
     for _ in range(MAX_DEPTH):
-        if is_written(view, node):
+        if view.is_written(node):
             return None
         op = view.op(node)
         ordered = found_by(view, node, 0)

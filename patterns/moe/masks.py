@@ -44,7 +44,7 @@ def chosen(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
     """Which expert a mask is of, each of whose elements is a choice of a token."""
     compared = False
     for _ in range(_LIMIT):
-        if is_written(view, node):
+        if view.is_written(node):
             return None
         op = view.op(node)
         if op.kind is Kind.VIEW and not op.inplace:
@@ -114,7 +114,7 @@ def _cast(view: GraphView, node: Node, dims: Dims) -> Place | None:
     """A tensor of zeros and ones without its views and casts."""
     for _ in range(_LIMIT):
         op = view.op(node)
-        if is_written(view, node):
+        if view.is_written(node):
             return None
         if op.kind is Kind.VIEW and not op.inplace:
             node, dims = pull_view(op, node, dims)
@@ -129,7 +129,7 @@ def _peeled(view: GraphView, node: Node, dims: Dims) -> Place:
     """Indices without their views and copies, so that two spellings are one tensor."""
     for _ in range(_LIMIT):
         op = view.op(node)
-        if is_written(view, node):
+        if view.is_written(node):
             break
         if op.kind is Kind.VIEW and not op.inplace:
             try:
@@ -144,7 +144,3 @@ def _peeled(view: GraphView, node: Node, dims: Dims) -> Place:
         else:
             break
     return Place(node, resolve(dims))
-
-
-def is_written(view: GraphView, node: Node) -> bool:
-    return view.mutated_between(node, view.order[node] + 1, len(view.order)) is not None

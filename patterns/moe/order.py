@@ -188,7 +188,7 @@ def picked(op: Op) -> tuple[Node, Node] | None:
 def ordered(view: GraphView, order: Node) -> Order | None:
     """What a tensor of positions is the sorted order of, if it is one."""
     ids = sorting(view, order)
-    written = ids is not None and any(_is_written(view, n) for n in (ids, order))
+    written = ids is not None and any(view.is_written(n) for n in (ids, order))
     return None if ids is None or written or value(ids).ndim != 1 else Order(order, ids, ())
 
 
@@ -233,14 +233,9 @@ def _ascending(args: dict[str, object]) -> Node | None:
     return source if isinstance(source, Node) and plain else None
 
 
-def _is_written(view: GraphView, node: Node) -> bool:
-    order = view.order
-    return view.mutated_between(node, order[node] + 1, len(order)) is not None
-
-
 def _inverted(view: GraphView, node: Node) -> Node | None:
     """The order of which a tensor is the inverse: its own order, or places written at it."""
-    if not _is_written(view, node):
+    if not view.is_written(node):
         found = sorting(view, node)
         write = node if found is None else None
     else:

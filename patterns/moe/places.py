@@ -117,7 +117,7 @@ class Places(Masks):
 
     def _position(self, node: Node, dims: Dims, reader: Node, facts: frozenset[Factor]) -> Position:
         self._steps += 1
-        if self._steps > MAX_STEPS or self.is_written(node, reader):
+        if self._steps > MAX_STEPS or self.view.is_written(node, reader):
             raise Unproven("a position in too many steps, or one that is written to")
         if value(node).dtype not in WIDE:
             raise Unproven("a position in a dtype that rounds")
@@ -194,7 +194,7 @@ class Places(Masks):
             )
         op = self.view.op(node)
         inner = summed(op, node, dims)
-        if inner is None or self.is_written(node, reader):
+        if inner is None or self.view.is_written(node, reader):
             return None
         rows = self._rows(facts)
         if len(rows) != 1 or not same_size(size_of(inner[2]), size_of(rows)):
@@ -259,7 +259,7 @@ class Places(Masks):
             if given is None or not self.is_one_expert(fact):
                 continue
             root = _past_views(self.view, index, own)
-            if root == _past_views(self.view, *given) and not self.is_written(root[0], node):
+            if root == _past_views(self.view, *given) and not self.view.is_written(root[0], node):
                 whole = (*dims[:at], self.experts, *dims[at + 1 :])
                 return self._position(source, whole, node, facts)
         raise Unproven("positions that are gathered at another expert")
@@ -301,7 +301,7 @@ class Places(Masks):
         given = _past_views(self.view, op.args["input"], fact.dims)
         largest = bound - 1 if op.name == "lt" else bound
         same = given == _past_views(self.view, node, dims)
-        return largest <= high and same and not self.is_written(given[0], fact.node)
+        return largest <= high and same and not self.view.is_written(given[0], fact.node)
 
     # -- together
 

@@ -63,7 +63,7 @@ class Routing:
         try:
             if self._depth > MAX_DEPTH:
                 return None
-            if not self._is_written(node, len(self.view.order)):
+            if not self.view.is_written(node):
                 return self._support(node, resolve(dims), number)
             written = writer(self.view, node)
             return None if written is None else self._written(written, resolve(dims), number)
@@ -75,9 +75,6 @@ class Routing:
     def unique(self, index: Node, dims: Dims, chosen: Dim) -> Place | None:
         """The indices, if none is there twice for one token."""
         return Place(index, resolve(dims)) if distinct(self.view, index, dims, chosen) else None
-
-    def _is_written(self, node: Node, before: int) -> bool:
-        return self.view.mutated_between(node, self.view.order[node] + 1, before) is not None
 
     def _is_experts(self, dim: Dim) -> bool:
         return set(leaves((dim,))) == set(leaves((self.experts,)))

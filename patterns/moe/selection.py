@@ -34,7 +34,6 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from .branches import column
-from .masks import is_written
 from .space import Place, Space
 
 _LIMIT = 64
@@ -74,7 +73,7 @@ class Picked(Space):
             Unproven: it is read elsewhere.
         """
         inner, own = self._peel(node, dims)
-        if set(leaves(own)) & set(leaves((self.row,))) and not self.is_written(inner):
+        if set(leaves(own)) & set(leaves((self.row,))) and not self.view.is_written(inner):
             source = self._picked(self.view.op(inner), own)
             if source is not None:
                 while node is not inner:
@@ -177,7 +176,7 @@ def coordinate(view: GraphView, node: Node) -> Coordinate | None:
     dims: Dims = fresh(value(node).shape, "r")
     passed: list[Node] = []
     for _ in range(_LIMIT):
-        if is_written(view, node):
+        if view.is_written(node):
             return None
         source = node.args[0] if node.args else None
         if _gives_positions(node) and len(dims) == 2 and is_tensor(source):

@@ -83,7 +83,7 @@ class Space:
             Unproven: it is read at rows that are not those of its place.
         """
         node, dims = self._peel(node, dims)
-        found = None if self.is_written(node) else self._selected(node, dims)
+        found = None if self.view.is_written(node) else self._selected(node, dims)
         if found is None:
             return self._as_it_is(node, dims)
         source, index, index_dims, rest = found
@@ -118,11 +118,6 @@ class Space:
         found = self.locate(place.node, place.dims)
         one = self.dense or not found.experts
         return found if one else Place(place.node, resolve(place.dims))
-
-    def is_written(self, node: Node) -> bool:
-        """Whether a tensor is written to after it was made, so that it is no copy any more."""
-        order = self.view.order
-        return self.view.mutated_between(node, order[node] + 1, len(order)) is not None
 
     def _as_it_is(self, node: Node, dims: Dims) -> Place:
         return Place(node, dims, self._experts_among(dims))
@@ -164,7 +159,7 @@ class Space:
     def _peel(self, node: Node, dims: Dims) -> tuple[Node, Dims]:
         for _ in range(32):
             op = self.view.op(node)
-            if self.is_written(node):
+            if self.view.is_written(node):
                 break
             if op.kind is Kind.VIEW and not op.inplace:
                 try:
@@ -200,10 +195,10 @@ def _is_again(view: GraphView, one: Node, other: Node) -> bool:
     same = (one.op, one.target, one.args, one.kwargs) == (
         other.op, other.target, other.args, other.kwargs
     )  # fmt: skip
-    order, source = view.order, view.op(one).args.get("input")
+    source = view.op(one).args.get("input")
     if not (part and same and is_tensor(source)):
         return False
-    return view.mutated_between(source, order[source] + 1, len(order)) is None
+    return not view.is_written(source)
 
 
 def is_copy(op: Op, node: Node) -> bool:

@@ -65,7 +65,7 @@ class Masks:
             Unproven: it was written to before it was read, or there are too many.
         """
         self._steps += 1
-        if self._steps > MAX_STEPS or self.is_written(node, reader):
+        if self._steps > MAX_STEPS or self.view.is_written(node, reader):
             raise Unproven("a mask in too many steps, or one that is written to")
         found = self._terms(self.view.op(node), node, resolve(dims))
         if found is None:
@@ -129,10 +129,6 @@ class Masks:
             return False
         before, after = value(source).dtype, value(node).dtype
         return not before.is_floating_point or after.is_floating_point
-
-    def is_written(self, node: Node, reader: Node) -> bool:
-        order = self.view.order
-        return self.view.mutated_between(node, order[node] + 1, order[reader]) is not None
 
     def is_binary(self, factor: Factor) -> bool:
         """Whether a factor is zero or one."""

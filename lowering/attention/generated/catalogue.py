@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from fuser.torch_private import hint
 
 from ...triton.kernel import Kernel
 from ...triton.launch import TARGETS
+from ...triton.recorder import Recorder
 from .build import Needs, build
 from .config import Config, choose, splits_keys
 from .layout import Captured, Layout, Operand
@@ -151,29 +151,19 @@ def _for_contiguous(kernel: Kernel) -> Kernel:
     return replace(kernel, signature=signature, constants=constants, divisible=rest)
 
 
-_recorded: dict[str, Entry] | None = None
-
-
-@contextmanager
-def recording() -> Iterator[dict[str, Entry]]:
-    """Within the block, entries of what is launched are collected, by their text."""
-    global _recorded
-    before, _recorded = _recorded, {}
-    try:
-        yield _recorded
-    finally:
-        _recorded = before
+_recorder = Recorder[Entry]()
+recording = _recorder.recording
 
 
 def record(
     layout: Layout, stage: str, arguments: tuple[Any, ...], rows: int, visits: float
 ) -> None:
     """Notes a launch, where that is wanted. Few visits are one number, and so one entry."""
-    if _recorded is not None:
+    if _recorder.listens:
         few, known = SHORT if visits < LONG else None, hint(rows)
         rows = LONG if known is None else known
         entry = Entry(str(layout.score), layout, stage, arguments, rows, few)
-        _recorded.setdefault(entry.to_json(), entry)
+        _recorder.note(entry)
 
 
 def _program(text: str, names: list[str], steps: list[Any]) -> Program:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from fuser.graph.program import Program
 from fuser.specs import Columns, MoeSpec
 
 from ...triton.kernel import Kernel
+from ...triton.recorder import Recorder
 from .build import TEXTS, build
 from .config import Config, choose
 from .layout import Layout, Matrix, layout_of
@@ -103,25 +103,15 @@ def _for_contiguous(kernel: Kernel) -> Kernel:
     return replace(kernel, signature=signature, constants=constants, divisible=rest)
 
 
-_recorded: dict[str, Entry] | None = None
-
-
-@contextmanager
-def recording() -> Iterator[dict[str, Entry]]:
-    """Within the block, entries of what is launched are collected, by their text."""
-    global _recorded
-    before, _recorded = _recorded, {}
-    try:
-        yield _recorded
-    finally:
-        _recorded = before
+_recorder = Recorder[Entry]()
+recording = _recorder.recording
 
 
 def record(layout: Layout, stage: str, arguments: tuple[Any, ...], rows: float) -> None:
     """Notes a launch, where that is wanted."""
-    if _recorded is not None:
+    if _recorder.listens:
         entry = Entry(str(layout.spec.activation), layout, stage, arguments, rows)
-        _recorded.setdefault(entry.to_json(), entry)
+        _recorder.note(entry)
 
 
 def _activation(*body: Any, out: str, inputs: tuple[str, ...]) -> Program:
