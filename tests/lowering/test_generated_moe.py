@@ -271,3 +271,18 @@ def test_dropped_choices_give_nothing(name: str, first: bool) -> None:
     assert of_weights is not None
     assert not of_weights[::3, 0].any()
     assert not of_weights[1::5, 1].any()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_weight_that_is_no_number_stays_with_its_expert(number: float, first: bool) -> None:
+    """Tiles have rows that are not there, and stand for the first token."""
+    spec, x = mixture(biases=True, first=first, tokens=6)
+    weights = x.weights.detach().clone()
+    weights[0, 0] = number
+    chosen = int(x.indices[0, 0])
+    ours = outcome(generated, spec, replace(x, weights=weights.requires_grad_()))
+    for grad in ours.grads[2:]:
+        assert grad is not None
+        for expert in set(range(spec.experts)) - {chosen}:
+            assert grad[expert].isfinite().all()

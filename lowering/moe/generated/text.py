@@ -173,11 +173,10 @@ class Text:
         self.write(f"{name} = tl.zeros([{rows}, {columns}], tl.float32)")
 
     def weight(self) -> None:
-        """`weight` of each row, in fp32."""
-        self.write(
-            "weight = tl.load(weights + token * weights_t + (choice % K) * weights_k)"
-            ".to(tl.float32)"
-        )
+        """`weight` of each row, in fp32; zero for rows that are not there, whose gradients are zero
+        too and would be NaN beside a weight that is."""
+        at = "weights + token * weights_t + (choice % K) * weights_k"
+        self.write(f"weight = tl.load({at}, mask=in_rows, other=0.0).to(tl.float32)")
 
     # -- programs
 
