@@ -18,6 +18,7 @@ from ..declined import Declined
 from .branches import Branch, Columns, branch, column, columns_of, same
 from .expert import Expert, NoExpert
 from .region import mixture
+from .rows import rows_of
 from .space import Place, Space, require
 from .weights import Weights
 
@@ -39,7 +40,8 @@ def chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
         except (NoExpert, Unproven):
             continue
         except Declined as error:
-            declined.append(error)
+            if _is_weighted(view, term, out_dims):
+                declined.append(error)
     groups = columns_of(view, [b for b, _ in branches.values()])
     chosen = _by_choice(view, anchor, out_dims, groups, branches)
     if chosen is not None:
@@ -51,6 +53,15 @@ def chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
         _explain([b for b, _ in branches.values()], groups, declined, anchor)
         return None
     return _matched(view, anchor, out_dims, group, branches)
+
+
+def _is_weighted(view: GraphView, term: Node, out_dims: Dims) -> bool:
+    """Whether a term has a factor for each of its rows, as experts have and layers have not."""
+    space = Space(view, value(term).dtype, leaves(out_dims[:-1]))
+    try:
+        return bool(rows_of(space, term, out_dims).weights.factors)
+    except (Declined, Unproven):
+        return False
 
 
 def _explain(
