@@ -1,7 +1,11 @@
-"""Generated kernels of mixtures, in Triton's interpreter or on the device of `FUSER_DEVICE`."""
+"""Generated kernels of mixtures, in Triton's interpreter or on the device of `FUSER_DEVICE`.
+
+`FUSER_EVERY=1` takes float16 too.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,7 +25,8 @@ from tests.compiled import Run, assert_near
 from tests.lowering.generated import DEVICE, FACTOR
 from tests.lowering.mixtures import Operands, clamped, in_fp64, mixture, outcome, squared, swiglu
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+EVERY = os.environ.get("FUSER_EVERY") == "1"
+DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if EVERY else [])]
 REFERENCE = torch.ops.fuser.moe
 
 
