@@ -33,6 +33,8 @@ class Target:
     warp_specialize: bool = False
 
 
+INTERPRETED_WORK = 1000.0
+"""Of a lowering in the interpreter, which is for numbers and not for time."""
 INTERPRETER = Target("interpreter", 4, 1 << 20)
 TARGETS = {
     target.arch: target

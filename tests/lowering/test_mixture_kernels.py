@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +18,9 @@ from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.pool import compile_all
 from tests import accepted
 from tests.lowering.mixtures import clamped, mixture, outcome, swiglu
+from tests.lowering.opened import opened as launches_of
 from tests.lowering.test_generated_moe import generated
 
-ROOT = Path(__file__).parents[2]
 FOLDER = "triton/moe"
 FORWARD = [("place_kernel", ["order", "starts"]), ("up_kernel", ["hidden", "saved"]),
            ("down_kernel", ["y"])]  # fmt: skip
@@ -110,14 +105,8 @@ def test_every_cut_is_one_that_triton_has(arch: str, rows: float) -> None:
 
 @pytest.fixture(scope="module")
 def opened() -> dict[str, Any]:
-    """The launches of every case, in a process where nothing is interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lowering.open_mixtures"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    """The launches of every case."""
+    return launches_of("open_mixtures")
 
 
 def _own(name: str) -> tuple[str, list[str]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.lowering.opened import opened as launches_of
+
 STATISTICS = ["row_max", "row_sum"]
 FORWARD = [("forward_kernel", ["out", *STATISTICS])]
 SPLIT = [("split_kernel", ["part", "part_max", "part_sum"]), ("combine_kernel", FORWARD[0][1])]
@@ -22,14 +18,8 @@ TABLE = ("table_kernel", ["dead", "kinds"])
 
 @pytest.fixture(scope="module")
 def opened() -> dict[str, Any]:
-    """The launches of every case, in a process where nothing is interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lowering.open_operators"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    """The launches of every case."""
+    return launches_of("open_operators")
 
 
 def written(launches: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -18,7 +18,7 @@ from fuser.specs import AttentionSpec
 from fuser.torch_private import hint
 
 from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
-from ...triton.launch import unavailable
+from ...triton.launch import INTERPRETED_WORK, unavailable
 from ...triton.trace import NotPrintable
 from .. import gpu
 from ..diagonals import Diagonals
@@ -28,9 +28,6 @@ from ..reference import emit_operator
 from .build import check
 from .layout import AXES, Captured, Layout, Operand
 from .numerics import tables_of
-
-INTERPRETED_WORK = 1000.0
-"""The interpreter is for numbers, not for time."""
 
 
 @register_lowering(AttentionSpec, order=30)

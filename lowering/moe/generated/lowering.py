@@ -14,16 +14,13 @@ from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
 from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
-from ...triton.launch import unavailable
+from ...triton.launch import INTERPRETED_WORK, unavailable
 from ...triton.trace import NotPrintable
 from .. import cost
 from ..operators import emit, weight_dtype
 from .build import build
 from .config import INTERPRETED
 from .layout import Layout, Matrix, NoLayout, layout_of
-
-INTERPRETED_WORK = 1000.0
-"""The interpreter is for numbers, not for time."""
 
 
 @register_lowering(MoeSpec, order=5)

@@ -143,36 +143,34 @@ class Problem:
         self.launch("tokens", (), self._tiles("tokens", self.layout.features), given)
         return self._by_token(dx)
 
-    def of_matrix(
-        self, places: Places, grads: Sequence[Tensor], column: int | None, given: Mapping[str, Any]
+    def of_tensor(
+        self,
+        stage: str,
+        places: Places,
+        grads: Sequence[Tensor],
+        column: int | None,
+        given: Mapping[str, Any],
     ) -> None:
-        """Fills in the gradient of a matrix, of all experts."""
-        layout, config = self.layout, self.config("matrix")
+        """Fills in the gradient of a matrix, or of what is added to a product, of all experts.
+
+        Args:
+            stage: `matrix` or `bias`.
+            places: the choices in the order of their experts.
+            grads: one for all experts, or one each.
+            column: which input of the activation the product makes; None for the last product.
+            given: the gradients that it starts from.
+        """
+        layout, config = self.layout, self.config(stage)
         p = layout.last if column is None else layout.columns[column].product
         rows = layout.width if column is None else layout.hidden
         columns = layout.hidden if column is None else layout.features
-        grid = -(-rows // config.block_m) * -(-columns // config.block_n) * layout.spec.experts
-        self.launch(
-            "matrix",
-            (column,),
-            grid,
-            {**self._rows(places), **given, **self._of_experts(f"dm{p}", grads)},
-        )
-
-    def of_bias(
-        self, places: Places, grads: Sequence[Tensor], column: int | None, given: Mapping[str, Any]
-    ) -> None:
-        """The same for what is added to a product."""
-        layout, config = self.layout, self.config("bias")
-        p = layout.last if column is None else layout.columns[column].product
-        size = layout.width if column is None else layout.hidden
-        grid = -(-size // config.block_n) * layout.spec.experts
-        self.launch(
-            "bias",
-            (column,),
-            grid,
-            {**self._rows(places), **given, **self._of_experts(f"db{p}", grads)},
-        )
+        if stage == "matrix":
+            tiles = -(-rows // config.block_m) * -(-columns // config.block_n)
+        else:
+            tiles = -(-rows // config.block_n)
+        own = self._of_experts(f"d{stage[0]}{p}", grads)
+        given = {**self._rows(places), **given, **own}
+        self.launch(stage, (column,), tiles * layout.spec.experts, given)
 
     # -- launching
 

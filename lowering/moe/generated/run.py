@@ -38,8 +38,8 @@ def backward(
     tensors = dict(zip(names, [*experts.matrices, *experts.biases], strict=True))
     wanted = dict(zip(names, rest, strict=True))
     added = [p for p, has in enumerate(spec.biases) if has]
-    parts = [(of.of_matrix, p) for p in range(spec.products)] + [(of.of_bias, p) for p in added]
-    for number, (fill, p) in enumerate(parts):
+    parts = [("matrix", p) for p in range(spec.products)] + [("bias", p) for p in added]
+    for number, (stage, p) in enumerate(parts):
         own = names[number * each : (number + 1) * each]
         if not any(wanted[n] for n in own):
             continue
@@ -47,7 +47,7 @@ def backward(
         make = torch.empty_like if complete else torch.zeros_like
         grads = [make(tensors[n]) for n in own]
         for column in _columns(of, p):
-            fill(places, grads, column, given)
+            of.of_tensor(stage, places, grads, column, given)
         found += [g for n, g in zip(own, grads, strict=True) if wanted[n]]
     return found
 
