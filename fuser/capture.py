@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from .errors import first_sentence
 from .graph.ops import is_tensor, value
-from .torch_private import convert_frame, dynamo, unbacked
+from .torch_private import convert_frame, distinct, dynamo, eval_frame, unbacked
 
 _FLAG = {"capture_dynamic_output_shape_ops": True}
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
@@ -149,3 +149,25 @@ def callback_of(compiled: Any) -> Any:
     cells: tuple[Any, ...] = getattr(compiled, "__closure__", None) or ()
     closed: dict[str, Any] = dict(zip(names, cells, strict=True))
     return closed["callback"].cell_contents if "callback" in closed else None
+
+
+def caller_of(target: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls a module or function, of which Dynamo knows nothing yet.
+
+    What it notes down beside the code of a function that it has given up, all modules of a class
+    share, however and whenever they were compiled.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return target(*args, **kwargs)
+
+    return distinct(call, "whole")
+
+
+def is_given_up(target: Any) -> bool:
+    """Whether Dynamo has seen a module's or function's code, and compiled nothing of it."""
+    function = type(target).forward if isinstance(target, torch.nn.Module) else target
+    code = getattr(function, "__code__", None)
+    if code is None or code not in convert_frame.input_codes:
+        return False
+    return not eval_frame._debug_get_cache_entry_list(code)

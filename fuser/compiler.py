@@ -11,10 +11,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from .backend import fuser
-from .capture import capture_whole
+from .capture import caller_of, capture_whole
 from .errors import FuserError
 from .experts import use_experts
-from .torch_private import distinct
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,7 +80,7 @@ def _compile(model: Any, kwargs: dict[str, Any]) -> Any:
     plain = getattr(model, "_orig_mod", getattr(model, "_torchdynamo_orig_callable", model))
     strict = bool(kwargs.get("fullgraph", False))
     if not isinstance(plain, nn.Module):
-        called = functools.update_wrapper(_called(plain), plain)
+        called = functools.update_wrapper(caller_of(plain), plain)
         compiled: Any = torch.compile(called, backend=loops, **kwargs)
         owner = getattr(plain, "__self__", None)
         if capture_whole(compiled, strict) and isinstance(owner, nn.Module):
@@ -91,7 +90,7 @@ def _compile(model: Any, kwargs: dict[str, Any]) -> Any:
     if capture_whole(compiled, strict):
         use_experts(plain)
         name = "_forward" if hasattr(plain, "_initialize_hook") else "forward"
-        usual, own = getattr(compiled, name), compiled.dynamo_ctx(_called(plain))
+        usual, own = getattr(compiled, name), compiled.dynamo_ctx(caller_of(plain))
         setattr(compiled, name, _either(plain, usual, own))
     return compiled
 
@@ -106,19 +105,6 @@ def _either(
         return (usual if _is_hooked(module) else own)(*args, **kwargs)
 
     return forward
-
-
-def _called(target: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that calls a module or function, of which Dynamo knows nothing yet.
-
-    What it notes down beside the code of a function that it has given up, all modules of a class
-    share, however and whenever they were compiled.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return target(*args, **kwargs)
-
-    return distinct(call, "whole")
 
 
 def _is_hooked(module: nn.Module) -> bool:

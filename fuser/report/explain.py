@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch.fx import GraphModule
 
 from ..backend import fuser, listening
-from ..capture import capture_whole, failures_of
+from ..capture import caller_of, capture_whole, failures_of, is_given_up
 from ..errors import FuserError
 from ..events import Failure, NearMiss, Record, Rewritten
 from ..options import PREFIX, Options
@@ -71,9 +71,10 @@ def explain(
     if isinstance(fn, type) or not callable(fn):
         raise FuserError(f"explain takes a module or function, but was given {_named(fn)}.")
     target = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
+    traced = caller_of(target) if is_given_up(target) else target
     with _one_at_a_time, listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
         with isolated(compiler) as breaks, undisturbed(target):
-            compiled = optimize(target, compiler)
+            compiled = optimize(traced, compiler)
             breaks.whole = failures_of(fn) is not None
             if breaks.whole:
                 capture_whole(compiled, strict=False)

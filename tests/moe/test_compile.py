@@ -309,6 +309,17 @@ def test_explain_sees_what_it_compiles() -> None:
     assert "let it run over all of them, and use fuser.compile(model)" in line
 
 
+@pytest.mark.parametrize("before", [torch.compile, fuser.compile], ids=["stock", "whole"])
+def test_explain_sees_what_was_given_up_before(before: Any) -> None:
+    """Dynamo never looks again at code that it has skipped."""
+    module, x = OtherActivation().eval(), tokens()
+    more = {"backend": "eager"} if before is torch.compile else {}
+    before(module, **more)(x)
+    for explained in (module, module.forward, fuser.compile(module)):
+        report = fuser.explain(explained, x)
+        assert any("torch.where" in line for line in report.breaks), report.breaks
+
+
 def test_explain_tells_why_a_capture_failed() -> None:
     report = fuser.explain(fuser.compile(OtherActivation().eval()), tokens())
     (line,) = [x for x in report.breaks if "as torch.compile does" in x]
