@@ -127,7 +127,7 @@ class Diagonals:
     def _follow(self, node: Node, dims: Dims) -> bool:
         """Whether `_Emission` knows all producers between the bias and what is not trained."""
         self._read.add(node)
-        if self.reader.is_written(node, None):
+        if self.reader.view.is_written(node, None):
             return False
         if not value(node).requires_grad:
             return all(self.is_plain(dim) for dim in dims)
@@ -160,7 +160,7 @@ class Diagonals:
                 raise Unproven("features that are positions")
             table: Any = node.args[1]
             self._read.add(table)
-            if self.reader.is_written(table, None):
+            if self.reader.view.is_written(table, None):
                 raise Unproven("a table that is written to")
             return [(node.args[0], dims[:-1])]  # type: ignore[list-item]
         raise Unproven(f"`{node.name}` at other positions")

@@ -100,7 +100,7 @@ class Follower:
         Raises:
             Unproven: neither can its producer be followed nor the tensor be read there.
         """
-        if self.positions.is_written(node, reader):
+        if self.positions.view.is_written(node, reader):
             raise Unproven("a tensor that is written to")
         key = (node, index)
         if key not in self._known:

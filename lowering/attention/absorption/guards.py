@@ -35,7 +35,7 @@ def require_readable(follower: Follower, node: Node) -> None:
     example = value(node)
     if example.dtype not in _DTYPES or example.device != follower.device:
         raise Unproven("a dtype or device that kernels do not read")
-    if follower.positions.is_written(node):
+    if follower.positions.view.is_written(node):
         raise Unproven("a tensor that is written to")
     if symbols(example.shape) - follower.view.input_symbols:
         raise Unproven("a size that depends on data")
