@@ -30,7 +30,7 @@ from benchmarks.providers import INDUCTOR, Function
 from benchmarks.records import Row, make_row
 from benchmarks.runner import first_calls
 from benchmarks.targets import Check
-from fuser.torch_private import distinct
+from fuser.distinct import distinct
 
 Tensor = torch.Tensor
 Backend = Callable[..., Any]

@@ -22,7 +22,7 @@ from benchmarks.providers import FUSER, INDUCTOR, choose
 from benchmarks.records import Row, make_row, rows
 from benchmarks.runner import Effort, measure
 from benchmarks.targets import Check
-from fuser.torch_private import distinct
+from fuser.distinct import distinct
 
 NAMES = ("additive_mask", "alibi", "t5_bias", "sliding_window", "softcap", "gqa_causal")
 SIZES = ((2, 8, 128, 64), (1, 8, 256, 64), (1, 8, 512, 64), (2, 8, 256, 32), (1, 8, 512, 128))

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 import fuser
-from fuser.torch_private import distinct
+from fuser.distinct import distinct
 
 Function = Callable[..., Any]
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .distinct import distinct
 from .errors import first_sentence
 from .graph.ops import is_tensor, value
-from .torch_private import convert_frame, distinct, dynamo, eval_frame, unbacked
+from .torch_private import convert_frame, dynamo, eval_frame, unbacked
 
 _FLAG = {"capture_dynamic_output_shape_ops": True}
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")

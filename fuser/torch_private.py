@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import lru_cache
-from types import FunctionType
 from typing import Any
 
 import sympy
@@ -58,11 +57,12 @@ __all__ = [
     "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode",
     "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket",
     "apart", "attention_patterns_off", "autotunes", "cache_dir", "convert_frame",
-    "core_aten_decompositions", "counters", "differentiable", "dispatched", "distinct",
-    "dynamo", "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",
+    "core_aten_decompositions", "counters", "differentiable", "dispatched", "dynamo",
+    "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",
     "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode", "inductor",
     "is_control_flow", "is_data_dependent", "kernels_launched", "known_true", "list_backends",
-    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "pgo", "pytree",
+    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "packaging",
+    "pgo", "pytree",
     "random_as_in_eager", "random_options", "symbols", "to_expr", "unbacked",
 ]  # fmt: skip
 
@@ -365,23 +365,11 @@ def autotunes(mode: str | None, options: Mapping[str, Any]) -> bool:
     return asked or (mode or "").startswith("max-autotune")
 
 
-def distinct(function: Callable[..., Any], label: str) -> FunctionType:
-    """A copy of a plain function with a code object of its own, named with `label`.
+def packaging() -> bool:
+    """Whether Inductor is compiling for a package of AOTInductor's."""
+    from torch._inductor.virtualized import V
 
-    Dynamo keeps compiled code, and counts recompiles, by code object: copies see nothing of each
-    other.
-
-    Raises:
-        TypeError: not a plain function.
-    """
-    if not isinstance(function, FunctionType):
-        raise TypeError(f"a plain function is expected, not {type(function).__name__}")
-    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{label}")
-    copy = FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+    return bool(V.aot_compilation)
 
 
 def flex_supported() -> bool:

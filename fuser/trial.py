@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from .backend import listening
+from .distinct import distinct
 from .errors import FuserWarning, first_sentence
 from .events import Record
 from .precision import (
@@ -23,7 +24,7 @@ from .precision import (
     random_difference,
     run,
 )
-from .torch_private import distinct, dynamo
+from .torch_private import dynamo
 
 Function = Callable[..., Any]
 _STATIC = {"automatic_dynamic_shapes": False, "specialize_int": True, "specialize_float": True}

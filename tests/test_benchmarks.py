@@ -30,7 +30,7 @@ from benchmarks.figures import Measure, Result
 from benchmarks.limits import Work
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, PROVIDERS, SDPA, Provider, choose
 from benchmarks.runner import Effort
-from fuser.torch_private import distinct
+from fuser.distinct import distinct
 from tests.fake_gpu import FakeGpu
 
 CPU = torch.device("cpu")

@@ -23,10 +23,11 @@ from torch.fx.node import map_arg
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.flex_attention import flex_attention as public
 
+from fuser.distinct import distinct
 from fuser.errors import FuserWarning
 from fuser.graph.program import Program
 from fuser.specs import AttentionSpec
-from fuser.torch_private import distinct, outermost
+from fuser.torch_private import outermost
 
 from . import blocks
 from .chunked import chunked_attention

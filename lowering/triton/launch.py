@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fuser.torch_private import packaging
+
 from .kernel import Kernel
 
 
@@ -60,6 +62,8 @@ def unavailable(device: torch.device) -> str:
         return "triton is not installed"
     if device.type == "cpu":
         return "" if interpreting() else "on a CPU it needs TRITON_INTERPRET=1 in the environment"
+    if packaging():
+        return "AOTInductor packages none of its kernels yet"
     return "" if device.type == "cuda" else f"it knows GPUs of CUDA and ROCm, not {device.type!r}"
 
 

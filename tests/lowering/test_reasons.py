@@ -7,9 +7,10 @@ import re
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.virtualized import V
 
 from fuser.lowering.attention import gpu
-from fuser.options import Policy
+from fuser.options import LoweringChoice, Policy
 from tests.compiled import compiled
 from tests.lowering.on_gpu import planned
 
@@ -63,3 +64,10 @@ def test_on_a_cpu(fn: object, policy: str) -> None:
     told = [m.reason for m in record.near_misses] + [r.why for r in record.rewritten]
     assert told
     assert not any(OF_A_GPU.search(reason) for reason in told), told
+
+
+def test_nothing_generated_is_packaged_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_capability", lambda device: (9, 0))
+    with V.set_aot_compilation(True):
+        found = planned(softcapped, inputs(False), lowering=LoweringChoice.TRITON)
+    assert "AOTInductor packages none of its kernels yet" in found
