@@ -29,18 +29,20 @@ class Recorder:
     """Adds the kernels of each test to a file, so that a run that is cut short leaves some."""
 
     def __init__(self, path: str) -> None:
-        from fuser.lowering.attention.generated.catalogue import recording
+        from fuser.lowering.attention.generated import catalogue as attention
+        from fuser.lowering.moe.generated import catalogue as moe
 
-        self._path, self._added = path, 0
+        self._path, self._added = path, set[str]()
         self._stack = contextlib.ExitStack()
-        self._found = self._stack.enter_context(recording())
+        recordings = (attention.recording(), moe.recording())
+        self._found = [self._stack.enter_context(recording) for recording in recordings]
 
     def add(self) -> None:
         """Adds what the file lacks, one process at a time."""
-        new = list(self._found)[self._added :]
+        new = [line for found in self._found for line in found if line not in self._added]
         if not new:
             return
-        self._added += len(new)
+        self._added.update(new)
         with open(self._path, "a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
