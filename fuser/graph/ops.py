@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from ..torch_private import BUILTIN_FUNCTIONS, OpOverload
+from . import statistics
 from .indexing import INDEXING, KEYWORDS
 
 
@@ -139,6 +140,7 @@ _ALIASES = {
     "permute_copy": "permute",
     "special_softmax": "softmax",
     "_softmax": "softmax",
+    "linalg_vector_norm": "vector_norm",
 }
 _VIEWS: dict[str, str] = {
     "reshape": "input shape",
@@ -203,6 +205,7 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
 }
 # Where a spelling orders its parameters differently from the table.
 _ORDER_OVERRIDES: dict[Any, str] = {
+    **statistics.ORDERS,
     F.softmax: "input dim _stacklevel dtype",
     F.dropout: "input p training inplace",
     torch.dropout: "input p training",
@@ -253,7 +256,8 @@ def _signatures() -> dict[str, tuple[Kind, tuple[str, ...]]]:
         table[name] = (Kind.POINTWISE, tuple(params.split()))
     for name, params in _VIEWS.items():
         table[name] = (Kind.VIEW, tuple(params.split()))
-    others = {name: (Kind.OTHER, params) for name, params in INDEXING.items()}
+    tables = {**INDEXING, **statistics.STATISTICS}
+    others = {name: (Kind.OTHER, params) for name, params in tables.items()}
     for name, (kind, params) in {**others, **_OTHERS}.items():
         table[name] = (kind, tuple(params.split()))
     return table
@@ -275,10 +279,7 @@ def _functions() -> dict[Callable[..., Any], tuple[str, bool]]:
         table[getattr(operator, name)] = (canonical, False)
     for name, canonical in _INPLACE_OPERATORS.items():
         table[getattr(operator, name)] = (canonical, True)
-    table[torch.nn.functional.scaled_dot_product_attention] = (
-        "scaled_dot_product_attention",
-        False,
-    )
+    table.update({function: (name, False) for function, name in statistics.FUNCTIONS.items()})
     return table
 
 

@@ -13,9 +13,10 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView, Mark
 
+from ..captured import is_cast, loses_nothing
 from ..declined import Declined, spelled
 from .shift import Shift, read_shift, until_common
-from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Source, is_cast, loses_nothing, peel
+from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Source, peel
 
 
 class ProbabilityWalk:
