@@ -201,8 +201,9 @@ class NormSpec:
         r    = 1 / sqrt(v + eps),  or  1 / max(sqrt(v), eps)  where eps is a `floor`
         y    = after((x - mean) r, c_0, c_1, ...)
 
-    Sums run over the last `inner` dimensions, of n elements. Operands: `c_j`, each of the same rank,
-    broadcast against each other to the shape of x, which is that of the result.
+    Sums run over the last `inner` dimensions, of n elements. Operands: `c_j`, all of one rank,
+    broadcast against each other to the shape of x, which is that of the results: y, and where it is
+    `kept`, x.
     """
 
     captured: int
@@ -217,11 +218,19 @@ class NormSpec:
     norm_dtype: torch.dtype
     """To which what was normalised is rounded."""
     dtype: torch.dtype
-    """Of the result."""
+    """Of y."""
+    kept: torch.dtype | None = None
+    """Of x, where it is a result."""
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Of the results."""
+        return [self.dtype] if self.kept is None else [self.dtype, self.kept]
 
     def to_text(self) -> str:
         fields = {
             **{n: getattr(self, n) for n in ("captured", "inner", "centred", "summed", "floor")},
+            **({} if self.kept is None else {"kept": _name(self.kept)}),
             "before": self.before.text,
             "after": self.after.text,
             "eps": self.eps.hex(),
@@ -234,8 +243,9 @@ class NormSpec:
     def from_text(text: str) -> NormSpec:
         data = json.loads(text)
         data["eps"] = float.fromhex(data["eps"])
-        for key in ("norm_dtype", "dtype"):
-            data[key] = getattr(torch, data[key])
+        for key in ("norm_dtype", "dtype", "kept"):
+            if key in data:
+                data[key] = getattr(torch, data[key])
         for key in ("before", "after"):
             data[key] = Program(data[key])
         return NormSpec(**data)

@@ -5,7 +5,8 @@ Its gradient recomputes the same plain PyTorch and differentiates that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.program import Program
 from fuser.pattern import Call
 from fuser.specs import NormSpec
 from fuser.torch_private import differentiable
@@ -36,7 +38,7 @@ def shape_of(captured: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*(c.shape for c in captured)))
 
 
-def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> Tensor:
+def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     """A chain as `spec` says, with every intermediate in memory.
 
     Args:
@@ -44,87 +46,100 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> Tensor:
         captured: of the same rank, broadcasting against each other.
 
     Returns:
-        A tensor of the shape that they broadcast to.
+        The results, of the shape that they broadcast to.
     """
     shape = shape_of(captured)
     named = {f"c{i}": c for i, c in enumerate(captured)}
-    x = spec.before(**_read(spec.before, named)).expand(shape).float()
+    x = _computed(spec.before, named).expand(shape)
     dims = list(range(len(shape) - spec.inner, len(shape)))
+    wide = x.float()
     if spec.centred:
-        x = x - x.mean(dims, keepdim=True)
-    squares = x.square()
+        wide = wide - wide.mean(dims, keepdim=True)
+    squares = wide.square()
     v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
     if spec.floor:
-        n = x / v.sqrt().clamp_min(spec.eps)
+        n = wide / v.sqrt().clamp_min(spec.eps)
     else:
-        n = x * torch.rsqrt(v + spec.eps)
-    named["n"] = n.to(spec.norm_dtype)
-    return spec.after(**_read(spec.after, named)).to(spec.dtype).expand(shape)
+        n = wide * torch.rsqrt(v + spec.eps)
+    y = _computed(spec.after, {**named, "n": n.to(spec.norm_dtype)}).expand(shape)
+    results = [y] if spec.kept is None else [y, x]
+    return [r.to(dtype) for r, dtype in zip(results, spec.dtypes, strict=True)]
 
 
-def _read(program: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: named[name] for name in program.inputs}
+def _computed(program: Program, named: Mapping[str, Tensor]) -> Tensor:
+    return program(**{name: named[name] for name in program.inputs})
 
 
 @torch.library.custom_op("fuser::norm", mutates_args=())
-def norm(captured: Sequence[Tensor], spec: str) -> Tensor:
+def norm(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
     """`normalise` as one operator; see `fuser.specs.NormSpec` for the operands."""
     with torch.autocast(captured[0].device.type, enabled=False):
-        return normalise(spec_of(spec), captured).contiguous()
+        return [_own(y) for y in normalise(spec_of(spec), captured)]
 
 
 @norm.register_fake
-def _(captured: Sequence[Tensor], spec: str) -> Tensor:
-    return captured[0].new_empty(shape_of(captured), dtype=spec_of(spec).dtype)
+def _(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
+    shape = shape_of(captured)
+    return [captured[0].new_empty(shape, dtype=dtype) for dtype in spec_of(spec).dtypes]
 
 
 @torch.library.custom_op("fuser::norm_backward", mutates_args=())
 def norm_backward(
-    grad: Tensor, captured: Sequence[Tensor], spec: str, needs: Sequence[bool]
+    grads: Sequence[Tensor], captured: Sequence[Tensor], spec: str, needs: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of `norm` for the operands where `needs` says so."""
     leaves = [x.detach().requires_grad_(n) for x, n in zip(captured, needs, strict=True)]
-    with torch.autocast(grad.device.type, enabled=False), differentiable():
-        out = normalise(spec_of(spec), leaves)
+    with torch.autocast(captured[0].device.type, enabled=False), differentiable():
+        results = normalise(spec_of(spec), leaves)
     wanted = [x for x, n in zip(leaves, needs, strict=True) if n]
-    found = torch.autograd.grad(out, wanted, grad, allow_unused=True)
+    differ = [i for i, y in enumerate(results) if y.requires_grad]
+    found = torch.autograd.grad(
+        [results[i] for i in differ], wanted, [grads[i] for i in differ], allow_unused=True
+    )
     return [
         torch.zeros(x.shape, dtype=x.dtype, device=x.device) if g is None else _own(g)
         for g, x in zip(found, wanted, strict=True)
     ]
 
 
-def _own(grad: Tensor) -> Tensor:
-    return grad.clone(memory_format=torch.contiguous_format)
+def _own(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 @norm_backward.register_fake
 def _(
-    grad: Tensor, captured: Sequence[Tensor], spec: str, needs: Sequence[bool]
+    grads: Sequence[Tensor], captured: Sequence[Tensor], spec: str, needs: Sequence[bool]
 ) -> list[Tensor]:
     return [x.new_empty(x.shape) for x, n in zip(captured, needs, strict=True) if n]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     captured, ctx.spec = inputs
+    ctx.shape = output[0].shape
     ctx.save_for_backward(*captured)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     captured = list(ctx.saved_tensors)
     needs = [x.is_floating_point() and x.requires_grad for x in captured]
-    found = iter(norm_backward(grad, captured, ctx.spec, needs))
+    dtypes = spec_of(ctx.spec).dtypes
+    given = [
+        captured[0].new_zeros(ctx.shape, dtype=dtype) if g is None else g
+        for g, dtype in zip(grads, dtypes, strict=True)
+    ]
+    found = iter(norm_backward(given, captured, ctx.spec, needs))
     return [next(found) if n else None for n in needs], None
 
 
 norm.register_autograd(_backward, setup_context=_save)
 
 
-def emit_operator(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
+def emit_operator(builder: Builder, call: Call, function: Any, *more: Any) -> list[Node]:
     """An operator with the signature of `fuser::norm` (and `more`) on arranged operands."""
     spec: NormSpec = call.spec
     captured = [builder.operand(call.operands[f"c{i}"]) for i in range(spec.captured)]
-    return builder.call(function, captured, spec.to_text(), *more)
+    results = builder.call(function, captured, spec.to_text(), *more)
+    return [builder.call(operator.getitem, results, i) for i in range(len(spec.dtypes))]
 
 
 @register_lowering(NormSpec, order=100)
@@ -135,7 +150,7 @@ class Reference(Lowering):
     kind: ClassVar[str] = "reference"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        def emit(builder: Builder) -> Node:
+        def emit(builder: Builder) -> list[Node]:
             return emit_operator(builder, call, torch.ops.fuser.norm.default)
 
         return Emission(emit, "reference", "takes every program", _SLOWER, {}, WORK)

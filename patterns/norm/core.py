@@ -26,8 +26,8 @@ class Core:
     Attributes:
         node: whose value is what was normalised, times `weight` plus `bias`.
         x: what was normalised, of the same shape.
-        inner: which dimensions of x are normalised, each by itself or, where there are `groups`, all
-            but the batch within a group of channels.
+        inner: which dimensions of x are normalised; where there are `groups`, of the second only
+            the channels of a group.
         groups: how many groups the second dimension consists of; 0 where dimensions are whole.
         dtype: to which what was normalised is rounded.
         interior: nodes that are computed on the way, `node` among them.

@@ -48,8 +48,9 @@ class _Region:
     def match(self, pattern: str) -> Match:
         core = self.core
         after = _after(self.view, core)
-        before = _before(self.view, core)
         out = after[-1]
+        kept = _is_kept(self.view, core, out)
+        before = _before(self.view, core, kept)
         dims = fresh(value(out).shape, "o")
         captured = Captured()
         end = _Program(self.view, set(after) - {core.node}, captured)
@@ -63,6 +64,7 @@ class _Region:
         spec = NormSpec(
             len(captured.operands), inner, start.builder.finish(x), end.builder.finish(result),
             core.centred, core.summed, core.floor, core.eps, core.dtype, value(out).dtype,
+            value(core.x).dtype if kept else None,
         )  # fmt: skip
         operands = {
             f"c{i}": Operand(node, resolve(axes), arrangement, read_at=self._read_at(node, nodes))
@@ -72,11 +74,12 @@ class _Region:
             pattern,
             core.node,
             frozenset(nodes),
-            (out,),
+            (out, core.x) if kept else (out,),
             (Call(spec, operands),),
             arrangement,
             resolve(dims),
             facts=_facts(spec),
+            also=(resolve(end.core_dims),) if kept else (),
         )
 
     def _read_at(self, node: Node, nodes: set[Node]) -> int:
@@ -183,15 +186,24 @@ def _is_plain(op: Op, node: Node) -> bool:
     return not numbers and value(node).dtype in DTYPES and not draws(node, op)
 
 
-def _before(view: GraphView, core: Core) -> set[Node]:
-    """What is pointwise above, and read for the normalisation alone."""
+def _is_kept(view: GraphView, core: Core, out: Node) -> bool:
+    """Whether x is computed here too, for others to read after the region."""
+    if not _joins(view, core.x, value(core.x).shape):
+        return False
+    others = _readers(view, core.x) - core.interior
+    return bool(others) and all(view.order[node] > view.order[out] for node in others)
+
+
+def _before(view: GraphView, core: Core, kept: bool) -> set[Node]:
+    """What is pointwise above, and read for the normalisation alone; but x where it is `kept`."""
     inside = set(core.interior)
     found: set[Node] = set()
     pending = [core.x]
     shape = value(core.x).shape
     while pending and len(found) < MAX_BEFORE:
         node = pending.pop()
-        if node in found or not _readers(view, node) <= inside or not _joins(view, node, shape):
+        alone = (kept and node is core.x) or _readers(view, node) <= inside
+        if node in found or not alone or not _joins(view, node, shape):
             continue
         found.add(node)
         inside.add(node)
@@ -208,11 +220,12 @@ def _require_dtypes(core: Core) -> None:
 
 
 def _facts(spec: NormSpec) -> dict[str, str]:
-    kind = "mean and variance" if spec.centred else "sum of squares" if spec.summed else "mean square"
+    kind = (
+        "mean and variance" if spec.centred else "sum of squares" if spec.summed else "mean square"
+    )
     eps = f"at least {spec.eps:g}" if spec.floor else f"+ {spec.eps:g}"
     return {
         "statistics": f"{kind}, {eps}",
         "before": spec.before.formula(),
         "after": spec.after.formula(),
     }
-

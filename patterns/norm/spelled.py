@@ -110,7 +110,9 @@ class _Reader:
         self._require_biased(op, node)
         if op.name != "var_mean":
             return node, _Row(root=int(op.name == "std"))
-        parts = {view_index: n for n in node.users if (view_index := _item(self.view, n)) is not None}
+        parts = {
+            view_index: n for n in node.users if (view_index := _item(self.view, n)) is not None
+        }
         if 0 not in parts:
             raise Declined("its variance is not read", node)
         self.interior.update(parts.values())
@@ -389,4 +391,3 @@ def _other(op: Op, node: Node) -> Any:
 def _constant(argument: Any) -> float | None:
     number = isinstance(argument, (int, float)) and not isinstance(argument, bool)
     return float(argument) if number else None
-
