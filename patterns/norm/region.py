@@ -220,9 +220,8 @@ def _require_dtypes(core: Core) -> None:
 
 
 def _facts(spec: NormSpec) -> dict[str, str]:
-    kind = (
-        "mean and variance" if spec.centred else "sum of squares" if spec.summed else "mean square"
-    )
+    squares = "sum of squares" if spec.summed else "mean square"
+    kind = "mean and variance" if spec.centred else squares
     eps = f"at least {spec.eps:g}" if spec.floor else f"+ {spec.eps:g}"
     return {
         "statistics": f"{kind}, {eps}",

@@ -110,10 +110,8 @@ class _Reader:
         self._require_biased(op, node)
         if op.name != "var_mean":
             return node, _Row(root=int(op.name == "std"))
-        parts = {
-            view_index: n for n in node.users if (view_index := _item(self.view, n)) is not None
-        }
-        if 0 not in parts:
+        parts = {_item(self.view, user): user for user in node.users}
+        if set(parts) - {0, 1} or 0 not in parts:
             raise Declined("its variance is not read", node)
         self.interior.update(parts.values())
         return parts[0], _Row()
