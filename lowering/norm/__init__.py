@@ -1,5 +1,5 @@
 """Lowerings of normalisations and what is pointwise around them."""
 
-from . import reference
+from . import library, reference
 
-__all__ = ["reference"]
+__all__ = ["library", "reference"]
