@@ -55,7 +55,7 @@ def sum_of_diagonals(scores: Tensor) -> Tensor:
     return skewed.sum(-2, dtype=torch.float32).to(scores.dtype)
 
 
-along_diagonals.register_autograd(_backward)
+torch.library.register_autograd("fuser::along_diagonals", _backward)
 
 
 class Diagonals:
