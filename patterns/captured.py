@@ -50,8 +50,12 @@ def _is_copy(op: Op, node: Node) -> bool:
     if op.name in ("clone", "contiguous", "alias"):
         return True
     source = op.args.get("input")
-    same = is_tensor(source) and value(source).dtype == value(node).dtype
-    return is_cast(op) and same and value(source).device == value(node).device
+    return (
+        is_cast(op)
+        and is_tensor(source)
+        and value(source).dtype == value(node).dtype
+        and value(source).device == value(node).device
+    )
 
 
 def _widens(op: Op, node: Node) -> bool:

@@ -46,8 +46,9 @@ def leading(spec: NormSpec) -> Affine:
         end, bias = found
     dtype = spec.norm_dtype
     cast = _only(end)
-    if cast is not None and cast.op == "call_method" and cast.target == "to":
-        end, dtype = cast, cast.kwargs["dtype"]
+    to = cast.kwargs.get("dtype") if cast is not None and cast.target == "to" else None
+    if cast is not None and isinstance(to, torch.dtype):
+        end, dtype = cast, to
     return Affine(graph, end, dtype, weight, bias)
 
 

@@ -94,12 +94,9 @@ def norm_backward(
     wanted = [x for x, n in zip(leaves, needs, strict=True) if n]
     differ = [i for i, y in enumerate(results) if y.requires_grad]
     found = torch.autograd.grad(
-        [results[i] for i in differ], wanted, [grads[i] for i in differ], allow_unused=True
+        [results[i] for i in differ], wanted, [grads[i] for i in differ], materialize_grads=True
     )
-    return [
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) if g is None else _own(g)
-        for g, x in zip(found, wanted, strict=True)
-    ]
+    return [_own(g) for g in found]
 
 
 def _own(x: Tensor) -> Tensor:
@@ -119,7 +116,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.save_for_backward(*captured)
 
 
-def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     captured = list(ctx.saved_tensors)
     needs = [x.is_floating_point() and x.requires_grad for x in captured]
     dtypes = spec_of(ctx.spec).dtypes
