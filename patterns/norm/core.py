@@ -33,6 +33,8 @@ class Core:
         interior: nodes that are computed on the way, `node` among them.
         weight: a tensor along the last dimensions, or along the second where there are groups.
         bias: the same.
+        factors: tensors of the shape of x, or that broadcast to it, and numbers, that it was
+            multiplied with on the way.
     """
 
     node: Node
@@ -47,6 +49,7 @@ class Core:
     groups: int = 0
     weight: Node | None = None
     bias: Node | None = None
+    factors: tuple[Node | float, ...] = ()
 
     def split(self, dims: Dims) -> Space:
         """Which axes of a tensor with the shape of x are normalised.

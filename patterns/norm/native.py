@@ -37,7 +37,10 @@ def read(view: GraphView, node: Node) -> Core | None:
 def _by_shape(op: Op, node: Node, x: Node) -> Core:
     """A layer norm or RMS norm over the last dimensions."""
     shape, rank = op.args["normalized_shape"], value(x).ndim
-    count = len(shape) if isinstance(shape, (tuple, list, torch.Size)) else 1
+    shape = value(shape) if isinstance(shape, Node) else shape
+    if not isinstance(shape, (tuple, list, int, torch.SymInt)):
+        raise Declined("the shape that is normalised is not known while compiling", node)
+    count = len(shape) if isinstance(shape, (tuple, list)) else 1
     eps = op.args.get("eps")
     if op.name == "layer_norm":
         eps = 1e-5 if eps is None else eps

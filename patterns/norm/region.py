@@ -129,6 +129,10 @@ class _Program:
     def _core(self, core: Core, dims: Dims) -> Node:
         self.core_dims = dims
         result = self.builder.input("n")
+        for factor in core.factors:
+            if isinstance(factor, Node):
+                factor = self.inputs(factor, broadcast(dims, value(factor).shape))
+            result = self.builder.call(torch.mul, result, factor)
         for parameter, combine in ((core.weight, torch.mul), (core.bias, torch.add)):
             if parameter is not None:
                 axes = broadcast(core.along(dims, parameter), value(parameter).shape)

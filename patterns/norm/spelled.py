@@ -37,12 +37,18 @@ class _Row:
         root: how often a root was taken: 0, 1, or -1 for the reciprocal of one.
         summed: of the sum, not the mean.
         eps: what was added, or the least that the root can be.
+        factor: with which the root, or its reciprocal, was multiplied.
     """
 
     root: int = 0
     summed: bool = False
     eps: float = 0.0
     floor: bool = False
+    factor: float = 1.0
+
+    def inverted(self, number: float = 1.0) -> _Row:
+        """A number divided by it."""
+        return replace(self, root=-1, factor=number / self.factor)
 
 
 def read(view: GraphView, node: Node) -> Core | None:
@@ -78,23 +84,62 @@ class _Reader:
         if row.root != -1:
             return None
         dims: Dims = fresh(value(node).shape, "x")
-        top = self._same(numerator)
-        dims_of_top = broadcast(dims, value(top).shape)
-        if any(a != b for a, b in zip(dims_of_top, dims, strict=True)):
-            raise Declined("what is divided is broadcast", node)
         inner = self._rows(self._divisor(node, numerator), dims, self.statistic)
-        x, centred = self._centred(top, inner)
-        if self.view.op(self.statistic).name in _SPREADS:
-            self._require_spread(x, centred, node)
-        elif not self._alike(self._same(self.squared), top, inner):
-            raise Declined("what is squared is not what is divided", self.statistic)
-        dtype = value(node).dtype
+        factors: list[Node | float] = [] if row.factor == 1 else [row.factor]
+        x, centred = self._numerator(numerator, inner, factors)
+        if value(x).shape != value(node).shape:
+            raise Declined("what is divided is broadcast", node)
         self.interior.add(node)
         x = self._kept(x)
         return Core(
-            node, x, inner, row.eps, dtype, frozenset(self.interior), centred=centred,
-            summed=row.summed, floor=row.floor,
+            node, x, inner, row.eps, value(node).dtype, frozenset(self.interior),
+            centred=centred, summed=row.summed, floor=row.floor, factors=tuple(factors),
         )  # fmt: skip
+
+    def _numerator(
+        self, node: Node, inner: tuple[int, ...], factors: list[Node | float]
+    ) -> tuple[Node, bool]:
+        """What was normalised, and whether its mean was taken away; adds what it is multiplied
+        with before it is divided.
+
+        Raises:
+            Declined: it is not what was squared.
+        """
+        passed: list[Node] = []
+        for _ in range(_LIMIT):
+            top = self._same(node)
+            found = self._squared_too(top, inner)
+            if found is not None:
+                self.interior.update(passed)
+                return found
+            op = self.view.op(top)
+            if op.name != "mul" or op.inplace:
+                break
+            passed.append(top)
+            node, factor = self._unfactored(op, inner)
+            factors.append(factor)
+        raise Declined("what is squared, less its mean or not, is not what is divided", node)
+
+    def _unfactored(self, op: Op, inner: tuple[int, ...]) -> tuple[Node, Node | float]:
+        """Of a product the operand that may be what was squared, and the other."""
+        a, b = op.args["input"], op.args["other"]
+        for one, other in ((a, b), (b, a)):
+            if not is_tensor(one):
+                continue
+            number = _constant(other)
+            if number is not None:
+                return one, number
+            if is_tensor(other) and self._squared_too(self._same(one), inner) is not None:
+                return one, other
+        raise Unproven("what is divided by the root of a mean of squares is not what was squared")
+
+    def _squared_too(self, top: Node, inner: tuple[int, ...]) -> tuple[Node, bool] | None:
+        """What was normalised, if that is a value that was squared for the statistic."""
+        x, centred = self._centred(top, inner)
+        if self.view.op(self.statistic).name in _SPREADS:
+            source = self._same(self.view.op(self.statistic).args["input"])
+            return (x, True) if centred and source is x else None
+        return (x, centred) if self._alike(self._same(self.squared), top, inner) else None
 
     # -- down from the statistic
 
@@ -128,33 +173,32 @@ class _Reader:
         if given is not False and given != 0:
             raise Declined(f"`{op.name}` divides by n minus another number than 0", node)
 
-    def _divided(self, node: Node, row: _Row) -> tuple[Node, Node, _Row] | None:
+    def _divided(self, node: Node, row: _Row, left: int = _LIMIT) -> tuple[Node, Node, _Row] | None:
         """What is divided by the statistic's root: the quotient, the numerator, and the statistic.
 
         None where the statistic goes another way.
         """
-        for _ in range(_LIMIT):
-            users = [u for u in node.users if not self._asks_size(u)]
-            if len(users) != 1:
-                return self._several(users, row)
-            (user,) = users
-            op = self.view.op(user)
-            if op.inplace or draws(user, op) or not is_tensor(user):
-                return None
-            other = _other(op, node)
-            if is_tensor(other) and value(other).ndim and value(other).numel() != 1:
-                return self._quotient(op, user, node, other, row)
-            step = self._step(op, node, row)
-            if step is None:
-                return None
-            self.interior.add(user)
-            node, row = user, step
-        return None
+        users = [u for u in node.users if not self._asks_size(u)]
+        found = [self._read_by(user, node, row, left) for user in users]
+        if len(users) > 1 and any(found):
+            others = [user for user, quotient in zip(users, found, strict=True) if not quotient]
+            raise Declined("the statistic is used elsewhere", (others or users)[-1])
+        return found[0] if found else None
 
-    def _several(self, users: list[Node], row: _Row) -> tuple[Node, Node, _Row] | None:
-        if users and row.root:
-            raise Declined("the statistic is used elsewhere", users[-1])
-        return None
+    def _read_by(
+        self, user: Node, node: Node, row: _Row, left: int
+    ) -> tuple[Node, Node, _Row] | None:
+        op = self.view.op(user)
+        if op.inplace or draws(user, op) or not is_tensor(user) or not left:
+            return None
+        other = _other(op, node)
+        if is_tensor(other) and value(other).ndim and value(other).numel() != 1:
+            return self._quotient(op, user, node, other, row)
+        step = self._step(op, node, row)
+        if step is None:
+            return None
+        self.interior.add(user)
+        return self._divided(user, step, left - 1)
 
     def _asks_size(self, user: Node) -> bool:
         return user.op == "call_method" and user.target == "size"
@@ -171,17 +215,21 @@ class _Reader:
         if op.name == "rsqrt" and row.root == 0:
             return replace(row, root=-1)
         if op.name == "reciprocal" and row.root == 1:
-            return replace(row, root=-1)
-        if op.name == "div" and number == 1 and row.root == 1 and op.args.get("other") is node:
-            return replace(row, root=-1)
-        if op.name == "div" and op.args.get("input") is node:
+            return row.inverted()
+        if op.name == "div" and number and row.root == 1 and op.args.get("other") is node:
+            return row.inverted(number)
+        if op.name == "div" and op.args.get("input") is node and not row.root:
             return self._shared(row, number, node)
+        if op.name == "div" and op.args.get("input") is node and number is not None and number > 0:
+            return replace(row, factor=row.factor / number)
         if op.name == "pow" and op.args.get("input") is node and row.root == 0:
             return {0.5: replace(row, root=1), -0.5: replace(row, root=-1)}.get(number or 0.0)
         if op.name in ("clamp", "clamp_min", "maximum") and row.root == 1 and not row.eps:
             least = number if op.name == "maximum" else _constant(op.args.get("min"))
             if least is not None and op.args.get("max") is None:
-                return replace(row, eps=least, floor=True)
+                return replace(row, eps=least / row.factor, floor=True)
+        if op.name == "mul" and number is not None and number > 0 and row.root:
+            return replace(row, factor=row.factor * number)
         return None
 
     def _plus(self, row: _Row, number: float, node: Node) -> _Row:
@@ -212,7 +260,7 @@ class _Reader:
         if op.name == "div" and op.args.get("other") is node and row.root == 1:
             if op.args.get("rounding_mode") is not None:
                 raise Declined("the quotient is rounded", user)
-            return user, other, replace(row, root=-1)
+            return user, other, row.inverted()
         if op.name == "mul" and row.root == -1:
             return user, other, row
         return None
@@ -316,13 +364,6 @@ class _Reader:
     def _is_other_part(self, node: Node) -> bool:
         op = self.view.op(node)
         return op.args.get("input") is self.statistic and _item(self.view, node) == 1
-
-    def _require_spread(self, x: Node, centred: bool, node: Node) -> None:
-        source = self._same(self.view.op(self.statistic).args["input"])
-        if not centred:
-            raise Declined("it is divided by a standard deviation, but its mean stays", node)
-        if source is not x:
-            raise Declined("the variance is of another tensor than what is divided", node)
 
     def _alike(self, a: Node, b: Node, inner: tuple[int, ...]) -> bool:
         """Whether two nodes are the same value: one node, or the same tensor less its mean."""
