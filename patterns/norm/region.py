@@ -21,7 +21,7 @@ from fuser.pattern import Call, Match, Operand
 from fuser.soundness import reads_shape_alone
 from fuser.specs import NormSpec
 
-from ..captured import Captured, Inputs
+from ..captured import Captured, Inputs, loses_nothing
 from ..declined import Declined
 from .core import DTYPES, Core, resolved
 
@@ -162,7 +162,14 @@ def _after(view: GraphView, core: Core) -> list[Node]:
         pending |= _readers(view, node)
         if not pending - _readers(view, node) and _closed(view, taken):
             best = len(taken)
+    while best > 1 and _is_copy(view, taken[best - 1]):
+        best -= 1  # who reads it may read what it is a copy of
     return taken[:best]
+
+
+def _is_copy(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    return op.kind is Kind.POINTWISE and loses_nothing(op, node)
 
 
 def _readers(view: GraphView, node: Node) -> set[Node]:
