@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention moe compile models crossover`.
+"""The command line: `python -m benchmarks attention moe norm compile models crossover`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -27,6 +27,7 @@ from benchmarks import (
     models,
     moe,
     moe_gpu,
+    norm,
     parallel,
     ports,
     ports_moe,
@@ -41,7 +42,7 @@ from benchmarks.figures import Result
 from benchmarks.providers import SDPA
 from fuser.torch_private import multiplies_in_hardware
 
-FAMILIES = ("attention", "moe", "models", "compile", "crossover")
+FAMILIES = ("attention", "moe", "norm", "models", "compile", "crossover")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def family_of(name: str, device_type: str) -> Family:
         return Family(moe_gpu.workloads, targets.gpu_moe_checks, True, ports_moe.NAMES)
     if name == "moe":
         return Family(moe.workloads, targets.moe_checks, each=True)
+    if name == "norm":
+        return Family(norm.workloads, targets.norm_checks, each=True)
     if on_gpu:
         return Family(attention_gpu.workloads, targets.gpu_attention_checks, True, ports.NAMES)
     return Family(

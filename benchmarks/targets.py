@@ -142,6 +142,17 @@ def moe_checks(results: Sequence[Result]) -> list[Check]:
     return checks + _error_checks(results)
 
 
+def norm_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for normalisations on a CPU, over Inductor."""
+    checks: list[Check] = []
+    full = [r for r in results if r.mode == "full"]
+    for name, bound in (("layer_norm", 1.6), ("group_norm_silu_128_last", 1.4)):
+        text = f"{name}, forward and backward, smallest over inductor"
+        checks += _at_least(text, _speedups(_named(full, (name,))), bound, min)
+    checks += _at_least("any norm, smallest over inductor", _speedups(results), 0.97, min)
+    return checks + _error_checks(results)
+
+
 def gpu_moe_checks(results: Sequence[Result]) -> list[Check]:
     """The targets for mixtures at the sizes of GPUs; milliseconds are those of an H200."""
     checks: list[Check] = []

@@ -33,15 +33,16 @@ class Affine:
     bias: str = ""
 
 
-def leading(spec: NormSpec) -> Affine:
-    """The longest beginning of `spec.after` that is a weight, a bias, and a cast."""
+def leading(spec: NormSpec, *, bare: bool = False) -> Affine:
+    """The longest beginning of `spec.after` that is a weight, a bias, and a cast; or a cast alone,
+    where it is to be `bare`."""
     graph = spec.after.graph
     (end,) = (node for node in graph.nodes if node.op == "placeholder" and node.target == "n")
     weight = bias = ""
-    found = _with(end, _PRODUCTS)
+    found = None if bare else _with(end, _PRODUCTS)
     if found is not None:
         end, weight = found
-    found = _with(end, _SUMS)
+    found = None if bare else _with(end, _SUMS)
     if found is not None:
         end, bias = found
     dtype = spec.norm_dtype

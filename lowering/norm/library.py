@@ -73,7 +73,13 @@ def _plan(call: Call) -> _Plan | str:
         return "the library's kernels add eps to a variance"
     if spec.norm_dtype is not torch.float32:
         return f"it is rounded to {spec.norm_dtype} before the weight"
-    affine = leading(spec)
+    found = _placed_as(call, leading(spec))
+    return _placed_as(call, leading(spec, bare=True)) if isinstance(found, str) else found
+
+
+def _placed_as(call: Call, affine: Affine) -> _Plan | str:
+    """The kernel whose weight stands where this one does, if there is one."""
+    spec: NormSpec = call.spec
     arranged = next(iter(call.operands.values())).target
     outer, inner = arranged[: len(arranged) - spec.inner], arranged[len(arranged) - spec.inner :]
     given = [call.operands[name] for name in (affine.weight, affine.bias) if name]
@@ -93,7 +99,7 @@ def _groups(
     call: Call, affine: Affine, outer: Dims, inner: Dims, axes: list[list[Any]]
 ) -> _Plan | str:
     """A weight for each channel, some of which are normalised together."""
-    channels = axes[0]
+    channels = axes[0] if axes else []
     batch = [a for a in leaves(outer) if a not in channels]
     rest = [a for a in leaves(inner) if a not in channels]
     groups = [a for a in leaves(outer) if a in channels]
