@@ -71,6 +71,8 @@ class Match:
         onto: what the results of `calls` are added to, arranged as `outputs[0]`; where the region
             wrote to it in place, nobody reads it any more.
         keeps_result: the replacement may keep its results for the backward.
+        parts: where the one call gives several tensors: the canonical arrangement of each and the
+            axes of its output, instead of `result` and `dims`.
     """
 
     pattern: str
@@ -89,6 +91,7 @@ class Match:
     followed: frozenset[Node] = frozenset()
     onto: tuple[Node, ...] = ()
     keeps_result: bool = True
+    parts: tuple[tuple[Dims, Dims], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ class _Planner:
             if isinstance(found, Decline):
                 return None if anchor in claimed else Left(pattern_id, found)
             taken = next((claimed[n] for n in found.nodes if n in claimed), None)
+            if taken == pattern_id and anchor in claimed:
+                return None  # of one region nothing is told twice
             if taken is not None:
                 reason = f"{taken}, which has priority or was tried before, takes a part of it"
                 return Left(pattern_id, Decline(reason, anchor))

@@ -7,6 +7,7 @@ integers are zero, since they may be indices, and what is known while compiling 
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ class Rehearsal:
         mode = value(self.match.anchor).fake_mode
         standing = dict(zip(self.inputs, inputs, strict=True))
         builder = Builder(module, output, mode, None, inputs, standing)
-        output.args = ((emit(builder, self.match, emissions),),)
+        output.args = (tuple(emit(builder, self.match, emissions)),)
         for node in module.graph.nodes:
             node.meta = {}
         module.graph.lint()
@@ -139,10 +140,11 @@ class Rehearsal:
         if not self.training:
             return lambda: _without_gradients(compiled, operands)
         leaves = [x for x in operands if x.requires_grad]
-        grads = [torch.ones_like(x) for x in compiled(*operands)]
+        grads = [torch.ones_like(x) for x in _differentiable(compiled(*operands))]
 
         def run() -> object:
-            return torch.autograd.grad(compiled(*operands), leaves, grads, allow_unused=True)
+            results = _differentiable(compiled(*operands))
+            return torch.autograd.grad(results, leaves, grads, allow_unused=True)
 
         return run
 
@@ -152,13 +154,25 @@ class Rehearsal:
         return torch.autocast(device.type, self.autocast, cache_enabled=False)
 
 
+def _differentiable(results: Sequence[Tensor]) -> list[Tensor]:
+    return [x for x in results if x.requires_grad]
+
+
 def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor]) -> object:
     with torch.no_grad():
         return compiled(*operands)
 
 
-def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
-    """All calls of a match, added up and arranged as its output."""
+def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[Node]:
+    """All calls of a match, added up and arranged as its output; or what the one call gives, each
+    arranged as an output of its own."""
+    if match.parts:
+        (emission,) = emissions
+        given = emission.emit(builder)
+        return [
+            builder.arrange(builder.call(operator.getitem, given, i), *part, materialise=True)
+            for i, part in enumerate(match.parts)
+        ]
     total: Node | None = None
     for emission in emissions:
         part = emission.emit(builder)
@@ -167,7 +181,7 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
     total = builder.arrange(total, match.result, match.dims, materialise=True)
     for other in match.onto:
         total = builder.call(torch.add, other, total)
-    return total
+    return [total]
 
 
 def _number(size: Any) -> int:
