@@ -155,6 +155,44 @@ def _best(ranking: Ranking, found: _Flags, scores: Place, fill: float) -> Groups
     best = chosen is not None and chosen.largest and chosen.indices is index
     require(best, "a mask is not that of the best groups", index)
     assert chosen is not None
+    ranking.interior |= {chosen.node, *chosen.results}
+    group = leaves((found.group,))
+    experts = leaves((ranking.experts,))
+    outer = experts[: len(group)] == group and len(experts) > len(group)
+    require(outer, "groups are not made of neighbouring experts", index)
+    dims = (*resolve(ranking.tokens), group)
+    same = resolve(found.dims)[:-1] == resolve(ranking.tokens)
+    require(same, "the best groups are those of other tokens", index)
+    inner, best = _scored(ranking, chosen.scores, dims)
+    _require_same(ranking, inner, (*dims, experts[len(group) :]), scores)
+    count = size_of(group)
+    require(isinstance(count, int), "the number of groups is a symbol", index)
+    assert isinstance(count, int)
+    return Groups(count, best, chosen.count, fill)
+
+
+def _scored(ranking: Ranking, node: Node, dims: Dims) -> tuple[Node, int]:
+    """What the score of a group is made from, and of how many of its scores it is the sum."""
+    view = ranking.view
+    ranking.interior.add(node)
+    greatest = found_by(view, node, 0)
+    if greatest is not None and greatest.name == "max":
+        ranking.interior.add(node.args[0])  # type: ignore[arg-type]
+        return _along_last(greatest.args["input"], greatest.args.get("dim"), node), 1
+    op = view.op(node)
+    if op.name == "amax":
+        return _along_last(op.args["input"], op.args.get("dim"), node), 1
+    found = summed(op, node, dims)
+    require(found is not None, f"{spelled(node)} gives the scores of groups", node)
+    assert found is not None
+    source, pulled, axis = found
+    chosen: Choice | None = None
+    if found_by(view, source, 0) is not None and isinstance(source.args[0], Node):
+        chosen = choice_of(view, source.args[0])
+    last = leaves((axis,)) == leaves(pulled[-1:])
+    best = chosen is not None and chosen.largest and last
+    require(best, "scores of groups are no sums of the largest", node)
+    assert chosen is not None
     require(chosen.count <= 2, _MORE, node)
     require(value(node).dtype == value(source).dtype, "scores of groups have another dtype", node)
     ranking.interior |= {chosen.node, *chosen.results}
