@@ -96,13 +96,13 @@ class Text:
     def gradient(
         self,
         program: Program,
-        known: Mapping[str, Input],
+        known: dict[str, Input],
         given: Mapping[str, Value],
         cotangent: str,
         wrt: Sequence[str],
     ) -> dict[str, Value]:
         """What an fp32 cotangent of the result gives inputs; nothing to those it does not read."""
-        own = read(program, dict(known))
+        own = read(program, known)
         names = [name for name in wrt if name in own]
         result = next(n for n in trace(program, own).nodes if n.op == "output").args[0]
         grad = self.emitter.cast(Value(cotangent, FP32), result.meta["val"].dtype)  # type: ignore[union-attr]
@@ -131,8 +131,8 @@ class Text:
         return self._normalised(name, f"tl.exp({raw} - {name}_top)", dtype)
 
     def _normalised(self, name: str, text: str, dtype: torch.dtype) -> Value:
-        text = f"tl.div_rn({text}, {name}_sum + tl.zeros_like({text}))"
-        return self.emitter.let(self.emitter.rounded(text, dtype), dtype)
+        text = self.emitter.rounded(f"tl.div_rn({text}, {name}_sum)", dtype)
+        return self.emitter.let(text, dtype)
 
     def scores(self, logits: Value) -> dict[str, Value]:
         """What programs read at every expert: `l`, and `s` where there is a softmax."""
@@ -205,19 +205,19 @@ def _mask_groups(text: Text, dtype: torch.dtype) -> None:
     tile = f"[{text.rows}, {count}, {text.members}]"
     write(f"ranks = {text.call('ranked(compared, place[None, :], exists)')}")
     write(f"grouped = tl.reshape(ranks, {tile})")
-    write("best = tl.max(grouped, 2)")
-    score = text.call("number_of(best)")
+    write("largest = tl.max(grouped, 2)")
+    score = text.call("number_of(largest)")
     if groups.best == 2:
-        write(f"grouped = {text.call('without(grouped, best[:, :, None])')}")
+        write(f"grouped = {text.call('without(grouped, largest[:, :, None])')}")
         score = text.emitter.rounded(f"{score} + number_of(tl.max(grouped, 2))", dtype)
     text.functions.update({score.partition("(")[0]} - {"number_of"})
     write(f"group = tl.arange(0, {count})[None, :]")
-    write(f"grouped = ranked({score}, group, group < {groups.count})")
+    write(f"group_ranks = ranked({score}, group, group < {groups.count})")
     write(f"kept_groups = tl.zeros([{text.rows}, {count}], tl.int32)")
     with write.block(f"for k in range({groups.kept}):"):
-        write("best = tl.max(grouped, 1)[:, None]")
-        write("kept_groups = tl.where(grouped == best, 1, kept_groups)")
-        write(f"grouped = {text.call('without(grouped, best)')}")
+        write("top = tl.max(group_ranks, 1)[:, None]")
+        write("kept_groups = tl.where(group_ranks == top, 1, kept_groups)")
+        write(f"group_ranks = {text.call('without(group_ranks, top)')}")
     write(f"kept_experts = tl.broadcast_to(kept_groups[:, :, None], {tile})")
     write(f"kept_experts = tl.reshape(kept_experts, [{text.rows}, {text.width}])")
     fill = float(torch.tensor(groups.fill, dtype=torch.float64).to(dtype))
@@ -295,8 +295,9 @@ def backward_text(layout: Layout, origin: str) -> Kernel:
     write(f"at = row64 * {layout.experts} + expert[None, :]")
     write(f"tl.store(dlogits + at, {result.text}, mask=known)")
     arguments = [
-        Argument("grad", pointer(spec.dtype), "tk"), Argument("logits", pointer(layout.logits), "te"),
-        Argument("indices", pointer(torch.int64)), Argument("dlogits", pointer(layout.logits)),
+        Argument("grad", pointer(spec.dtype), "tk"),
+        Argument("logits", pointer(layout.logits), "te"), Argument("indices", pointer(torch.int64)),
+        Argument("dlogits", pointer(layout.logits)),
     ]  # fmt: skip
     about = "The gradient of the logits of each token."
     return text.kernel("router_backward_kernel", about, arguments, origin)
