@@ -212,10 +212,10 @@ class Groups:
 class RouterSpec:
     """The best experts of each token, and their weights.
 
-        s = softmax(before(l)) over experts        if there is one
-        c = compared(l, s, b0, b1, ...)            the groups' `fill` in groups that are not kept
+        s = softmax(before(x)) over experts        if there is one
+        c = compared(x, s, b0, b1, ...)            the groups' `fill` in groups that are not kept
         i = positions of the largest c, the largest first
-        g = taken(l, s) at i                       then softmax over the choices, perhaps
+        g = taken(x, s) at i                       then softmax over the choices, perhaps
         w = weights(g, t)                          t = Σ g over the choices
 
     Operands: logits `(T, E)` and captured tensors `b_j: (E,)`, which get no gradient. Results: w
@@ -229,7 +229,7 @@ class RouterSpec:
     choices: int
     captured: int
     before: Program
-    """Of `l`."""
+    """Of `x`, a logit."""
     softmax: torch.dtype | None
     """Of the softmax over experts; None where there is none."""
     compared: Program

@@ -175,7 +175,7 @@ class Ranking:
         over = type(at) is int and self.is_experts(resolve(dims)[at])
         require(over, "a softmax runs over another dimension than that of experts", node)
         if self.softmax is None:
-            walk = Walk(self, {self.logits: "l"}, softmax=False)
+            walk = Walk(self, {self.logits: "x"}, softmax=False)
             self.softmax = Softmax(node, walk.run(op.args["input"], dims, node), dtype)
         require(self.softmax.node is node, "there is more than one softmax over experts", node)
 

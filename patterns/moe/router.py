@@ -185,7 +185,7 @@ def _prove(
     require(choice.largest, "the experts with the smallest scores are chosen", choice.node)
     out = fresh(value(end).shape, "o")
     last, given = tail(ranking, end, out, reductions)
-    start, reader = last.given, end
+    start = reader = last.given
     if last.softmax is not None:
         op = view.op(last.softmax)
         dim = op.args.get("dim")
@@ -193,21 +193,19 @@ def _prove(
         require(over, "a softmax runs over another dimension than that of choices", last.softmax)
         start, reader = op.args["input"], last.softmax
     logits = ranking.logits
-    taken = Walk(ranking, {logits: "l"}).run(start, given, reader)
+    taken = Walk(ranking, {logits: "x"}).run(start, given, reader)
     dims = ranking.cross((*ranking.tokens, ranking.chosen))
     scores = Place(choice.scores, dims)
     found = masked(ranking, choice.scores, dims) if choice.scores is not logits else None
     if found is not None:
-        apart = ranking.root is not choice.values
-        require(apart, "scores that were masked by groups are the weights", choice.node)
         scores = found.scores
-    compared = Walk(ranking, {logits: "l"}, captures=True)
+    compared = Walk(ranking, {logits: "x"}, captures=True)
     program = compared.run(scores.node, scores.dims, choice.node)
     softmax = ranking.softmax
     spec = RouterSpec(
         choices=choice.count,
         captured=len(ranking.captured),
-        before=_identity("l") if softmax is None else softmax.before,
+        before=_identity("x") if softmax is None else softmax.before,
         softmax=None if softmax is None else softmax.dtype,
         compared=program,
         groups=None if found is None else found.groups,
@@ -263,7 +261,7 @@ def _match(
 
 def _is_bare(spec: RouterSpec) -> bool:
     """Whether nothing but a choice is left, which PyTorch has in one kernel."""
-    plain = spec.compared == spec.taken == _identity("l") and spec.weights == _identity("g")
+    plain = spec.compared == spec.taken == _identity("x") and spec.weights == _identity("g")
     return plain and spec.softmax is None and spec.top_softmax is None and spec.groups is None
 
 

@@ -91,12 +91,12 @@ def _call(name: str, function: str, *arguments: object) -> list[object]:
 
 def builtin() -> Iterator[Entry]:
     """Kernels of known routers, at their sizes, and at the largest."""
-    logits, taken, plain = _program("l"), _program("s"), _program("g")
+    logits, taken, plain = _program("x"), _program("s"), _program("g")
     shared = _program("w", _call("w", "operator:truediv", "g", "t"), inputs=("g", "t"))
-    sigmoid = _program("y", _call("y", "torch:sigmoid", "l"), inputs=("l",))
+    sigmoid = _program("y", _call("y", "torch:sigmoid", "x"), inputs=("x",))
     corrected = _program(
-        "y", _call("p", "torch:sigmoid", "l"), _call("y", "operator:add", "p", "b0"),
-        inputs=("l", "b0"),
+        "y", _call("p", "torch:sigmoid", "x"), _call("y", "operator:add", "p", "b0"),
+        inputs=("x", "b0"),
     )  # fmt: skip
     fp32, half = torch.float32, torch.bfloat16
     groups = Groups(8, 2, 4, float("-inf"))

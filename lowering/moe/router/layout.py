@@ -49,7 +49,7 @@ class Layout:
         """Of programs: logits, scores, captured tensors."""
         scores = self.spec.softmax or self.logits
         captured = {f"b{i}": Input(dtype) for i, dtype in enumerate(self.captured)}
-        return {"l": Input(self.logits), "s": Input(scores), **captured}
+        return {"x": Input(self.logits), "s": Input(scores), **captured}
 
     @property
     def weighed(self) -> dict[str, Input]:

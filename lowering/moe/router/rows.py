@@ -44,12 +44,12 @@ def _scores(spec: RouterSpec, logits: Tensor) -> Tensor:
     """`s`; nothing reads it where there is no softmax over experts."""
     if spec.softmax is None:
         return logits
-    return spec.before(l=logits).softmax(-1, dtype=spec.softmax)
+    return spec.before(x=logits).softmax(-1, dtype=spec.softmax)
 
 
 def _chosen(spec: RouterSpec, logits: Tensor, scores: Tensor, captured: Sequence[Tensor]) -> Tensor:
     biases = {f"b{i}": b for i, b in enumerate(captured)}
-    compared = spec.compared(l=logits, s=scores, **biases)
+    compared = spec.compared(x=logits, s=scores, **biases)
     if spec.groups is not None:
         groups = compared.unflatten(-1, (spec.groups.count, -1))
         best = groups.topk(spec.groups.best, -1).values.sum(-1)
@@ -62,7 +62,7 @@ def _chosen(spec: RouterSpec, logits: Tensor, scores: Tensor, captured: Sequence
 
 
 def _weights(spec: RouterSpec, logits: Tensor, scores: Tensor, indices: Tensor) -> Tensor:
-    given = spec.taken(l=logits.gather(-1, indices), s=scores.gather(-1, indices))
+    given = spec.taken(x=logits.gather(-1, indices), s=scores.gather(-1, indices))
     if spec.top_softmax is not None:
         given = given.softmax(-1, dtype=spec.top_softmax)
     total = given if spec.total is None else given.sum(-1, keepdim=True, dtype=spec.total)

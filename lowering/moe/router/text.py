@@ -135,8 +135,8 @@ class Text:
         return self.emitter.let(text, dtype)
 
     def scores(self, logits: Value) -> dict[str, Value]:
-        """What programs read at every expert: `l`, and `s` where there is a softmax."""
-        spec, inputs = self.layout.spec, {"l": logits}
+        """What programs read at every expert: `x`, and `s` where there is a softmax."""
+        spec, inputs = self.layout.spec, {"x": logits}
         if spec.softmax is not None:
             before = self.run(spec.before, self.layout.inputs, inputs)
             inputs["s"] = self.softmax("softmax", before, spec.softmax, "exists")
@@ -165,7 +165,7 @@ def forward_text(layout: Layout, origin: str) -> Kernel:
     text.experts()
     at = "logits + row64 * logits_t + expert[None, :] * logits_e"
     known = "there[:, None] & exists"
-    inputs = text.scores(text.load("l", at, known, layout.logits))
+    inputs = text.scores(text.load("x", at, known, layout.logits))
     for i, dtype in enumerate(layout.captured):
         at = f"b{i} + expert[None, :] * b{i}_e"
         inputs[f"b{i}"] = text.load(f"bias_{i}", at, "exists", dtype)
@@ -228,7 +228,7 @@ def _weights(text: Text, inputs: Mapping[str, Value]) -> Value:
     """Of the chosen experts, whose logits are read once more."""
     layout, spec = text.layout, text.layout.spec
     at = "logits + row64 * logits_t + chosen * logits_e"
-    own = {"l": text.load("own", at, "kept", layout.logits)}
+    own = {"x": text.load("own", at, "kept", layout.logits)}
     if "s" in spec.taken.inputs:
         assert spec.softmax is not None
         before = text.run(spec.before, layout.inputs, own)
@@ -261,7 +261,7 @@ def backward_text(layout: Layout, origin: str) -> Kernel:
     write(f"exists = (expert < {layout.experts})[None, :]")
     write("known = there[:, None] & exists")
     at = "logits + row64 * logits_t + expert[None, :] * logits_e"
-    inputs = text.scores(text.load("l", at, "known", layout.logits))
+    inputs = text.scores(text.load("x", at, "known", layout.logits))
     write(f"chosen = tl.zeros([{text.rows}, {width}], tl.int32)")
     write(f"grads = tl.zeros([{text.rows}, {width}], tl.float32)")
     with write.block(f"for k in range({spec.choices}):"):
@@ -280,7 +280,7 @@ def backward_text(layout: Layout, origin: str) -> Kernel:
     if spec.top_softmax is not None:
         of_given = _through_softmax(text, "top", found["g"], of_given)
         write(f"{of_given} = tl.where(is_chosen, {of_given}, 0.0)")
-    taken = text.gradient(spec.taken, layout.inputs, inputs, of_given, ("l", "s"))
+    taken = text.gradient(spec.taken, layout.inputs, inputs, of_given, ("x", "s"))
     parts: list[str] = []
     for name, value in taken.items():
         own = text.named(f"of_{name}", value)
@@ -289,7 +289,7 @@ def backward_text(layout: Layout, origin: str) -> Kernel:
     if "s" in taken:
         assert spec.softmax is not None
         of_before = _through_softmax(text, "softmax", inputs["s"], parts.pop())
-        grads = text.gradient(spec.before, layout.inputs, inputs, of_before, ("l",))
+        grads = text.gradient(spec.before, layout.inputs, inputs, of_before, ("x",))
         parts += [text.emitter.cast(value, FP32).text for value in grads.values()]
     result = text.emitter.cast(Value(" + ".join(parts), FP32), layout.logits)
     write(f"at = row64 * {layout.experts} + expert[None, :]")
