@@ -182,7 +182,7 @@ LOOKALIKES = [
     LookAlike(GroupsOfOthers, "judged by other scores than those that are masked"),
     LookAlike(ScatteredGroups, "groups are not made of neighbouring experts"),
     LookAlike(MaskedScoresWeigh, "", 1),
-    LookAlike(WrittenBetween, "mutated"),
+    LookAlike(WrittenBetween, "a tensor is written to before the router has read it"),
     LookAlike(WeightsOfTokens, f"`cumsum` {OTHERS}"),
     LookAlike(TwoSoftmaxes, "", 1),
     LookAlike(NormalisedTwice, "weights are normalised more than once", 1),
