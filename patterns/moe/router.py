@@ -27,7 +27,7 @@ from fuser.torch_private import GuardOnDataDependentSymNode
 from ..declined import Declined
 from .grouping import masked
 from .ranking import Choice, Ranking, Walk, choice_of, tail, taken_by
-from .space import Place, require
+from .space import Place, is_copy, require
 
 ID = "moe.router"
 MAX_EXPERTS = 4096
@@ -99,7 +99,9 @@ def _ends(view: GraphView, choice: Choice) -> list[Node]:
         others = [] if indices is None else [u for u in indices.users if u not in grown]
         first = min((view.order[u] for u in others), default=len(view.nodes))
         for end in grown:
-            complete = end is root or view.op(end).kind in (Kind.POINTWISE, Kind.SOFTMAX)
+            op = view.op(end)
+            makes = op.kind in (Kind.POINTWISE, Kind.SOFTMAX) and not is_copy(op, end)
+            complete = end is root or makes
             inside = _between(view, grown, root, end)
             if complete and view.order[end] < first and _keeps(inside, inside - {end}, view):
                 found.append(end)
