@@ -116,6 +116,7 @@ def _scattered(ranking: Ranking, node: Node, dims: Dims) -> _Flags:
     op, order = ranking.view.op(node), ranking.view.order[node]
     base, dim, index, src = (op.args.get(name) for name in ("input", "dim", "index", "src"))
     require(is_tensor(index) and is_tensor(base) and type(dim) is int, "a mask is unclear", node)
+    require(op.args.get("reduce") is None, "a mask adds something up", node)
     assert isinstance(index, Node)
     assert isinstance(base, Node)
     assert isinstance(dim, int)

@@ -95,6 +95,8 @@ def taken_by(view: GraphView, node: Node) -> tuple[Choice, Node] | None:
     dim, rank = op.args.get("dim"), value(node).ndim
     if found_by(view, index) is None or type(dim) is not int or dim % rank != rank - 1:
         return None
+    if op.args.get("sparse_grad") or "_3" in op.args:
+        return None
     if value(source).shape[:-1] != value(index).shape[:-1]:
         return None
     assert isinstance(index.args[0], Node)
@@ -271,7 +273,7 @@ class Walk:
         own = resolve(dims)
         experts = set(leaves((ranking.experts,)))
         whole = set(leaves(own)) <= experts and bool(own)
-        require(whole, "scores are combined with another tensor of tokens", node)
+        require(whole, "scores are combined with what is no number of each expert", node)
         if (node, own) not in ranking.captured:
             ranking.captured.append((node, own))
         return self._input(f"b{ranking.captured.index((node, own))}")
@@ -312,6 +314,9 @@ def tail(ranking: Ranking, end: Node, dims: Dims, reductions: list[Node]) -> tup
     require(given in ranking.dims, "weights are made from their sum alone", end)
     own = resolve(ranking.dims[given])
     if total is not None:
+        require(total in ranking.dims, "weights are normalised more than once", total)
+        wide = value(total).dtype.itemsize >= value(given).dtype.itemsize
+        require(wide, "a sum is rounded to another dtype", total)
         ranking.interior.add(total)
         found = summed(view.op(total), total, ranking.dims[total])
         require(found is not None, "weights are added up over several dimensions", total)

@@ -239,8 +239,10 @@ def _match(
         stopped = torch.is_grad_enabled() and value(logits).requires_grad
         stopped = stopped and not value(end).requires_grad
     require(not stopped, "no gradient gets from the weights to the logits", end)
-    tokens = leaves(ranking.tokens)
-    target, experts = (tokens, leaves((ranking.chosen,))), leaves((ranking.experts,))
+    tokens, experts = leaves(ranking.tokens), leaves((ranking.experts,))
+    whole = set(leaves(ranking.dims[logits])) == {*tokens, *experts}
+    require(whole, "several tokens have the same logits", logits)
+    target = (tokens, leaves((ranking.chosen,)))
     operands = {"logits": Operand(logits, resolve(ranking.dims[logits]), (tokens, experts))}
     for i, (node, dims) in enumerate(ranking.captured):
         operands[f"b{i}"] = Operand(node, resolve(dims), (experts,))

@@ -138,6 +138,40 @@ class WeightsOfTokens(Router):
         return scores.gather(1, chosen), chosen
 
 
+class OneNumberForAll(Router):
+    """A tensor without dimensions has no dtype to promote with."""
+
+    def forward(self, logits: Tensor) -> Routed:
+        scores = logits.sigmoid()
+        chosen = (scores + self.correction.sum()).topk(self.choices, -1)[1]
+        return scores.gather(1, chosen), chosen
+
+
+class RoundedSum(Router):
+    def forward(self, logits: Tensor) -> Routed:
+        weights, chosen = logits.sigmoid().topk(self.choices, -1)
+        return weights / weights.sum(-1, keepdim=True, dtype=torch.bfloat16), chosen
+
+
+class MaskOfSums(Router):
+    def forward(self, logits: Tensor) -> Routed:
+        scores = logits.sigmoid()
+        best = scores.view(-1, 4, 2).amax(-1).topk(2, -1)[1]
+        mask = scores.new_ones(len(scores), 4).scatter(1, best, 1.0, reduce="add") > 1
+        masked = scores.masked_fill(~mask.repeat_interleave(2, 1), -math.inf)
+        chosen = masked.topk(self.choices, -1)[1]
+        return scores.gather(1, chosen), chosen
+
+
+class RepeatedLogits(Router):
+    """The region starts behind the repetition."""
+
+    def forward(self, logits: Tensor) -> Routed:
+        scores = logits[:1].softmax(-1).expand(4, -1)
+        weights, chosen = scores.topk(self.choices, -1)
+        return weights / weights.sum(-1, keepdim=True), chosen
+
+
 class TwoSoftmaxes(Router):
     def forward(self, logits: Tensor) -> Routed:
         weights, chosen = logits.softmax(-1).softmax(-1).topk(self.choices, -1)
@@ -184,6 +218,10 @@ LOOKALIKES = [
     LookAlike(MaskedScoresWeigh, "", 1),
     LookAlike(WrittenBetween, "a tensor is written to before the router has read it"),
     LookAlike(WeightsOfTokens, f"`cumsum` {OTHERS}"),
+    LookAlike(OneNumberForAll, "what is no number of each expert"),
+    LookAlike(RoundedSum, "a sum is rounded to another dtype", 1),
+    LookAlike(MaskOfSums, "a mask adds something up"),
+    LookAlike(RepeatedLogits, "", 1),
     LookAlike(TwoSoftmaxes, "", 1),
     LookAlike(NormalisedTwice, "weights are normalised more than once", 1),
     LookAlike(DividedByTheSumOfOthers, "weights are made from others beside their sum", 1),
