@@ -100,5 +100,16 @@ def test_the_default_leaves_routers() -> None:
     assert "the interpreter is for checking numbers" in ours.reasons()
 
 
+def test_a_correction_alone_wants_no_gradient() -> None:
+    torch._dynamo.reset()
+    options = {"fuser.lowering": "triton", "fuser.policy": "always", "fuser.inner": "aot_eager"}
+    options["fuser.strict"] = True
+    module = torch.compile(DeepSeekV3(), backend="fuser", options=options)
+    x = logits().detach()
+    weights, chosen = module(x)
+    assert not weights.requires_grad
+    torch.testing.assert_close((weights, chosen), DeepSeekV3()(x))
+
+
 def test_choices_of_all_experts() -> None:
     check(Mixtral(6, 6), logits(experts=6), "triton")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import RouterSpec
 
@@ -78,7 +79,11 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
     """An operator of this family on its operands, and what else it takes; it gives weights and
     indices."""
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
-    captured = [node for name, node in place.items() if name != "logits"]
+    captured = [
+        builder.method("detach", node) if value(node).requires_grad else node
+        for name, node in place.items()
+        if name != "logits"
+    ]
     return builder.call(function, place["logits"], captured, call.spec.to_text(), *more)
 
 
