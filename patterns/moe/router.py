@@ -55,8 +55,12 @@ class Router(Pattern):
     def anchors(self, view: GraphView) -> Iterable[Node]:
         for node in reversed(view.nodes):
             choice = choice_of(view, node)
-            if choice is not None and _is_of_experts(choice):
-                yield from _ends(view, choice)
+            if choice is None or not _is_of_experts(choice):
+                continue
+            for end in _ends(view, choice):
+                yield end
+                if isinstance(self.match(view, end), Match):
+                    break  # of what is a part of it nothing else need be told
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         found = _choice_above(view, anchor)
@@ -82,8 +86,10 @@ class Router(Pattern):
 
 
 def _is_of_experts(choice: Choice) -> bool:
+    """Whether a choice may be one of experts, whose numbers somebody wants to know."""
     count = value(choice.scores).shape[-1]
-    return isinstance(count, int) and 1 < count <= MAX_EXPERTS
+    told = choice.indices is not None and bool(choice.indices.users)
+    return told and isinstance(count, int) and 1 < count <= MAX_EXPERTS
 
 
 def _ends(view: GraphView, choice: Choice) -> list[Node]:
