@@ -64,6 +64,10 @@ class Builder:
     def method(self, name: str, *args: Any, **kwargs: Any) -> Node:
         return self._insert("call_method", name, args, kwargs)
 
+    def items(self, node: Node, count: int) -> list[Node]:
+        """What a call gave that has several results."""
+        return [self.call(operator.getitem, node, i) for i in range(count)]
+
     def attribute(self, name: str, content: Any) -> Node:
         """A submodule or constant of the graph module, under a free name."""
         name = self._free_name(name)

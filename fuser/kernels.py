@@ -166,16 +166,19 @@ def catalogue(paths: Sequence[str]) -> Iterator[Entry]:
     """
     from .lowering.attention.generated import catalogue as attention
     from .lowering.moe.generated import catalogue as moe
+    from .lowering.moe.router import catalogue as router
 
     if not paths:
         yield from attention.builtin()
         yield from moe.builtin()
+        yield from router.builtin()
+    kinds = {moe.KIND: moe.Entry, router.KIND: router.Entry}
     for path in paths:
         for number, line in enumerate(Path(path).read_text().splitlines(), 1):
             if not line.strip():
                 continue
             try:
-                kind = moe.Entry if json.loads(line).get("kind") == moe.KIND else attention.Entry
+                kind = kinds.get(json.loads(line).get("kind"), attention.Entry)
                 yield kind.from_json(line)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise CatalogueError(path, number, error) from error

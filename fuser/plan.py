@@ -27,7 +27,6 @@ _DROPS = (
     "a NaN or infinity of what was not chosen is in the result, times zero, and would not be in "
     "that of a replacement"
 )
-_WITHIN = "what one of two regions reads is computed within the other, and not for others to read"
 _KEEPS = "fuser.dense_moe is off; leave it at its default where such numbers need not be kept"
 
 
@@ -67,16 +66,16 @@ class _Planner:
 
     Attributes:
         claimed: nodes of the rewrites that will be made, with their patterns.
-        hidden: those of them that nobody else can read afterwards.
-        needed: what the rewrites read.
+        removed: those of them that nothing stands for afterwards.
+        operands: what the replacements read, with their patterns.
         origins: what the first of equal regions is called.
     """
 
     def __init__(self, view: GraphView, options: Options) -> None:
         self.view, self.options, self.folder = view, options, Folder(view)
         self.claimed: dict[Node, str] = {}
-        self.hidden: set[Node] = set()
-        self.needed: set[Node] = set()
+        self.removed: set[Node] = set()
+        self.operands: dict[Node, str] = {}
         self.origins: dict[Any, str] = {}
 
     def decisions(self) -> Iterator[Planned | Left | Failed]:
@@ -91,11 +90,28 @@ class _Planner:
                 if decided is None:
                     continue
                 if isinstance(decided, Planned):
-                    match = decided.match
-                    self.claimed.update(dict.fromkeys(match.nodes, match.pattern))
-                    self.hidden |= match.nodes - set(match.outputs)
-                    self.needed |= _operands(match)
+                    self._claim(decided.match)
                 yield decided
+
+    def _claim(self, match: Match) -> None:
+        self.claimed.update(dict.fromkeys(match.nodes, match.pattern))
+        self.removed.update(match.nodes - set(match.outputs))
+        self.operands.update(dict.fromkeys(_operands(match), match.pattern))
+
+    def _rival(self, match: Match) -> str | None:
+        """Whose rewrite has a part of a region, reads what would be gone, or leaves nothing to
+        read: an operand may lie beyond what the region itself reads."""
+        taken = next((self.claimed[n] for n in match.nodes if n in self.claimed), None)
+        if taken is not None:
+            return f"{taken}, which has priority or was tried before, takes a part of it"
+        inside = match.nodes - set(match.outputs)
+        reader = next((self.operands[n] for n in inside if n in self.operands), None)
+        if reader is not None:
+            return f"{reader}, which has priority or was tried before, reads a part of it"
+        gone = next((n for n in _operands(match) if n in self.removed), None)
+        if gone is not None:
+            return f"{self.claimed[gone]}, which has priority or was tried before, has its input"
+        return None
 
     def _anchors(self, registered: Registered) -> Iterator[Node | Failed]:
         pattern_id = registered.pattern.id
@@ -119,12 +135,10 @@ class _Planner:
             soundness.require_well_formed(self.view, pattern_id, found)
             if isinstance(found, Decline):
                 return None if anchor in claimed else Left(pattern_id, found)
-            taken = next((claimed[n] for n in found.nodes if n in claimed), None)
-            if taken is not None:
-                reason = f"{taken}, which has priority or was tried before, takes a part of it"
-                return Left(pattern_id, Decline(reason, anchor))
-            if _operands(found) & self.hidden or self.needed & (found.nodes - {*found.outputs}):
-                return Left(pattern_id, Decline(_WITHIN, anchor))
+            rival = self._rival(found)
+            if rival is not None:
+                known = claimed.get(anchor) == pattern_id  # of one region nothing is told twice
+                return None if known else Left(pattern_id, Decline(rival, anchor))
             with modes_at(self.view, anchor):
                 unsound = soundness.check(self.view, found)
                 if unsound is not None:
@@ -170,5 +184,5 @@ class _Planner:
         )
 
 
-def _operands(match: Match) -> set[Node]:
-    return {operand.node for call in match.calls for operand in call.operands.values()}
+def _operands(match: Match) -> list[Node]:
+    return [operand.node for call in match.calls for operand in call.operands.values()]

@@ -139,10 +139,11 @@ class Rehearsal:
         if not self.training:
             return lambda: _without_gradients(compiled, operands)
         leaves = [x for x in operands if x.requires_grad]
-        grads = [torch.ones_like(x) for x in compiled(*operands)]
+        grads = [torch.ones_like(x) for x in _differentiable(compiled(*operands))]
 
         def run() -> object:
-            return torch.autograd.grad(compiled(*operands), leaves, grads, allow_unused=True)
+            results = _differentiable(compiled(*operands))
+            return torch.autograd.grad(results, leaves, grads, allow_unused=True)
 
         return run
 
@@ -150,6 +151,10 @@ class Rehearsal:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.autocast, cache_enabled=False)
+
+
+def _differentiable(results: Sequence[Tensor]) -> list[Tensor]:
+    return [x for x in results if x.requires_grad]
 
 
 def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor]) -> object:
@@ -162,13 +167,13 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[
     totals: list[Node] = []
     for emission in emissions:
         found = emission.emit(builder)
-        parts = [found] if isinstance(found, Node) else list(found)
-        sums = zip(totals, parts, strict=True) if totals else ()
-        totals = [builder.call(torch.add, *pair) for pair in sums] or parts
-    arrangements = (match.dims, *match.also)
+        given = [found] if isinstance(found, Node) else list(found)
+        sums = zip(totals, given, strict=True) if totals else ()
+        totals = [builder.call(torch.add, *pair) for pair in sums] or given
+    parts = match.parts or ((match.result, match.dims),)
     placed = [
-        builder.arrange(total, match.result, dims, materialise=True)
-        for total, dims in zip(totals, arrangements, strict=True)
+        builder.arrange(total, *part, materialise=True)
+        for total, part in zip(totals, parts, strict=True)
     ]
     for other in match.onto:
         placed[0] = builder.call(torch.add, other, placed[0])

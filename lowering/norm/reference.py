@@ -5,7 +5,6 @@ Its gradient recomputes the same plain PyTorch and differentiates that.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -136,7 +135,7 @@ def emit_operator(builder: Builder, call: Call, function: Any, *more: Any) -> li
     spec: NormSpec = call.spec
     captured = [builder.operand(call.operands[f"c{i}"]) for i in range(spec.captured)]
     results = builder.call(function, captured, spec.to_text(), *more)
-    return [builder.call(operator.getitem, results, i) for i in range(len(spec.dtypes))]
+    return builder.items(results, len(spec.dtypes))
 
 
 @register_lowering(NormSpec, order=100)

@@ -22,9 +22,12 @@ filling     what is written into tensors of one number
 arange      tensors that count
 terms       masks of zeros and ones, as sums of products
 places      which place of an expert a token has, and that nobody else has it
+router      the pattern: the best experts of each token, and their weights
+ranking     from weights and choices up to the logits
+grouping    experts in groups, of which the best are looked at
 local       experts whose tokens were chosen elsewhere: told, and left
 """
 
-from . import local, loop, mixture  # register their patterns
+from . import local, loop, mixture, router  # register their patterns
 
-__all__ = ["local", "loop", "mixture"]
+__all__ = ["local", "loop", "mixture", "router"]

@@ -79,7 +79,7 @@ class _Region:
             arrangement,
             resolve(dims),
             facts=_facts(spec),
-            also=(resolve(end.core_dims),) if kept else (),
+            parts=tuple((arrangement, resolve(d)) for d in (dims, end.core_dims)) if kept else (),
         )
 
     def _read_at(self, node: Node, nodes: set[Node]) -> int:

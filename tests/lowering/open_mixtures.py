@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import fuser.lowering  # noqa: F401  registers the operators
 from tests.lowering.mixtures import mixture
 from tests.lowering.open_operators import Launch, launches, pretend
+from tests.lowering.routers import KINDS, operands
 
 
 def waits(graph: GraphModule) -> list[Launch]:
@@ -29,10 +30,8 @@ def waits(graph: GraphModule) -> list[Launch]:
     return [{"waits": t} for t in targets if any(name in t for name in names)]
 
 
-def training(
-    *, dynamic: bool = False, library: bool = False, **more: Any
-) -> dict[str, list[Launch]]:
-    """Launches of forward and backward, as autograd puts them together."""
+def _kept(function: Callable[..., Any], inputs: list[torch.Tensor], dynamic: bool) -> Any:
+    """Launches of the forward and the backward of a function of tensors that are on no device."""
     found: dict[str, list[Launch]] = {}
 
     def keep(which: str) -> Callable[..., Any]:
@@ -42,6 +41,34 @@ def training(
 
         return compiler
 
+    def fake(t: torch.Tensor) -> torch.Tensor:
+        made = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+        return made.requires_grad_(t.requires_grad)
+
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        given = [fake(t) for t in inputs]
+        compiled = aot_function(function, keep("forward"), keep("backward"), dynamic=dynamic)
+        out = compiled(*given)
+        out.backward(torch.empty_like(out))
+    return found
+
+
+def routing() -> dict[str, list[Launch]]:
+    """The same of a router by groups."""
+    spec, experts, dtype = KINDS["groups"]
+    logits, captured = operands(spec, experts, dtype)
+
+    def function(*t: Any) -> Any:
+        operator = torch.ops.fuser.generated_router
+        return operator(t[0], t[1:], spec.to_text(), "a test")[0]
+
+    return _kept(function, [logits, *captured], True)
+
+
+def training(
+    *, dynamic: bool = False, library: bool = False, **more: Any
+) -> dict[str, list[Launch]]:
+    """Launches of forward and backward, as autograd puts them together."""
     spec, x = mixture(dtype=torch.bfloat16, **more)
     text, count = spec.to_text(), len(x.matrices)
 
@@ -51,18 +78,7 @@ def training(
             return torch.ops.fuser.library_moe(*operands, text)
         return torch.ops.fuser.generated_moe(*operands, text, "a test", True)[0]
 
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-
-    def fake(t: torch.Tensor) -> torch.Tensor:
-        made = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
-        return made.requires_grad_(t.requires_grad)
-
-    with mode:
-        inputs = [fake(t) for t in (x.x, x.indices, *x.leaves[1:])]
-        compiled = aot_function(function, keep("forward"), keep("backward"), dynamic=dynamic)
-        out = compiled(*inputs)
-        out.backward(torch.empty_like(out))
-    return found
+    return _kept(function, [x.x, x.indices, *x.leaves[1:]], dynamic)
 
 
 def main() -> None:
@@ -74,6 +90,7 @@ def main() -> None:
         "many tokens": training(tokens=3000, experts=8),
         "library": training(library=True, biases=True, features=32, hidden=16, width=24),
         "dynamic": training(tokens=3000, experts=8, dynamic=True),
+        "router": routing(),
     }
     print(json.dumps(found))
 

@@ -123,6 +123,8 @@ def _own(name: str) -> tuple[str, list[str]]:
         ("many tokens", SORTED, [*BACKWARD, *MATRICES]),
         ("dynamic", SORTED, [*BACKWARD, *MATRICES]),
         ("library", [], []),
+        ("router", [("router_kernel", ["indices", "weights"])],
+         [("router_backward_kernel", ["dlogits"])]),
     ],
 )  # fmt: skip
 def test_kernels_are_launched_where_the_inner_backend_sees_them(

@@ -6,6 +6,7 @@ few units in the last place of PyTorch's.
 
 - `basic.py`: rounding, signs, choices and divisions.
 - `elementary.py`: exponentials, logarithms, hyperbolic functions, arcs, powers.
+- `order.py`: numbers in the order of `topk`.
 - `special.py`: error and gamma functions, by way of fp64.
 """
 
@@ -55,6 +56,7 @@ from .elementary import (
     tan,
     tanh,
 )
+from .order import number_of, place_of, ranked, without
 from .special import digamma, erfc, erfinv, lgamma, trigamma
 
 __all__ = [
@@ -92,7 +94,10 @@ __all__ = [
     "log10",
     "maximum",
     "minimum",
+    "number_of",
+    "place_of",
     "power",
+    "ranked",
     "remainder",
     "right_shift",
     "round_even",
@@ -105,4 +110,5 @@ __all__ = [
     "tanh",
     "trigamma",
     "trunc",
+    "without",
 ]
