@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from .dynamo_private import hits_read
+from .dynamo_private import Reader
 from .errors import NotWhole, first_sentence
 from .events import Record
 from .graph.ops import is_tensor, value
@@ -71,10 +71,11 @@ def require_sure(module: GraphModule, record: Record) -> None:
 
 
 @contextlib.contextmanager
-def _trying(attempt: Attempt) -> Generator[None]:
+def _trying(attempt: Attempt, reader: Reader | None) -> Generator[None]:
     token = _attempt.set(attempt)
+    reading = contextlib.nullcontext() if reader is None else reader.reading()
     try:
-        with dynamo.config.patch(_FLAG), hits_read():
+        with dynamo.config.patch(_FLAG), reading:
             yield
     finally:
         _attempt.reset(token)
@@ -102,9 +103,11 @@ class Whole:
         return lambda backend: Whole(clone(backend), self._strict)
 
     def __call__(self, frame: Any, *args: Any, skip: int = 0) -> Any:
-        if not dynamo.config.capture_dynamic_output_shape_ops:
+        reader = Reader()
+        readers = () if dynamo.config.capture_dynamic_output_shape_ops else (reader, None)
+        for chosen in readers:
             try:
-                with _trying(Attempt(self._strict)):
+                with _trying(Attempt(self._strict), chosen):
                     found = self.convert(frame, *args, skip=skip + 1)
                 if found.guarded_code is not None:
                     return found
@@ -112,6 +115,8 @@ class Whole:
                 told = _told(frame.f_code, error)
                 if told is not None and told not in self.failed:
                     self.failed.append(told)
+            if not reader.supposed:
+                break
         return self.convert(frame, *args, skip=skip + 1)
 
 
@@ -121,14 +126,13 @@ def _told(code: CodeType, error: Exception) -> str | None:
     cause = getattr(error, "inner_exception", error)
     if isinstance(error.__context__, NotWhole):  # which Dynamo takes for an error of its own
         cause = error.__context__
-    as_always = "compiled as torch.compile does"
     if isinstance(cause, NotWhole) and cause.place:
-        return f"{cause.place}: {as_always}: {cause.reason}. {cause.hint}"
+        return f"{cause.place}: not captured whole: {cause.reason}. {cause.hint}"
     if code.co_filename.startswith(_PACKAGE):
         return None
     reason = f"{cause.reason}." if isinstance(cause, NotWhole) else first_sentence(cause)
     place = f"{code.co_filename}:{code.co_firstlineno}"
-    return f"{place}: `{code.co_name}` is {as_always}: {reason}"
+    return f"{place}: `{code.co_name}` is compiled as torch.compile does: {reason}"
 
 
 def capture_whole(compiled: Any, strict: bool) -> bool:

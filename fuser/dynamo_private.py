@@ -1,8 +1,9 @@
 """What `torch_private` is for torch as a whole, for Dynamo's reading of bytecode.
 
 While a frame is tried with its loops in one graph, a loop over a tensor of unknown length that
-holds the experts that were hit is read as a loop over all experts (see `turns`). Each number is a
-tensor of which Dynamo knows what it holds, so that it may choose a module or be part of a name.
+holds the experts that were hit is read as a loop over all experts, and a condition that data tells
+as it is for an expert with tokens (see `turns`). The number of a turn is a tensor of which Dynamo
+knows what it holds, so that it may choose a module or be part of a name.
 
 Versions: written against torch 2.13. What another version does differently makes a try fail, and
 nothing else.
@@ -15,24 +16,24 @@ import dis
 import functools
 import linecache
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._dynamo import symbolic_convert
-from torch._dynamo.bytecode_analysis import livevars_analysis
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.iter import IteratorVariable
 from torch._dynamo.variables.lists import ListIteratorVariable, SliceVariable
-from torch._dynamo.variables.tensor import TensorVariable
+from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .errors import NotWhole
-from .torch_private import unbacked
-from .turns import OVER_ALL, UNPROVED, begin, over, turn, turns_of
+from .torch_private import known_true, unbacked
+from .turns import OVER_ALL, UNPROVED, begin, over, turn, turns_of, with_tokens
 
 Handler = Callable[[Any, Any], None]
 Method = Callable[..., Any]
@@ -43,8 +44,31 @@ _TRANSLATORS: list[Any] = [
     if isinstance(found, type) and hasattr(found, "dispatch_table")
 ]
 
+_JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
+_ENDING = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
+_IDLE = ("NOP", "NOT_TAKEN", "CACHE")
+_MAX_JUMPS = 8
 _NUMBERS = ("item", "tolist", "__int__", "__index__", "__bool__")
 _MUTATORS = ("mutation", "store_attr", "store_cell", "store_global", "store_instance_dict_attr")
+
+
+@dataclass
+class Supposed:
+    """A part of a function that eager runs only for experts with tokens.
+
+    Attributes:
+        condition: what tells for which.
+        mark: where it begins in the graph.
+        names: those of the function, before it.
+        changes: how many there had been before it.
+        end: the instruction that comes next where it is left out, if it is no loop.
+    """
+
+    condition: Any
+    mark: Node
+    names: dict[str, Any]
+    changes: int
+    end: Any = None
 
 
 class Turns(VariableTracker):
@@ -55,26 +79,29 @@ class Turns(VariableTracker):
         count: how many numbers it may hold.
         as_numbers: whether it was asked for as a list of numbers.
         done: how many turns have begun.
-        before: the names of the function that loops, before it.
-        changed: how many changes there had been before it.
+        loop: the loop, once it has begun.
     """
 
     def __init__(self, hit: Any, count: int, as_numbers: bool) -> None:
         super().__init__()
         self.hit, self.count, self.as_numbers = hit, count, as_numbers
-        self.done, self.changed = 0, 0
-        self.before: dict[str, Any] = {}
+        self.done = 0
+        self.loop: Supposed | None = None
 
 
 class Reader:
-    """Reads loops over experts that were hit, while a frame is tried.
+    """Reads what is done for experts with tokens, while a frame is tried.
 
     Attributes:
+        supposed: how often something was.
         changed: objects that were written to, one for each time.
+        branches: that have begun and not ended, for each function that is being read.
     """
 
     def __init__(self) -> None:
+        self.supposed = 0
         self.changed: list[Any] = []
+        self.branches: dict[int, list[Supposed]] = {}
 
     def noted(self, usual: Method, effects: Any, item: Any, *rest: Any, **named: Any) -> Any:
         """An object is written to; that iterators move on is no effect of a loop."""
@@ -98,19 +125,17 @@ class Reader:
             usual(tx, inst)
             return
         hit = loop.hit.as_proxy()
-        if loop.done == 0:
-            loop.before, loop.changed = dict(tx.symbolic_locals), self._changes(tx)
-            _mark(tx, begin, hit)
+        if loop.loop is None:
+            loop.loop = self._begin(tx, hit)
         if loop.done < loop.count:
             proxy = tx.output.create_proxy("call_function", turn, (hit, loop.done), {})
             number = wrap_fx_proxy(tx, proxy)
             tx.push(ConstantVariable.create(loop.done) if loop.as_numbers else number)
             loop.done += 1
             return
-        _mark(tx, over, hit)
         tx.stack[-1] = ListIteratorVariable([], mutation_type=ValueMutationNew())
         usual(tx, inst)
-        self._require_nothing_else(tx, loop)
+        self._end(tx, loop.loop)
 
     def subscript(self, usual: Handler, tx: Any, inst: Any) -> None:
         """`mask[e]`, `modules[e]`: by a number that is known."""
@@ -130,12 +155,32 @@ class Reader:
             tx.stack[-1] = ConstantVariable.create(known)
         usual(tx, inst)
 
-    def jump(self, usual: Handler, tx: Any, inst: Any) -> None:
+    def truth(self, usual: Handler, tx: Any, inst: Any) -> None:
         """`if e == n:`, with a number that is known."""
         known = _known(tx.stack[-1].realize())
         if known is not None:
             tx.stack[-1] = ConstantVariable.create(bool(_alone(known)))
         usual(tx, inst)
+
+    def jump(self, usual: Handler, tx: Any, inst: Any) -> None:
+        """`if mask.any():`, `if idx.numel() == 0: continue`: as for an expert with tokens."""
+        condition = _condition(tx.stack[-1].realize())
+        taken = None if condition is None else with_tokens(condition.node)
+        if taken is not None:
+            jumps = inst.opname.endswith("TRUE") is not taken
+            other = inst.target if jumps else tx.instructions[tx.instruction_pointer]
+            branch = self._begin(tx, condition, taken)
+            branch.end = tx.instructions[_next(tx, tx.indexof[other])]
+            self.branches.setdefault(id(tx), []).append(branch)
+            tx.stack[-1] = ConstantVariable.create(taken)
+        self.truth(usual, tx, inst)
+
+    def step(self, usual: Method, tx: Any) -> Any:
+        """One instruction; before it may end what another path has jumped over."""
+        branches, at = self.branches.get(id(tx)), tx.instruction_pointer
+        while branches and at is not None and tx.instructions[at] is branches[-1].end:
+            self._end(tx, branches.pop())
+        return usual(tx)
 
     def number(self, usual: Method, found: Any, tx: Any) -> Any:
         """`int(e)`, and a tensor as an index."""
@@ -158,49 +203,55 @@ class Reader:
         """How often objects were written to, or a number was drawn by Python's `random`."""
         return len(self.changed) + len(tx.output.random_calls)
 
-    def _require_nothing_else(self, tx: Any, loop: Turns) -> None:
-        """What a loop leaves behind must be in the graph, where it can be proved.
+    def _begin(self, tx: Any, condition: Any, *taken: bool) -> Supposed:
+        self.supposed += 1
+        mark = _mark(tx, begin, condition, *taken)
+        return Supposed(condition, mark, dict(tx.symbolic_locals), self._changes(tx))
+
+    def _end(self, tx: Any, part: Supposed) -> None:
+        """What is left behind must be in the graph, where it can be proved.
 
         Raises:
-            NotWhole: it changed objects, or names that are read later and are no tensors.
+            NotWhole: objects were changed, or names that are read later and are no tensors.
         """
-        if self._changes(tx) > loop.changed:
+        _mark(tx, over, part.condition)
+        if self._changes(tx) > part.changes:
             raise NotWhole(f"{UNPROVED}: it changes objects of Python's", _place(tx), OVER_ALL)
-        following = tx.instructions[tx.instruction_pointer]
-        for name in livevars_analysis(tx.instructions, following):
-            now = tx.symbolic_locals.get(name)
-            if now is not loop.before.get(name) and not _is_made_since(now, loop):
+        for name, now in tx.symbolic_locals.items():
+            if now is part.names.get(name) or not _is_read(tx, name):
+                continue
+            if not isinstance(now, TensorVariable) or now.as_proxy().node < part.mark:
                 why = f"{UNPROVED}: `{name}` is read after it"
                 raise NotWhole(why, _place(tx), OVER_ALL)
 
-
-@contextlib.contextmanager
-def hits_read() -> Generator[None]:
-    """Read loops over the experts that were hit as loops over all, in what Dynamo traces within the
-    block, of which nobody else traces anything: Dynamo's own lock is held."""
-    reader = Reader()
-    handlers: dict[str, Callable[..., None]] = {
-        "GET_ITER": reader.get_iter, "FOR_ITER": reader.for_iter,
-        "BINARY_SUBSCR": reader.subscript, "BINARY_OP": reader.subscript,
-        "FORMAT_VALUE": reader.format, "FORMAT_SIMPLE": reader.format,
-        "POP_JUMP_IF_FALSE": reader.jump, "POP_JUMP_IF_TRUE": reader.jump,
-        "POP_JUMP_FORWARD_IF_FALSE": reader.jump, "POP_JUMP_FORWARD_IF_TRUE": reader.jump,
-    }  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        for table in {id(t.dispatch_table): t.dispatch_table for t in _TRANSLATORS}.values():
-            for name, handler in handlers.items():
-                code = dis.opmap.get(name)
-                if code is not None and table[code] is not None:
-                    stack.callback(table.__setitem__, code, table[code])
-                    table[code] = functools.partial(handler, table[code])
-        for name in _MUTATORS:
-            if hasattr(SideEffects, name):
-                _patch(stack, SideEffects, name, reader.noted)
-        _patch(stack, TensorVariable, "call_method", reader.call_method)
-        for name in ("nb_int_impl", "nb_index_impl"):
-            if hasattr(TensorVariable, name):
-                _patch(stack, TensorVariable, name, reader.number)
-        yield
+    @contextlib.contextmanager
+    def reading(self) -> Generator[None]:
+        """Suppose that there are tokens, in what Dynamo traces within the block, of which nobody
+        else traces anything: Dynamo's own lock is held."""
+        handlers: dict[str, Callable[..., None]] = {
+            "GET_ITER": self.get_iter, "FOR_ITER": self.for_iter,
+            "BINARY_SUBSCR": self.subscript, "BINARY_OP": self.subscript,
+            "TO_BOOL": self.truth, "FORMAT_VALUE": self.format, "FORMAT_SIMPLE": self.format,
+            "POP_JUMP_IF_FALSE": self.jump, "POP_JUMP_IF_TRUE": self.jump,
+            "POP_JUMP_FORWARD_IF_FALSE": self.jump, "POP_JUMP_FORWARD_IF_TRUE": self.jump,
+            "POP_JUMP_BACKWARD_IF_FALSE": self.jump, "POP_JUMP_BACKWARD_IF_TRUE": self.jump,
+        }  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            for table in {id(t.dispatch_table): t.dispatch_table for t in _TRANSLATORS}.values():
+                for name, handler in handlers.items():
+                    code = dis.opmap.get(name)
+                    if code is not None and table[code] is not None:
+                        stack.callback(table.__setitem__, code, table[code])
+                        table[code] = functools.partial(handler, table[code])
+            for name in _MUTATORS:
+                if hasattr(SideEffects, name):
+                    _patch(stack, SideEffects, name, self.noted)
+            _patch(stack, symbolic_convert.InstructionTranslatorBase, "step", self.step)
+            _patch(stack, TensorVariable, "call_method", self.call_method)
+            for name in ("nb_int_impl", "nb_index_impl"):
+                if hasattr(TensorVariable, name):
+                    _patch(stack, TensorVariable, name, self.number)
+            yield
 
 
 def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable[..., Any]) -> None:
@@ -214,15 +265,52 @@ def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable
     setattr(owner, name, method)
 
 
-def _is_made_since(found: Any, loop: Turns) -> bool:
-    """Whether a variable is a tensor that the loop has computed."""
-    if not isinstance(found, TensorVariable):
-        return False
-    node = found.as_proxy().node
-    first = next(
-        n for n in node.graph.nodes if n.target is begin and n.args[0] is loop.hit.as_proxy().node
-    )
-    return first < node
+def _is_read(tx: Any, name: str) -> bool:
+    """Whether a function reads a name, from where it is, before it gives it another value."""
+    pending, seen = [tx.instruction_pointer], set[int]()
+    while pending:
+        at = pending.pop()
+        if at in seen or at >= len(tx.instructions):
+            continue
+        seen.add(at)
+        inst = tx.instructions[at]
+        names = inst.argval if isinstance(inst.argval, tuple) else (inst.argval,)
+        if name in names and "LOAD" in inst.opname:
+            return True
+        if name in names and inst.opname.startswith(("STORE", "DELETE")):
+            continue
+        entry = inst.exn_tab_entry
+        others = [inst.target, None if entry is None else entry.target]
+        pending += [tx.indexof[other] for other in others if other is not None]
+        if inst.opname not in _ENDING and inst.opname not in _JUMPS:
+            pending.append(at + 1)
+    return False
+
+
+def _next(tx: Any, at: int) -> int:
+    """The first instruction from one on that does something."""
+    for _ in range(_MAX_JUMPS):
+        inst = tx.instructions[at]
+        if inst.opname in _JUMPS:
+            at = tx.indexof[inst.target]
+        elif inst.opname in _IDLE:
+            at += 1
+        else:
+            break
+    return at
+
+
+def _condition(found: Any) -> Any:
+    """What a branch depends on, if nothing but data tells it."""
+    if isinstance(found, SymNodeVariable):
+        symbol = found.sym_num
+        kind, told = isinstance(symbol, (torch.SymBool, torch.SymInt)), unbacked([symbol])
+        sure = known_true(symbol != 0 if isinstance(symbol, torch.SymInt) else symbol)
+        return found.as_proxy() if kind and told and not sure else None
+    example = _example(found)
+    if example is None or example.ndim != 0 or example.dtype not in (torch.bool, torch.int64):
+        return None
+    return found.as_proxy() if getattr(example, "constant", None) is None else None
 
 
 def _place(tx: Any) -> str:
@@ -231,9 +319,10 @@ def _place(tx: Any) -> str:
     return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"
 
 
-def _mark(tx: Any, what: Callable[..., Any], hit: Any) -> None:
-    proxy = tx.output.create_proxy("call_function", what, (hit,), {})
-    proxy.node.meta["example_value"] = None
+def _mark(tx: Any, what: Callable[..., Any], *args: Any) -> Node:
+    node: Node = tx.output.create_proxy("call_function", what, args, {}).node
+    node.meta["example_value"] = None
+    return node
 
 
 def _turns(found: Any) -> int | None:

@@ -1,11 +1,12 @@
-"""Loops over the experts that were hit, captured as loops over all of them.
+"""What eager does only for experts that have tokens, captured as if it were done for all of them.
 
     hit = mask.sum((1, 2)).nonzero()        begin(hit)
     for e in hit: out += f(e)         =>    turn(hit, 0); out += f(0); turn(hit, 1); ...
                                             over(hit)
+    if mask.any(): out += f(x[mask])  =>    begin(mask.any(), True); out += f(x[mask]); over(...)
 
-How many turns such a loop has depends on data. What is captured in its place is true if a turn that
-eager leaves out does nothing, and that is not known before all turns are in a graph. So the graph
+Whether that is done depends on data. What is captured in its place is true if what eager leaves out
+does nothing, and that is not known before all of it is in a graph. So the graph
 says with these calls what was supposed. A pattern that proves it takes them into its region; a
 graph in which one is left is not compiled. `dynamo_private` puts them there.
 """
@@ -15,20 +16,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymBool, SymInt, Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import has_side_effect
 
 _MAX_STEPS = 16
 _POSITIONS = ("nonzero", "argwhere", "where")
 _CHOOSING = ("topk", "sort", "argsort", "argmax", "max", "one_hot")
-UNPROVED = "a loop over the experts that were hit is not proved to do what one over all would do"
-OVER_ALL = "Let the loop run over all experts, `for e in range(number of experts)`."
+UNPROVED = "what is done for experts that have tokens is not proved to be nothing for others"
+OVER_ALL = (
+    "Let a loop run over all experts, `for e in range(number of experts)`, without conditions."
+)
 
 
 @has_side_effect
-def begin(hit: Tensor) -> None:
-    """Here begins a loop over `hit`, `(n,)` or `(n, 1)`."""
+def begin(hit: Tensor | SymBool | SymInt, taken: bool | None = None) -> None:
+    """Here begins a loop over `hit`, `(n,)` or `(n, 1)`; or, where `taken` is a truth value, what
+    is done only if `hit` is that."""
     raise AssertionError(UNPROVED)
 
 
@@ -39,8 +43,8 @@ def turn(hit: Tensor, number: int) -> Tensor:
 
 
 @has_side_effect
-def over(hit: Tensor) -> None:
-    """Here the loop has ended as it does by itself."""
+def over(hit: Tensor | SymBool | SymInt) -> None:
+    """Here that has ended as it does by itself."""
     raise AssertionError(UNPROVED)
 
 
@@ -74,6 +78,22 @@ def turns_of(hit: Any) -> int | None:
         unique = unique or "unique" in name
         node = node.args[0]
     return None
+
+
+def with_tokens(condition: Any) -> bool | None:
+    """What a condition is for an expert with tokens, if it looks like one; proved later."""
+    if isinstance(condition.meta.get("example_value"), SymInt):
+        return True
+    name = str(getattr(condition.target, "__name__", condition.target))
+    return {
+        "any": True,
+        "gt": True,
+        "ne": True,
+        "ge": True,
+        "eq": False,
+        "lt": False,
+        "le": False,
+    }.get(name)
 
 
 def _width(node: Node, name: str, source: Tensor) -> int | None:

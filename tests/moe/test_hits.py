@@ -1,5 +1,5 @@
-"""`fuser.compile`: loops over the experts that were hit are captured as loops over all of them,
-where that is proved to be the same, and run as always where it is not."""
+"""`fuser.compile`: what is done only for experts with tokens is captured for all of them, where
+that is proved to be the same, and run as always where it is not."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ import fuser
 from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
 
+from . import conditions, hits
+from .conditions import CONDITIONS, IfAny, IfNone
 from .forms import EXPERTS, Mixture
-from .hits import HITS, LOOK_ALIKES, Hit, HitStacked, Popular, Used
+from .hits import HITS, Hit, HitStacked, Popular, Used
 from .test_compile import EVERY, OPTIONS, ours, tokens
 
+ANY = [*HITS, *CONDITIONS]
+LOOK_ALIKES = [*hits.LOOK_ALIKES, *conditions.LOOK_ALIKES]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -48,7 +52,7 @@ def filled(found: Run, module: Mixture, x: Tensor) -> Run:
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("form", HITS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", ANY, ids=lambda f: f.__name__)
 def test_hits(form: type[Mixture], grad: bool) -> None:
     module, x = skewed(form()), tokens().abs().requires_grad_(grad)
     assert module.route(x)[1].unique().numel() < EXPERTS
@@ -67,7 +71,7 @@ def test_lookalikes(form: type[Mixture], reason: str) -> None:
     assert counters["fuser"]["moe.loop"] == 0
     (line,) = failures_of(compiled) or ()
     assert reason in line
-    assert "hits.py" in line
+    assert f"{form.__module__.rpartition('.')[-1]}.py" in line
 
 
 @pytest.mark.parametrize("form", [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used])
@@ -86,7 +90,9 @@ def test_fullgraph() -> None:
     assert counters["fuser"]["moe.loop"] == 1
 
 
-@pytest.mark.parametrize("form", HITS if EVERY else [Hit, HitStacked], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "form", ANY if EVERY else [HitStacked, IfAny, IfNone], ids=lambda f: f.__name__
+)
 def test_no_recompile_from_one_routing_to_the_next(form: type[Mixture]) -> None:
     module = form().eval()
     compiled = fuser.compile(module, options=OPTIONS, dynamic=True)
@@ -121,5 +127,7 @@ def test_explain() -> None:
     report = fuser.explain(fuser.compile(Hit().eval()), x, options=options)
     assert not report.expect(moe=1).breaks
     lines = fuser.explain(fuser.compile(Popular().eval()), x, options=options).breaks
-    (line,) = [line for line in lines if "hits.py" in line and "`for e in hit:`" in line]
-    assert "Let the loop run over all experts" in line
+    (line,) = [line for line in lines if "not captured whole" in line]
+    assert "hits.py" in line
+    assert "`for e in hit:`" in line
+    assert line.endswith("`for e in range(number of experts)`, without conditions.")
