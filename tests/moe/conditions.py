@@ -61,6 +61,20 @@ class IfLength(Mixture):
         return out
 
 
+class IfSome(Mixture):
+    """A number of tokens as the condition, and the names of what is done there used again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            t, k = torch.where(chosen == e)
+            if len(t):
+                expert, scale = self.experts[e], 1.0
+                out.index_add_(0, t, expert(x[t]) * (scale * weights[t, k, None]))
+        return out
+
+
 class IfPopular(IfAny):
     """Experts of one token alone stay out."""
 
@@ -178,7 +192,7 @@ class IfBuffer(Mixture):
         return out * self.used.sum()
 
 
-CONDITIONS = [IfAny, IfSum, IfNone, IfLength]
+CONDITIONS = [IfAny, IfSum, IfNone, IfLength, IfSome]
 _OTHERS = "may be others than those that tokens chose"
 LOOK_ALIKES = [
     (IfPopular, ""),
