@@ -70,8 +70,8 @@ class IfSome(Mixture):
         for e in range(EXPERTS):
             t, k = torch.where(chosen == e)
             if len(t):
-                expert, scale = self.experts[e], 1.0
-                out.index_add_(0, t, expert(x[t]) * (scale * weights[t, k, None]))
+                expert, dim = self.experts[e], 0
+                out.index_add_(dim, t, expert(x[t]) * weights[t, k, None])
         return out
 
 
