@@ -68,7 +68,7 @@ def fuser(
     with measure.autotuning(torch_private.autotunes(mode, rest), strict=parsed.strict):
         with torch_private.random_options(rest), torch_private.without_saved_tensors_hooks():
             record = _transform(gm, parsed)
-        capture.require_sure(gm)
+        capture.require_sure(gm, record)
         try:
             compiled = _compile(gm, example_inputs, parsed, inner)
         except Exception as error:

@@ -13,23 +13,25 @@ import os
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
 
 from .distinct import distinct
-from .errors import first_sentence
+from .errors import NotWhole, first_sentence
+from .events import Record
 from .graph.ops import is_tensor, value
+from .report.source import where
 from .torch_private import convert_frame, dynamo, eval_frame, unbacked
+from .turns import OVER_ALL, UNPROVED, supposed
+
+if TYPE_CHECKING:
+    from .dynamo_private import Reader
 
 _FLAG = {"capture_dynamic_output_shape_ops": True}
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _attempt: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
-
-
-class NotWhole(Exception):
-    """A graph that is not worth, or not sure, to be compiled as it was captured."""
 
 
 class Attempt:
@@ -48,13 +50,19 @@ def is_attempt() -> bool:
     return _attempt.get() is not None
 
 
-def require_sure(module: GraphModule) -> None:
+def require_sure(module: GraphModule, record: Record) -> None:
     """What the inner backend compiles when the backward runs for the first time has no second try:
     graphs whose sizes still depend on data are not trained.
 
     Raises:
-        NotWhole: this one would be.
+        NotWhole: this one would be; or it holds what was supposed of a loop and is not proved.
     """
+    left = supposed(module)
+    if left:
+        found = [m for m in record.near_misses if m.pattern.startswith("moe.")]
+        why = f": {found[-1].reason}" if found else ""
+        place = where(left[0])
+        raise NotWhole(f"{UNPROVED}{why}", f"{place}: `{place.code}`", OVER_ALL)
     attempt = _attempt.get()
     if attempt is None or attempt.strict or not torch.is_grad_enabled():
         return
@@ -66,10 +74,11 @@ def require_sure(module: GraphModule) -> None:
 
 
 @contextlib.contextmanager
-def _trying(attempt: Attempt) -> Generator[None]:
+def _trying(attempt: Attempt, reader: Reader | None) -> Generator[None]:
     token = _attempt.set(attempt)
+    reading = contextlib.nullcontext() if reader is None else reader.reading()
     try:
-        with dynamo.config.patch(_FLAG):
+        with dynamo.config.patch(_FLAG), reading:
             yield
     finally:
         _attempt.reset(token)
@@ -97,21 +106,46 @@ class Whole:
         return lambda backend: Whole(clone(backend), self._strict)
 
     def __call__(self, frame: Any, *args: Any, skip: int = 0) -> Any:
-        if not dynamo.config.capture_dynamic_output_shape_ops:
+        reader = _reader()
+        readers = (None,) if reader is None else (reader, None)
+        if dynamo.config.capture_dynamic_output_shape_ops:
+            readers = ()
+        for chosen in readers:
             try:
-                with _trying(Attempt(self._strict)):
+                with _trying(Attempt(self._strict), chosen):
                     found = self.convert(frame, *args, skip=skip + 1)
                 if found.guarded_code is not None:
                     return found
             except Exception as error:
-                if not frame.f_code.co_filename.startswith(_PACKAGE):
-                    self.failed.append(_told(frame.f_code, error))
+                told = _told(frame.f_code, error)
+                if told is not None and told not in self.failed:
+                    self.failed.append(told)
+            if reader is None or not reader.supposed:
+                break
         return self.convert(frame, *args, skip=skip + 1)
 
 
-def _told(code: CodeType, error: Exception) -> str:
+def _reader() -> Reader | None:
+    """What reads loops over the experts that were hit, where this version of Dynamo has all that it
+    takes hold of."""
+    try:
+        from .dynamo_private import Reader
+    except ImportError:
+        return None
+    return Reader()
+
+
+def _told(code: CodeType, error: Exception) -> str | None:
+    """Why an attempt failed; None where that is told again of the functions that a caller of ours
+    calls."""
     cause = getattr(error, "inner_exception", error)
-    reason = str(cause) + "." if isinstance(cause, NotWhole) else first_sentence(cause)
+    if isinstance(error.__context__, NotWhole):  # which Dynamo takes for an error of its own
+        cause = error.__context__
+    if isinstance(cause, NotWhole) and cause.place:
+        return f"{cause.place}: not captured whole: {cause.reason}. {cause.hint}"
+    if code.co_filename.startswith(_PACKAGE):
+        return None
+    reason = f"{cause.reason}." if isinstance(cause, NotWhole) else first_sentence(cause)
     place = f"{code.co_filename}:{code.co_firstlineno}"
     return f"{place}: `{code.co_name}` is compiled as torch.compile does: {reason}"
 

@@ -16,6 +16,21 @@ class FuserWarning(UserWarning):
     """Something was left to the inner backend because of a problem that is ours or a plug-in's."""
 
 
+class NotWhole(Exception):
+    """A graph is not worth, or not sure, to be compiled as it was captured; it is captured again as
+    `torch.compile` does, and `explain` tells why.
+
+    Attributes:
+        reason: why.
+        place: `file:line: code` of a loop that is the reason.
+        hint: what the user could do.
+    """
+
+    def __init__(self, reason: str, place: str = "", hint: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.place, self.hint = reason, place, hint
+
+
 class UnknownOptionError(FuserError, ValueError):
     """A `fuser.` option that does not exist."""
 

@@ -75,11 +75,11 @@ def memory(x: torch.Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-def to_expr(size: int | torch.SymInt | sympy.Expr) -> int | sympy.Expr:
-    """A dimension as an int, or as the sympy expression behind a SymInt (no guard is added)."""
+def to_expr(size: Any) -> int | sympy.Expr:
+    """A dimension as an int, or as the sympy expression behind a symbol (no guard is added)."""
     if isinstance(size, int):
         return size
-    expr: Any = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
+    expr: Any = sympy.sympify(size.node.expr if hasattr(size, "node") else size)
     if expr.has(FloorDiv):
         expr = expr.replace(FloorDiv, _divided)
     return int(expr) if expr.is_Integer else expr

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ..torch_private import HigherOrderOperator, OpOverload, OpOverloadPacket, memory
+from ..turns import MARKS
 from .ops import Kind, Op, is_tensor, read, value
 
 _RANDOM = {
@@ -71,7 +72,7 @@ def is_foreign(node: Node) -> bool:
     """Whether a node calls what is neither torch's nor Python's own; any module counts as such."""
     if node.op != "call_function" or _is_operator(node.target):
         return node.op == "call_module"
-    if inspect.ismethoddescriptor(node.target):  # torch.Tensor.add_
+    if inspect.ismethoddescriptor(node.target) or node.target in MARKS:  # torch.Tensor.add_
         return False
     module = getattr(node.target, "__module__", None) or ""
     return module.partition(".")[0] not in _KNOWN_PACKAGES

@@ -23,9 +23,9 @@ _JUMP = "generic_jump"
 _BRANCH = "Data-dependent branching. "
 _LOOP = "graph break in loop. "
 _WHOLE = "; a loop over experts becomes part of the graph by fuser.compile(model)"
-_EVERY = (
-    "; if this is a loop over experts, let it run over all of them, and use fuser.compile(model)"
-)
+_HIT = "; a loop over the experts that were hit becomes part of the graph by fuser.compile(model)"
+_ALL = "; if this is a loop over experts, let it run over all of them"
+_EVERY = _ALL + ", and use fuser.compile(model)"
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
@@ -61,6 +61,7 @@ class GraphBreaks:
                 self.lines.append(_whole_frame(message, told, self.raised))
         if self.whole:
             self.lines = [line.removesuffix(_WHOLE) for line in self.lines]
+            self.lines = [_ALL.join(line.rsplit(_HIT, 1)) for line in self.lines]
 
 
 def _line(reason: Any) -> str:
@@ -97,8 +98,10 @@ def _whole_frame(message: str, told: Collection[str], raised: Sequence[Raised]) 
 def _advice(reason: str, frame: Any) -> str:
     """What to do where a break may be that of a loop over experts."""
     over_data = frame is not None and (frame.line or "").lstrip().startswith("for ")
-    if over_data or reason.startswith(_BRANCH) or "aten.bincount" in reason:
+    if reason.startswith(_BRANCH) or "aten.bincount" in reason:
         return _EVERY
+    if over_data:
+        return _HIT
     return _WHOLE if "aten.nonzero" in reason else ""
 
 

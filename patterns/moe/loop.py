@@ -30,6 +30,7 @@ from ..declined import Declined
 from .branches import column, same
 from .choices import experts_among
 from .expert import Expert, ExpertWalk, NoExpert
+from .hits import with_parts
 from .masks import Chosen, chosen
 from .products import Product
 from .region import Mixture, matched
@@ -136,7 +137,8 @@ def _prove(view: GraphView, found: Accumulator) -> Match | None:
     if dropping:
         match = _with_dropped(match, first.chosen.kept)
     most = size_of(leaves(first.space.mask_dims))
-    return _whole(view, match, found, interior, most)
+    match = _whole(view, match, found, interior, most)
+    return with_parts(view, match, found.writes, [turn.chosen for turn in turns], most)
 
 
 def _with_dropped(match: Match, kept: Place | None) -> Match:

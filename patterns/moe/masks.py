@@ -72,28 +72,34 @@ def _equal(view: GraphView, op: Op, dims: Dims) -> Chosen | None:
         return None
     if _hot(view, tensors[0], dims) is not None:
         return None
-    return Chosen(_peeled(view, tensors[0], dims), numbers[0])
+    return Chosen(peeled(view, tensors[0], dims), numbers[0])
 
 
 def _hot(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
     """One column of `one_hot(indices)`."""
     place = _cast(view, node, dims)
     cut = None if place is None else column(view, place)
-    place = None if cut is None else _cast(view, cut[0], cut[1])
-    if cut is None or place is None:
+    if cut is None:
         return None
-    indices = Routing(view, cut[2]).support(place.node, place.dims)
-    classes = size_of(cut[2])
-    if indices is None or not isinstance(classes, int):
+    found, classes = hot(view, Place(cut[0], cut[1], cut[2])), size_of(cut[2])
+    if found is None or not isinstance(classes, int):
         return None
-    if set(leaves(indices.dims)) - set(leaves(place.dims)):
+    return Chosen(found[0], cut[3], classes, found[1])
+
+
+def hot(view: GraphView, place: Place) -> tuple[Place, Place | None] | None:
+    """The indices of which a mask is `one_hot`, and the mask itself where it rules some out."""
+    whole = _cast(view, place.node, place.dims)
+    if whole is None:
+        return None
+    indices = Routing(view, place.experts).support(whole.node, whole.dims)
+    if indices is None or set(leaves(indices.dims)) - set(leaves(whole.dims)):
         return None  # of several choices one mask
-    kept = None
-    if view.op(place.node).name != "one_hot":
-        kept = Place(place.node, place.dims, cut[2])
-        if not _is_mask(view, place.node):
-            return None
-    return Chosen(_peeled(view, indices.node, indices.dims), cut[3], classes, kept)
+    found = peeled(view, indices.node, indices.dims)
+    if view.op(whole.node).name == "one_hot":
+        return found, None
+    kept = Place(whole.node, whole.dims, place.experts)
+    return (found, kept) if _is_mask(view, whole.node) else None
 
 
 def _is_mask(view: GraphView, node: Node, depth: int = 0) -> bool:
@@ -125,7 +131,7 @@ def _cast(view: GraphView, node: Node, dims: Dims) -> Place | None:
     return Place(node, resolve(dims))
 
 
-def _peeled(view: GraphView, node: Node, dims: Dims) -> Place:
+def peeled(view: GraphView, node: Node, dims: Dims) -> Place:
     """Indices without their views and copies, so that two spellings are one tensor."""
     for _ in range(_LIMIT):
         op = view.op(node)

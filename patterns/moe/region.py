@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, leaves, resolve, size_of
+from fuser.graph.axes import Dim, Dims, fresh, leaves, resolve, size_of
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Match, Operand
@@ -20,7 +20,7 @@ from .choices import are_experts
 from .expert import Expert
 from .filling import writer
 from .routing import Routing
-from .space import Place, Space, require
+from .space import Place, Space, part_of, require
 from .terms import only_sends
 from .weights import Weights
 
@@ -119,11 +119,30 @@ def _support(space: Space, weights: Weights, anchor: Node) -> Place:
         found = routing.support(factor.node, factor.dims)
         if found is not None:
             return found
+    for factor in weights.factors:
+        require(
+            not _is_part(space, factor),
+            "the weights are those of a part of the experts, and which of a token's choices are "
+            "among them is not followed",
+            factor.node,
+            "weight all experts in one sum",
+        )
     raise Declined(
         "every expert has a weight that is not known to be zero where it was not chosen",
         weights.factors[0].node if weights.factors else anchor,
         "scatter the weights of the chosen ones into zeros, or mask the others with -inf",
     )
+
+
+def _is_part(space: Space, factor: Place) -> bool:
+    """Whether weights are those of some experts, of weights that choose among all."""
+    part, dims = part_of(space.view, factor.node), resolve(factor.dims)
+    if part is None or set(leaves((dims[part.dim],))) != set(leaves((space.chosen,))):
+        return False
+    rank = len(dims)
+    experts = fresh((value(part.source).shape[part.dim],), "e")[0]
+    whole = tuple(experts if i == part.dim % rank else dim for i, dim in enumerate(dims))
+    return Routing(space.view, experts).support(part.source, whole) is not None
 
 
 def keeps_zero(expert: Expert) -> bool:

@@ -179,11 +179,11 @@ def coordinate(view: GraphView, node: Node) -> Coordinate | None:
         if view.is_written(node):
             return None
         source = node.args[0] if node.args else None
-        if _gives_positions(node) and len(dims) == 2 and is_tensor(source):
+        if gives_positions(node) and len(dims) == 2 and is_tensor(source):
             rest = leaves(dims[1:])
             found = (source, 0) if not rest else None
             return found and Coordinate(found[0], found[1], (*passed, node))
-        if _gives_positions(source) and getattr(node.target, "__name__", "") == "getitem":
+        if gives_positions(source) and getattr(node.target, "__name__", "") == "getitem":
             assert isinstance(source, Node)
             if isinstance(value(source), (tuple, list)) and type(node.args[1]) is int:
                 mask = source.args[0] if source.args else source.kwargs.get("condition")
@@ -198,7 +198,7 @@ def coordinate(view: GraphView, node: Node) -> Coordinate | None:
         if number is not None:
             passed.append(node)
             mask = node.args[0] if node.args else None
-            matrix = _gives_positions(node) and is_tensor(mask) and is_tensor(node)
+            matrix = gives_positions(node) and is_tensor(mask) and is_tensor(node)
             return Coordinate(mask, number, tuple(passed)) if matrix else None  # type: ignore[arg-type]
     return None
 
@@ -218,7 +218,7 @@ def _positions(view: GraphView, node: Node, dims: Dims) -> tuple[Node, Dims, int
     return cut[0], cut[1], cut[3]
 
 
-def _gives_positions(node: Any) -> bool:
+def gives_positions(node: Any) -> bool:
     """Whether a node finds where a mask is true."""
     if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
         return False
@@ -250,7 +250,7 @@ def _asserted(node: Node, interior: set[Node], most: Size) -> set[Node] | None:
     if _always_holds(node, most):
         return {node, *node.users}
     is_size = isinstance(value(node), torch.SymInt)
-    if not is_size and not (node.args and _gives_positions(node.args[0])):
+    if not is_size and not (node.args and gives_positions(node.args[0])):
         return None
     found = {node}
     for user in node.users:

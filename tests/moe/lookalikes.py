@@ -70,6 +70,14 @@ class ScatteredIntoOnes(Mixture):
         return (_stack(self, x) * dense[..., None]).sum(1)
 
 
+class PartOfTheExperts(Mixture):
+    """As a rank does that has some of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.weights(x)[:, 1:3]
+        return (torch.stack([e(x) for e in self.experts[1:3]], 1) * own[..., None]).sum(1)
+
+
 class ChosenTwice(Mixture):
     """Indices that may repeat: a scatter keeps one of them, a sum over choices both."""
 
@@ -362,6 +370,7 @@ LOOKALIKES = [
     LookAlike(OtherShape, "experts have tensors of different shapes"),
     LookAlike(OtherInput, "experts are given different tensors"),
     LookAlike(ColumnTwice, "not every expert is there once"),
+    LookAlike(PartOfTheExperts, "the weights are those of a part of the experts"),
     LookAlike(ExpertMissing, "not every expert is there once"),
     LookAlike(ZeroIsNoNothing, "an expert makes something of a token that is weighted with zero"),
     LookAlike(HalfIsNoNothing, "an expert makes something of a token that is weighted with zero"),

@@ -295,9 +295,7 @@ SCENARIOS: dict[str, Scenario] = {
     "exchanged": Scenario(of(Exchanged), dtype=torch.bfloat16, reason=ELSEWHERE),
     "exchanged_whole": Scenario(of(Exchanged), dtype=torch.bfloat16, whole=True, reason=ELSEWHERE),
     "exchanged_in_turn": Scenario(of(ExchangedInTurn)),
-    "summed": Scenario(
-        of(Summed), everywhere=True, reason="not known to be zero where it was not chosen"
-    ),
+    "summed": Scenario(of(Summed), everywhere=True, reason="those of a part of the experts"),
     "spread": Scenario(of(Spread), reason="is a DTensor, which wraps other tensors"),
 }
 

@@ -69,18 +69,6 @@ class Counted(Mixture):
         return out
 
 
-class Hit(Mixture):
-    """A loop over the experts that were hit."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.route(x)
-        mask, out = F.one_hot(chosen, EXPERTS).permute(2, 1, 0), torch.zeros_like(x)
-        for e in (mask.sum((-1, -2)) > 0).nonzero():
-            k, t = torch.where(mask[e].squeeze(0))
-            out.index_add_(0, t, self.experts[int(e)](x[t]) * weights[t, k, None])
-        return out
-
-
 class Ranked(Mixture):
     """What an expert gives depends on all its tokens, in a way that no backend differentiates where
     their number is a symbol."""
@@ -126,7 +114,7 @@ def test_all_loops_of_a_model() -> None:
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(
     ("form", "mixtures"),
-    [(Counted, 1), (Hit, 0), (Ranked, 0), (OtherActivation, 0)],
+    [(Counted, 1), (Ranked, 0), (OtherActivation, 0)],
     ids=lambda f: getattr(f, "__name__", None),
 )
 def test_what_cannot_be_captured_runs_as_always(
@@ -305,8 +293,6 @@ def test_explain_sees_what_it_compiles() -> None:
     assert report.count("moe") == 0
     report = fuser.explain(fuser.compile(module), x, options=options)
     assert not report.expect(moe=1).breaks
-    (line,) = [x for x in fuser.explain(Hit().eval(), x).breaks if "for e in" in x]
-    assert "let it run over all of them, and use fuser.compile(model)" in line
 
 
 @pytest.mark.parametrize("before", [torch.compile, fuser.compile], ids=["stock", "whole"])

@@ -16,7 +16,7 @@ from tests.compiled import assert_near, run, wide
 from tests.models import CASES
 
 from .forms import EXPERTS, FEATURES
-from .test_compile import EVERY, OPTIONS, ours
+from .test_compile import EVERY, OPTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
@@ -106,24 +106,54 @@ def test_generation() -> None:
     assert torch.equal(compiled.generate(**prompt, **wanted), model.generate(**prompt, **wanted))
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_switch(grad: bool) -> None:
-    """Its loop over the experts that were hit, with names made from them, is no capture's."""
-    from transformers import SwitchTransformersConfig
-    from transformers.models.switch_transformers import modeling_switch_transformers as library
+def _switch() -> nn.Module:
+    """An encoder and a decoder of one layer each, with more experts than tokens choose."""
+    from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
     config = SwitchTransformersConfig(
-        d_model=FEATURES,
-        d_ff=24,
-        num_experts=EXPERTS,
-        expert_capacity=3,
-        dropout_rate=0.0,
-        router_jitter_noise=0.0,
-    )
+        vocab_size=32, d_model=FEATURES, d_kv=8, d_ff=24, num_heads=2, num_layers=1,
+        num_decoder_layers=1, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+        num_experts=EXPERTS, expert_capacity=3, dropout_rate=0.0, router_jitter_noise=0.0,
+        decoder_start_token_id=0, use_cache=False,
+    )  # fmt: skip
     torch.manual_seed(3)
-    module = library.SwitchTransformersSparseMLP(config).train(grad)
-    x = torch.randn(2, 9, FEATURES, requires_grad=grad)
-    found = ours(module, x, grad=grad)
-    exact = wide(module)
-    exact.router.dtype = torch.float64
-    assert_near(found, run(module, (x,), grad=grad), run(exact, wide((x,)), grad=grad))
+    return SwitchTransformersForConditionalGeneration(config)
+
+
+class Logits(nn.Module):
+    def __init__(self, called: Any) -> None:
+        super().__init__()
+        self.called = called
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.called(input_ids=ids, decoder_input_ids=ids.flip(1), use_cache=False).logits
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_switch(grad: bool) -> None:
+    """Its loop over the experts that were hit, with names made from them."""
+    model, ids = _switch().train(grad), torch.arange(14).view(2, 7)
+    exact = wide(model)
+    for module in exact.modules():
+        if type(module).__name__ == "SwitchTransformersTop1Router":
+            module.dtype = torch.float64
+    options = {**OPTIONS, "fuser.patterns": ["moe.*"]}
+    found = run(Logits(fuser.compile(model, options=options)), (ids,), grad=grad)
+    assert counters["fuser"]["moe.loop"] == 2
+    assert not counters["graph_break"]
+    eager, exact = run(Logits(model), (ids,), grad=grad), run(Logits(exact), (ids,), grad=grad)
+    for other in (eager, exact):  # no gradient where no token has chosen an expert
+        pairs = zip(other.grads, found.grads, strict=True)
+        other.grads = [a if a is not None or b is None else torch.zeros_like(b) for a, b in pairs]
+    assert_near(found, eager, exact)
+
+
+@torch.no_grad()
+def test_switch_of_another_routing() -> None:
+    block = _switch().eval().encoder.block[0].layer[-1]
+    compiled = fuser.compile(block, options=OPTIONS, dynamic=True)
+    compiled(torch.randn(2, 7, FEATURES))
+    assert counters["fuser"]["moe.loop"] == 1
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for x in (torch.ones(2, 7, FEATURES), torch.randn(3, 8, FEATURES)):
+            torch.testing.assert_close(compiled(x), block(x), rtol=1e-4, atol=1e-5)

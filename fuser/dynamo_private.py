@@ -1,0 +1,363 @@
+"""What `torch_private` is for torch as a whole, for Dynamo's reading of bytecode.
+
+While a frame is tried with its loops in one graph, a loop over a tensor of unknown length that
+holds the experts that were hit is read as a loop over all experts, and a condition that data tells
+as it is for an expert with tokens (see `turns`). The number of a turn is a tensor of which Dynamo
+knows what it holds, so that it may choose a module or be part of a name.
+
+Versions: written against torch 2.13. What another version does differently makes a try fail, and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import linecache
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._dynamo import symbolic_convert
+from torch._dynamo.side_effects import SideEffects
+from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
+from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.constant import ConstantVariable
+from torch._dynamo.variables.iter import IteratorVariable
+from torch._dynamo.variables.lists import ListIteratorVariable, SliceVariable
+from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
+from torch.fx import Node
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .errors import NotWhole
+from .torch_private import known_true, unbacked
+from .turns import OVER_ALL, UNPROVED, begin, over, turn, turns_of, with_tokens
+
+Handler = Callable[[Any, Any], None]
+Method = Callable[..., Any]
+
+_TRANSLATORS: list[Any] = [
+    found
+    for found in vars(symbolic_convert).values()
+    if isinstance(found, type) and hasattr(found, "dispatch_table")
+]
+
+_JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
+_ENDING = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
+_IDLE = ("NOP", "NOT_TAKEN", "CACHE")
+_MAX_JUMPS = 8
+_NUMBERS = ("item", "tolist", "__int__", "__index__", "__bool__")
+_MUTATORS = ("mutation", "store_attr", "store_cell", "store_global", "store_instance_dict_attr")
+
+
+@dataclass
+class Supposed:
+    """A part of a function that eager runs only for experts with tokens.
+
+    Attributes:
+        condition: what tells for which.
+        mark: where it begins in the graph.
+        names: those of the function, before it.
+        changes: how many there had been before it.
+        end: the instruction that comes next where it is left out, if it is no loop.
+    """
+
+    condition: Any
+    mark: Node
+    names: dict[str, Any]
+    changes: int
+    end: Any = None
+
+
+class Turns(VariableTracker):
+    """What a loop over the experts that were hit iterates over, and nothing else may look at.
+
+    Attributes:
+        hit: the tensor.
+        count: how many numbers it may hold.
+        as_numbers: whether it was asked for as a list of numbers.
+        done: how many turns have begun.
+        loop: the loop, once it has begun.
+    """
+
+    def __init__(self, hit: Any, count: int, as_numbers: bool) -> None:
+        super().__init__()
+        self.hit, self.count, self.as_numbers = hit, count, as_numbers
+        self.done = 0
+        self.loop: Supposed | None = None
+
+
+class Reader:
+    """Reads what is done for experts with tokens, while a frame is tried.
+
+    Attributes:
+        supposed: how often something was.
+        changed: objects that were written to, one for each time.
+        branches: that have begun and not ended, for each function that is being read.
+    """
+
+    def __init__(self) -> None:
+        self.supposed = 0
+        self.changed: list[Any] = []
+        self.branches: dict[int, list[Supposed]] = {}
+
+    def noted(self, usual: Method, effects: Any, item: Any, *rest: Any, **named: Any) -> Any:
+        """An object is written to; that iterators move on is no effect of a loop."""
+        if not isinstance(item, IteratorVariable):
+            self.changed.append(item)
+        return usual(effects, item, *rest, **named)
+
+    def get_iter(self, usual: Handler, tx: Any, inst: Any) -> None:
+        top = tx.stack[-1].realize()
+        if isinstance(top, Turns):
+            return
+        count = _turns(top)
+        if count is None:
+            usual(tx, inst)
+        else:
+            tx.stack[-1] = Turns(top, count, as_numbers=False)
+
+    def for_iter(self, usual: Handler, tx: Any, inst: Any) -> None:
+        loop = tx.stack[-1]
+        if not isinstance(loop, Turns):
+            usual(tx, inst)
+            return
+        hit = loop.hit.as_proxy()
+        if loop.loop is None:
+            loop.loop = self._begin(tx, hit)
+        if loop.done < loop.count:
+            proxy = tx.output.create_proxy("call_function", turn, (hit, loop.done), {})
+            number = wrap_fx_proxy(tx, proxy)
+            tx.push(ConstantVariable.create(loop.done) if loop.as_numbers else number)
+            loop.done += 1
+            return
+        tx.stack[-1] = ListIteratorVariable([], mutation_type=ValueMutationNew())
+        usual(tx, inst)
+        self._end(tx, loop.loop)
+
+    def subscript(self, usual: Handler, tx: Any, inst: Any) -> None:
+        """`mask[e]`, `modules[e]`: by a number that is known."""
+        if inst.opname == "BINARY_SUBSCR" or inst.argrepr == "[]":
+            whole, known = _example(tx.stack[-2].realize()), _known(tx.stack[-1].realize())
+            if isinstance(known, list) and whole is not None:
+                first, last = (ConstantVariable.create(n) for n in (known[0], known[0] + 1))
+                tx.stack[-1] = SliceVariable([first, last])
+            elif known is not None:
+                tx.stack[-1] = ConstantVariable.create(_alone(known))
+        usual(tx, inst)
+
+    def format(self, usual: Handler, tx: Any, inst: Any) -> None:
+        """`f"expert_{e}"`, where a tensor without dimensions is its number."""
+        known = _known(tx.stack[-1].realize())
+        if type(known) is int:
+            tx.stack[-1] = ConstantVariable.create(known)
+        usual(tx, inst)
+
+    def truth(self, usual: Handler, tx: Any, inst: Any) -> None:
+        """`if e == n:`, with a number that is known."""
+        known = _known(tx.stack[-1].realize())
+        if known is not None:
+            tx.stack[-1] = ConstantVariable.create(bool(_alone(known)))
+        usual(tx, inst)
+
+    def jump(self, usual: Handler, tx: Any, inst: Any) -> None:
+        """`if mask.any():`, `if idx.numel() == 0: continue`: as for an expert with tokens."""
+        condition = _condition(tx.stack[-1].realize())
+        taken = None if condition is None else with_tokens(condition.node)
+        if taken is not None:
+            jumps = inst.opname.endswith("TRUE") is not taken
+            other = inst.target if jumps else tx.instructions[tx.instruction_pointer]
+            branch = self._begin(tx, condition, taken)
+            branch.end = tx.instructions[_next(tx, tx.indexof[other])]
+            self.branches.setdefault(id(tx), []).append(branch)
+            tx.stack[-1] = ConstantVariable.create(taken)
+        self.truth(usual, tx, inst)
+
+    def step(self, usual: Method, tx: Any) -> Any:
+        """One instruction; before it may end what another path has jumped over."""
+        branches, at = self.branches.get(id(tx)), tx.instruction_pointer
+        while branches and at is not None and tx.instructions[at] is branches[-1].end:
+            self._end(tx, branches.pop())
+        return usual(tx)
+
+    def number(self, usual: Method, found: Any, tx: Any) -> Any:
+        """`int(e)`, and a tensor as an index."""
+        known = _known(found)
+        return usual(found, tx) if known is None else ConstantVariable.create(int(_alone(known)))
+
+    def call_method(self, usual: Method, found: Any, tx: Any, name: str, *rest: Any) -> Any:
+        """`hit.tolist()`, and numbers of what is known."""
+        if name in _NUMBERS and not any(rest):
+            known = _known(found)
+            if known is not None:
+                value = known if name == "tolist" else _alone(known)
+                return VariableTracker.build(tx, value)
+            count = _turns(found) if name == "tolist" and _example(found).ndim == 1 else None
+            if count is not None:
+                return Turns(found, count, as_numbers=True)
+        return usual(found, tx, name, *rest)
+
+    def _changes(self, tx: Any) -> int:
+        """How often objects were written to, or a number was drawn by Python's `random`."""
+        return len(self.changed) + len(tx.output.random_calls)
+
+    def _begin(self, tx: Any, condition: Any, *taken: bool) -> Supposed:
+        self.supposed += 1
+        mark = _mark(tx, begin, condition, *taken)
+        return Supposed(condition, mark, dict(tx.symbolic_locals), self._changes(tx))
+
+    def _end(self, tx: Any, part: Supposed) -> None:
+        """What is left behind must be in the graph, where it can be proved.
+
+        Raises:
+            NotWhole: objects were changed, or names that are read later and are no tensors.
+        """
+        _mark(tx, over, part.condition)
+        if self._changes(tx) > part.changes:
+            raise NotWhole(f"{UNPROVED}: it changes objects of Python's", _place(tx), OVER_ALL)
+        for name, now in tx.symbolic_locals.items():
+            if now is part.names.get(name) or not _is_read(tx, name):
+                continue
+            if not isinstance(now, TensorVariable) or now.as_proxy().node < part.mark:
+                why = f"{UNPROVED}: `{name}` is read after it"
+                raise NotWhole(why, _place(tx), OVER_ALL)
+
+    @contextlib.contextmanager
+    def reading(self) -> Generator[None]:
+        """Suppose that there are tokens, in what Dynamo traces within the block, of which nobody
+        else traces anything: Dynamo's own lock is held."""
+        handlers: dict[str, Callable[..., None]] = {
+            "GET_ITER": self.get_iter, "FOR_ITER": self.for_iter,
+            "BINARY_SUBSCR": self.subscript, "BINARY_OP": self.subscript,
+            "TO_BOOL": self.truth, "FORMAT_VALUE": self.format, "FORMAT_SIMPLE": self.format,
+            "POP_JUMP_IF_FALSE": self.jump, "POP_JUMP_IF_TRUE": self.jump,
+            "POP_JUMP_FORWARD_IF_FALSE": self.jump, "POP_JUMP_FORWARD_IF_TRUE": self.jump,
+            "POP_JUMP_BACKWARD_IF_FALSE": self.jump, "POP_JUMP_BACKWARD_IF_TRUE": self.jump,
+        }  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            for table in {id(t.dispatch_table): t.dispatch_table for t in _TRANSLATORS}.values():
+                for name, handler in handlers.items():
+                    code = dis.opmap.get(name)
+                    if code is not None and table[code] is not None:
+                        stack.callback(table.__setitem__, code, table[code])
+                        table[code] = functools.partial(handler, table[code])
+            for name in _MUTATORS:
+                if hasattr(SideEffects, name):
+                    _patch(stack, SideEffects, name, self.noted)
+            _patch(stack, symbolic_convert.InstructionTranslatorBase, "step", self.step)
+            _patch(stack, TensorVariable, "call_method", self.call_method)
+            for name in ("nb_int_impl", "nb_index_impl"):
+                if hasattr(TensorVariable, name):
+                    _patch(stack, TensorVariable, name, self.number)
+            yield
+
+
+def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable[..., Any]) -> None:
+    usual = getattr(owner, name)
+    stack.callback(setattr, owner, name, usual)
+
+    @functools.wraps(usual)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return instead(usual, *args, **kwargs)
+
+    setattr(owner, name, method)
+
+
+def _is_read(tx: Any, name: str) -> bool:
+    """Whether a function reads a name, from where it is, before it gives it another value."""
+    pending, seen = [tx.instruction_pointer], set[int]()
+    while pending:
+        at = pending.pop()
+        if at in seen or at >= len(tx.instructions):
+            continue
+        seen.add(at)
+        inst = tx.instructions[at]
+        names = inst.argval if isinstance(inst.argval, tuple) else (inst.argval,)
+        if name in names and "LOAD" in inst.opname:
+            return True
+        if name in names and inst.opname.startswith(("STORE", "DELETE")):
+            continue
+        entry = inst.exn_tab_entry
+        others = [inst.target, None if entry is None else entry.target]
+        pending += [tx.indexof[other] for other in others if other is not None]
+        if inst.opname not in _ENDING and inst.opname not in _JUMPS:
+            pending.append(at + 1)
+    return False
+
+
+def _next(tx: Any, at: int) -> int:
+    """The first instruction from one on that does something."""
+    for _ in range(_MAX_JUMPS):
+        inst = tx.instructions[at]
+        if inst.opname in _JUMPS:
+            at = tx.indexof[inst.target]
+        elif inst.opname in _IDLE:
+            at += 1
+        else:
+            break
+    return at
+
+
+def _condition(found: Any) -> Any:
+    """What a branch depends on, if nothing but data tells it."""
+    if isinstance(found, SymNodeVariable):
+        symbol = found.sym_num
+        kind, told = isinstance(symbol, (torch.SymBool, torch.SymInt)), unbacked([symbol])
+        sure = known_true(symbol != 0 if isinstance(symbol, torch.SymInt) else symbol)
+        return found.as_proxy() if kind and told and not sure else None
+    example = _example(found)
+    if example is None or example.ndim != 0 or example.dtype not in (torch.bool, torch.int64):
+        return None
+    return found.as_proxy() if getattr(example, "constant", None) is None else None
+
+
+def _place(tx: Any) -> str:
+    """Of a loop that has ended."""
+    file, line = str(tx.f_code.co_filename), int(tx.lineno)
+    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"
+
+
+def _mark(tx: Any, what: Callable[..., Any], *args: Any) -> Node:
+    node: Node = tx.output.create_proxy("call_function", what, args, {}).node
+    node.meta["example_value"] = None
+    return node
+
+
+def _turns(found: Any) -> int | None:
+    """The turns of a loop over a tensor that holds the experts that were hit, of unknown length."""
+    example = _example(found)
+    if example is None or example.ndim not in (1, 2) or not unbacked(example.shape[:1]):
+        return None
+    if example.dtype is not torch.int64 or (example.ndim == 2 and example.shape[1] != 1):
+        return None
+    return turns_of(found.as_proxy().node)
+
+
+def _example(found: Any) -> Any:
+    if type(found) is not TensorVariable:
+        return None
+    return found.as_proxy().node.meta.get("example_value")
+
+
+def _known(found: Any) -> Any:
+    """The number that a tensor of a turn is known to hold, as a list where it has a dimension; None
+    for others: users' own constants are read as always."""
+    constant = getattr(_example(found), "constant", None)
+    if constant is None or constant.numel() != 1 or constant.ndim > 1:
+        return None
+    if not _is_of_turn(found.as_proxy().node):
+        return None
+    if constant.dtype not in (torch.int64, torch.bool):
+        return None
+    with _disable_current_modes():
+        return constant.tolist()
+
+
+def _is_of_turn(node: Node) -> bool:
+    return node.target is turn or any(_is_of_turn(n) for n in node.all_input_nodes)
+
+
+def _alone(known: Any) -> Any:
+    return known[0] if isinstance(known, list) else known

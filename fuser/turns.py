@@ -1,0 +1,102 @@
+"""What eager does only for experts that have tokens, captured as if it were done for all of them.
+
+    hit = mask.sum((1, 2)).nonzero()        begin(hit)
+    for e in hit: out += f(e)         =>    turn(hit, 0); out += f(0); turn(hit, 1); ...
+                                            over(hit)
+    if mask.any(): out += f(x[mask])  =>    begin(mask.any(), True); out += f(x[mask]); over(...)
+
+Whether that is done depends on data. What is captured in its place is true if what eager leaves out
+does nothing, and that is not known before all of it is in a graph. So the graph
+says with these calls what was supposed. A pattern that proves it takes them into its region; a
+graph in which one is left is not compiled. `dynamo_private` puts them there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import SymBool, SymInt, Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import has_side_effect
+
+_MAX_STEPS = 16
+_POSITIONS = ("nonzero", "argwhere", "where")
+_CHOOSING = ("topk", "sort", "argsort", "argmax", "max", "one_hot")
+UNPROVED = "what is done for experts that have tokens is not proved to be nothing for others"
+OVER_ALL = (
+    "Let a loop run over all experts, `for e in range(number of experts)`, without conditions."
+)
+
+
+@has_side_effect
+def begin(hit: Tensor | SymBool | SymInt, taken: bool | None = None) -> None:
+    """Here begins a loop over `hit`, `(n,)` or `(n, 1)`; or, where `taken` is a truth value, what
+    is done only if `hit` is that."""
+    raise AssertionError(UNPROVED)
+
+
+@has_side_effect
+def turn(hit: Tensor, number: int) -> Tensor:
+    """Here begins the turn of one number; returns what the loop is given for it, `()` or `(1,)`."""
+    return torch.tensor(number if hit.ndim == 1 else [number])
+
+
+@has_side_effect
+def over(hit: Tensor | SymBool | SymInt) -> None:
+    """Here that has ended as it does by itself."""
+    raise AssertionError(UNPROVED)
+
+
+MARKS: tuple[Any, ...] = (begin, turn, over)
+
+
+def supposed(module: GraphModule) -> list[Node]:
+    """The calls that are left in a graph and in the graphs within."""
+    graphs = [m.graph for m in module.modules() if isinstance(m, GraphModule)]
+    return [n for graph in graphs for n in graph.nodes if n.target in MARKS]
+
+
+def turns_of(hit: Any) -> int | None:
+    """How many numbers there are that `hit` may hold, `0 … n-1`; None if nothing tells.
+
+    Args:
+        hit: the node that a loop runs over, made by `nonzero` of one mask, or by `unique` of
+            indices among n.
+    """
+    node, unique = hit, False
+    for _ in range(_MAX_STEPS):
+        if not isinstance(node, Node) or not node.args or not isinstance(node.args[0], Node):
+            return None
+        name = str(getattr(node.target, "__name__", node.target))
+        source = node.args[0].meta.get("example_value")
+        if name in _POSITIONS and not unique and isinstance(source, Tensor):
+            known = source.ndim == 1 and isinstance(source.shape[0], int)
+            return int(source.shape[0]) if known else None
+        if name in _CHOOSING and unique and isinstance(source, Tensor):
+            return _width(node, name, source)
+        unique = unique or "unique" in name
+        node = node.args[0]
+    return None
+
+
+def with_tokens(condition: Any) -> bool | None:
+    """What a condition is for an expert with tokens, if it looks like one; proved later."""
+    if isinstance(condition.meta.get("example_value"), SymInt):
+        return True
+    name = str(getattr(condition.target, "__name__", condition.target))
+    return {
+        "any": True,
+        "gt": True,
+        "ne": True,
+        "ge": True,
+        "eq": False,
+        "lt": False,
+        "le": False,
+    }.get(name)
+
+
+def _width(node: Node, name: str, source: Tensor) -> int | None:
+    """Along how many positions an operator has chosen; what it chose along is proved later."""
+    size = source.shape[-1] if name != "one_hot" else None
+    return int(size) if isinstance(size, int) else None

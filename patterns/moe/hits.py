@@ -1,0 +1,300 @@
+"""What eager does only for experts with tokens, and a graph does for all of them.
+
+for e in (mask.sum((1, 2)) > 0).nonzero(): ...          for e in indices.unique(): ...
+if (indices == e).any(): ...                            if idx.numel() == 0: continue
+
+`fuser.turns` marks where such a part of a program was captured. It is what eager computes if an
+expert that is left out has no tokens, and if nothing but the region happens there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import sympy
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Dim, Dims, Size, fresh, resolve
+from fuser.graph.effects import draws
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.view import GraphView
+from fuser.pattern import Match
+from fuser.torch_private import to_expr
+from fuser.turns import MARKS, begin, over, turn
+
+from ..declined import Declined
+from .choices import experts_among
+from .masks import Chosen, hot, peeled
+from .masks import chosen as chosen_by
+from .selection import Coordinate, coordinate, gives_positions, sizes_of
+from .space import Place, require
+from .writes import Write
+
+_ABOVE = (("gt", 0), ("ne", 0), ("ge", 1))
+_NONE = (("le", 0), ("eq", 0), ("lt", 1))
+_UNKNOWN = "the experts that a loop runs over may be others than those that tokens chose"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where such a part stands in a graph.
+
+    Attributes:
+        hit: what a loop runs over, or the condition of a branch.
+        marks: all that tells of it.
+        first, last: positions of its begin and its end.
+        taken: what the condition is for an expert with tokens; None for a part.
+        turns: of a loop the positions at which turns begin; number i is that of expert i.
+    """
+
+    hit: Node
+    marks: tuple[Node, ...]
+    first: int
+    last: int
+    taken: bool | None = None
+    turns: tuple[int, ...] = ()
+
+
+def with_parts(
+    view: GraphView, match: Match, writes: Sequence[Write], chosen: Sequence[Chosen], most: Size
+) -> Match:
+    """A region with the marks of the parts that its writes are in, if there are any.
+
+    Args:
+        view: the graph.
+        match: the region.
+        writes: of the experts' rows.
+        chosen: for each of them the expert.
+        most: rows of an expert.
+
+    Raises:
+        Declined: what was captured may be other than what eager does.
+    """
+    for part in _parts(view):
+        pairs = zip(writes, chosen, strict=True)
+        inside = [p for p in pairs if part.first < view.order[p[0].node] < part.last]
+        if not inside:
+            continue
+        if part.taken is None:
+            require(len(inside) == len(writes), "some experts are not in the loop", part.hit)
+            _require_numbers(view, part, writes, chosen)
+            told = _told(view, part, chosen[0])
+        else:
+            require(len(inside) == 1, "a condition is not that of one expert", part.hit)
+            told = _told_alone(view, part, *inside[0])
+        nodes = {*match.nodes, *part.marks, *told}
+        nodes |= sizes_of(view, nodes, most)
+        match = replace(match, nodes=frozenset(_with_idle(view, match, part, nodes)))
+    return match
+
+
+def _parts(view: GraphView) -> list[Part]:
+    marks = [node for node in view.nodes if node.target in MARKS]
+    found: list[Part] = []
+    for at, start in enumerate(marks):
+        if start.target is not begin:
+            continue
+        own = [start]
+        for mark in (m for m in marks[at + 1 :] if m.args[0] is start.args[0]):
+            own.append(mark)
+            if mark.target is not turn:
+                break
+        numbers = [m.args[1] for m in own if m.target is turn]
+        ends = own[-1].target is over and numbers == list(range(len(numbers)))
+        hit, taken = start.args[0], start.args[1] if len(start.args) > 1 else None
+        if not (ends and isinstance(hit, Node) and isinstance(taken, (bool, type(None)))):
+            continue
+        turns = tuple(view.order[m] for m in own if m.target is turn)
+        first, last = view.order[start], view.order[own[-1]]
+        found.append(Part(hit, tuple(own), first, last, taken, turns))
+    return found
+
+
+def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> set[Node]:
+    """What tells whether an expert has tokens, if that is the one whose rows are written.
+
+    Raises:
+        Declined: it may tell something else.
+    """
+    condition = value(part.hit)
+    if not isinstance(condition, torch.Tensor):
+        rows = to_expr(value(write.rows).shape[0])
+        known = to_expr(condition)
+        some = sympy.Ne(rows, 0) if part.taken else sympy.Eq(rows, 0)
+        above = (rows > 0, rows >= 1) if part.taken else (rows <= 0, rows < 1)
+        counted = part.taken and known == rows
+        require(counted or known in (some, *above), _UNKNOWN, part.hit)
+        return _alone(view, _sizes_behind(part.hit), part, 0)
+    chain = set[Node]()
+    mask = _counted(view, part.hit, chain, part.taken)
+    known = chosen_by(view, mask, fresh(value(mask).shape, "m"))
+    same = known is not None and known.expert == chosen.expert
+    require(same, _UNKNOWN, part.hit)
+    assert known is not None
+    require(known.indices.node is chosen.indices.node, _UNKNOWN, part.hit)
+    kept, own = known.kept, chosen.kept
+    alike = kept is None or (own is not None and own.node is kept.node)
+    require(alike, _UNKNOWN, part.hit)
+    return _alone(view, chain, part, 0)
+
+
+def _require_numbers(
+    view: GraphView, part: Part, writes: Sequence[Write], chosen: Sequence[Chosen]
+) -> None:
+    """Each turn is that of the expert whose number it has.
+
+    Raises:
+        Declined: it is not.
+    """
+    require(
+        len(writes) == len(part.turns), "a turn writes more than the rows of one expert", part.hit
+    )
+    for write, known in zip(writes, chosen, strict=True):
+        number = sum(start < view.order[write.node] for start in part.turns) - 1
+        require(known.expert == number, "a turn is not that of the expert that was hit", write.node)
+
+
+def _told(view: GraphView, part: Part, chosen: Chosen) -> set[Node]:
+    """What tells which experts were hit, if those are all that any token chose.
+
+    Raises:
+        Declined: others may have tokens too.
+    """
+    if getattr(part.hit.target, "__name__", part.hit.target) == "unique":
+        (index,) = part.hit.args if len(part.hit.args) == 1 else (None,)
+        if not isinstance(index, Node) or part.hit.kwargs:
+            raise Declined(_UNKNOWN, part.hit)
+        indices = peeled(view, index, fresh(value(index).shape, "i"))
+        known = experts_among(view, indices.node) == len(part.turns)
+        require(known and indices.node is chosen.indices.node, _UNKNOWN, part.hit)
+        return _alone(view, {part.hit}, part, len(part.turns))
+    found = _positions(view, part.hit)
+    if found is None or value(found.mask).ndim != 1:
+        raise Declined(_UNKNOWN, part.hit)
+    experts = fresh(value(found.mask).shape, "e")[0]
+    chain = {*found.passed}
+    place = _summed(view, found.mask, experts, chain)
+    known = hot(view, place)
+    if known is None:
+        raise Declined(_UNKNOWN, part.hit)
+    indices, kept = known
+    same = indices.node is chosen.indices.node
+    require(same and (kept is None or _is_kept(kept, chosen)), _UNKNOWN, part.hit)
+    return _alone(view, chain, part, len(part.turns))
+
+
+def _positions(view: GraphView, hit: Node) -> Coordinate | None:
+    """Of which mask something holds the positions, each as a number or as a row of one."""
+    mask = hit.args[0] if hit.args else None
+    if value(hit).ndim == 2 and gives_positions(hit) and is_tensor(mask):
+        return Coordinate(mask, 0, (hit,))
+    return coordinate(view, hit)
+
+
+def _is_kept(kept: Place, chosen: Chosen) -> bool:
+    """Whether what else rules a choice out rules it out in the turns too."""
+    return chosen.kept is not None and chosen.kept.node is kept.node
+
+
+def _summed(view: GraphView, node: Node, experts: Dim, chain: set[Node]) -> Place:
+    """The mask of which a vector tells for each expert whether it is true anywhere."""
+    dims: Dims = (experts,)
+    compared = False
+    while not view.is_written(node):
+        op = view.op(node)
+        source = op.args.get("input")
+        if _compares(op, True) and not compared:
+            compared = True
+        elif op.name in ("sum", "any") and op.args.get("dtype") is None:
+            dims = _before(op.args.get("dim"), value(source).ndim, source, dims)
+        else:
+            break
+        chain.add(node)
+        assert isinstance(source, Node)
+        node = source
+    return Place(node, resolve(dims), experts)
+
+
+def _sizes_behind(condition: Node) -> set[Node]:
+    """A condition on a size, and what it is computed from."""
+    found, pending = set[Node](), [condition]
+    while pending:
+        node = pending.pop()
+        if node not in found and isinstance(value(node), (torch.SymInt, torch.SymBool)):
+            found.add(node)
+            pending += node.all_input_nodes
+    return {node for node in found if node.op != "placeholder"}
+
+
+def _counted(view: GraphView, node: Node, chain: set[Node], taken: bool) -> Node:
+    """The mask of which a number tells whether it is true anywhere."""
+    op = view.op(node)
+    if _compares(op, taken):
+        chain.add(node)
+        node, taken = op.args["input"], True
+        op = view.op(node)
+    whole = op.name in ("sum", "any") and op.args.get("dtype") is None and taken
+    source = op.args.get("input")
+    require(whole and op.args.get("dim") is None and not view.is_written(node), _UNKNOWN, node)
+    assert isinstance(source, Node)
+    chain.add(node)
+    return source
+
+
+def _compares(op: Op, taken: bool) -> bool:
+    """Whether what is no less than zero is compared with zero: above it, or not."""
+    other = op.args.get("other")
+    return type(other) is int and (op.name, other) in (_ABOVE if taken else _NONE)
+
+
+def _before(dim: object, rank: int, source: object, dims: Dims) -> Dims:
+    """Axes of what is added up, without the dimensions kept.
+
+    Raises:
+        Declined: not along dimensions that are known.
+    """
+    assert isinstance(source, Node)
+    given = dim if isinstance(dim, (tuple, list)) else (dim,)
+    numbers = sorted(d % rank for d in given if type(d) is int)
+    require(len(numbers) == len(given) and len(dims) == rank - len(numbers), _UNKNOWN, source)
+    own = list(dims)
+    for at in numbers:
+        own.insert(at, fresh((value(source).shape[at],), "summed")[0])
+    return tuple(own)
+
+
+def _alone(view: GraphView, chain: set[Node], part: Part, most: int) -> set[Node]:
+    """The nodes of a chain that nobody else reads, and their sizes."""
+    sizes = sizes_of(view, chain, most)
+    own, before = {*chain, *sizes}, 0
+    while before != len(own):
+        before = len(own)
+        own = {n for n in own if all(user in own or user in part.marks for user in n.users)}
+    return own
+
+
+def _with_idle(view: GraphView, match: Match, part: Part, nodes: set[Node]) -> set[Node]:
+    """A region, and what only it reads within the part.
+
+    Raises:
+        Declined: something else happens there.
+    """
+    operands = {o.node for call in match.calls for o in call.operands.values()}
+    inside = view.nodes[part.first : part.last]
+    for node in reversed(inside):
+        if node in nodes or node.op in ("placeholder", "get_attr"):
+            continue
+        require(_is_pure(view, node), "a turn does more than adding the rows of an expert", node)
+        later = any(user not in nodes and view.order[user] > part.last for user in node.users)
+        require(not later, "what a turn computes is read after the loop", node)
+        if node not in operands and all(user in nodes for user in node.users):
+            nodes.add(node)
+    return nodes
+
+
+def _is_pure(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    known = op.kind is not Kind.OTHER or node.target == "item"
+    return known and not op.inplace and not draws(node, op)
