@@ -128,7 +128,7 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
         require(counted or known in (some, *above), _UNKNOWN, part.hit)
         return _alone(view, _sizes_behind(part.hit), part, 0)
     chain = set[Node]()
-    mask = _counted(view, part.hit, chain, part.taken)
+    mask = _counted(view, part.hit, chain, bool(part.taken))
     known = chosen_by(view, mask, fresh(value(mask).shape, "m"))
     same = known is not None and known.expert == chosen.expert
     require(same, _UNKNOWN, part.hit)
@@ -207,7 +207,7 @@ def _summed(view: GraphView, node: Node, experts: Dim, chain: set[Node]) -> Plac
         source = op.args.get("input")
         if _compares(op, True) and not compared:
             compared = True
-        elif op.name in ("sum", "any") and op.args.get("dtype") is None:
+        elif op.name in ("sum", "any") and op.args.get("dtype") is None and is_tensor(source):
             dims = _before(op.args.get("dim"), value(source).ndim, source, dims)
         else:
             break
