@@ -73,6 +73,8 @@ class Match:
         keeps_result: the replacement may keep its results for the backward.
         parts: where calls give several tensors: the canonical arrangement of each and the axes of
             its output, instead of `result` and `dims`.
+        lesser: a smaller region for the same, where this one is not sound or another rewrite has a
+            part of it.
     """
 
     pattern: str
@@ -92,6 +94,8 @@ class Match:
     onto: tuple[Node, ...] = ()
     keeps_result: bool = True
     parts: tuple[tuple[Dims, Dims], ...] = ()
+    lesser: Callable[[], Match] | None = None
+    lesser: Callable[[], Match] | None = None
 
 
 @dataclass(frozen=True)

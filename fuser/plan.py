@@ -135,21 +135,37 @@ class _Planner:
             soundness.require_well_formed(self.view, pattern_id, found)
             if isinstance(found, Decline):
                 return None if anchor in claimed else Left(pattern_id, found)
-            rival = self._rival(found)
-            if rival is not None:
-                known = claimed.get(anchor) == pattern_id  # of one region nothing is told twice
-                return None if known else Left(pattern_id, Decline(rival, anchor))
+            if claimed.get(anchor) == pattern_id and self._rival(found) is not None:
+                return None  # of one region nothing is told twice
             with modes_at(self.view, anchor):
-                unsound = soundness.check(self.view, found)
-                if unsound is not None:
-                    return Left(pattern_id, unsound)
-                if found.drops_nonfinite and not self.options.dense_moe:
-                    return Left(pattern_id, Decline(_DROPS, anchor, hint=_KEEPS))
-                return self._lower(found)
+                return self._largest(found)
         except Unproven as error:
             return Left(pattern_id, Decline(str(error), anchor))
         except Exception as error:
             return Failed(pattern_id, anchor, error)
+
+    def _largest(self, match: Match) -> Planned | Left:
+        """The first of a region and lesser ones for the same that nothing stands against; else what
+        stands against the first."""
+        obstacle = self._obstacle(match)
+        if obstacle is None:
+            return self._lower(match)
+        lesser = match.lesser
+        while lesser is not None:
+            smaller = lesser()
+            soundness.require_well_formed(self.view, match.pattern, smaller)
+            if self._obstacle(smaller) is None:
+                return self._lower(smaller)
+            lesser = smaller.lesser
+        return Left(match.pattern, obstacle)
+
+    def _obstacle(self, match: Match) -> Decline | None:
+        rival = self._rival(match)
+        if rival is not None:
+            return Decline(rival, match.anchor)
+        if match.drops_nonfinite and not self.options.dense_moe:
+            return soundness.check(self.view, match) or Decline(_DROPS, match.anchor, hint=_KEEPS)
+        return soundness.check(self.view, match)
 
     def _lower(self, match: Match) -> Planned | Left:
         if not match.calls:

@@ -6,7 +6,9 @@ leaves the region, through sums and products with anything that is broadcast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.fx import Node
@@ -28,29 +30,37 @@ from .core import DTYPES, Core, resolved
 MAX_STEPS = 24
 """Longest program after a normalisation."""
 MAX_BEFORE = 8
+_SIDES = ((True, True), (False, True), (True, False), (False, False))
+"""Whether a region has what is pointwise before, and after; where that is not sound, the next."""
 
 
-def grown(view: GraphView, core: Core, pattern: str) -> Match:
+def grown(
+    view: GraphView, core: Core, pattern: str, sides: Sequence[tuple[bool, bool]] = _SIDES
+) -> Match:
     """The region around a normalisation.
 
     Raises:
         Declined, Unproven: it cannot be computed by one operator.
     """
     _require_dtypes(core)
-    return _Region(view, core).match(pattern)
+    found = _Region(view, core, *sides[0]).match(pattern)
+    lesser = partial(grown, view, core, pattern, sides[1:]) if sides[1:] else None
+    return replace(found, lesser=lesser)
 
 
 @dataclass
 class _Region:
     view: GraphView
     core: Core
+    before: bool
+    after: bool
 
     def match(self, pattern: str) -> Match:
         core = self.core
-        after = _after(self.view, core)
+        after = _after(self.view, core) if self.after else [core.node]
         out = after[-1]
-        kept = _is_kept(self.view, core, out)
-        before = _before(self.view, core, kept)
+        kept = self.before and _is_kept(self.view, core, out)
+        before: set[Node] = _before(self.view, core, kept) if self.before else set()
         dims = fresh(value(out).shape, "o")
         captured = Captured()
         end = _Program(self.view, set(after) - {core.node}, captured)

@@ -166,7 +166,8 @@ def _torchvision_stubbed() -> Generator[None]:
             del sys.modules[name]
 
 
-def _timm(implementation: str, module: str, name: str, **options: Any) -> nn.Module:
+def timm_model(implementation: str, module: str, name: str, **options: Any) -> nn.Module:
+    """`timm.models.module.name(**options)`, which attends by `implementation`."""
     with _torchvision_stubbed():
         family = importlib.import_module(f"timm.models.{module}")
     model = getattr(family, name)(num_classes=11, **options)
@@ -178,7 +179,7 @@ def _timm(implementation: str, module: str, name: str, **options: Any) -> nn.Mod
 
 def _timm_vit(implementation: str) -> nn.Module:
     options = {"embed_dim": HIDDEN, "depth": LAYERS, "num_heads": HEADS, "mlp_ratio": 1.25}
-    return _timm(
+    return timm_model(
         implementation,
         "vision_transformer",
         "VisionTransformer",
@@ -191,7 +192,7 @@ def _timm_vit(implementation: str) -> nn.Module:
 def _timm_swin(implementation: str) -> nn.Module:
     options = _windows()
     options["img_size"] = options.pop("image_size")
-    return _timm(implementation, "swin_transformer", "SwinTransformer", **options)
+    return timm_model(implementation, "swin_transformer", "SwinTransformer", **options)
 
 
 def _pixels() -> dict[str, Any]:

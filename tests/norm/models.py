@@ -1,0 +1,69 @@
+"""Which models are normalised how often: the zoo's, and two that attend to nothing or as others do.
+
+`CASES` maps names to cases; `normalisations(module)` counts the modules that normalise as they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from tests import models
+from tests.models.case import BATCH, LAYERS, SDPA_ONLY, ModelCase, itself, logits, normal, seeded
+from tests.models.language import grouped, text
+from tests.models.vision import timm_model
+
+FROM_THE_ZOO = (
+    "unet", "vae", "sd3", "flux", "pixart", "dit", "cogvideox", "wan", "timm-vit", "llama",
+    "gemma3", "qwen3",
+)  # fmt: skip
+
+
+def _convnext(_: str) -> nn.Module:
+    """Norms of an image's channels in the stem and before each stage, of features in each block."""
+    sizes = {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40), "patch_size": 2}
+    return timm_model("sdpa", "convnext", "ConvNeXt", **sizes, ls_init_value=0.5)
+
+
+def _convnext_inputs() -> dict[str, Any]:
+    return {"x": normal(BATCH, 3, 32, 32)}
+
+
+def _gemma(implementation: str) -> nn.Module:
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    return GemmaForCausalLM(GemmaConfig(**grouped(implementation)))
+
+
+CASES: dict[str, ModelCase] = {
+    **{name: models.CASES[name] for name in FROM_THE_ZOO},
+    "convnext": ModelCase("convnext", seeded(_convnext), _convnext_inputs, SDPA_ONLY, 0, itself),
+    "gemma": ModelCase("gemma", seeded(_gemma), text, SDPA_ONLY, LAYERS, logits),
+}
+
+
+@contextmanager
+def normalisations(module: nn.Module) -> Generator[list[str]]:
+    """Collects the names of the modules in it that normalise, each time that one runs.
+
+    An `AdaLayerNorm` holds a `LayerNorm`, and is counted as that.
+    """
+    ran: list[str] = []
+    hooks = [
+        each.register_forward_hook(lambda norm, *_: ran.append(type(norm).__name__))
+        for each in module.modules()
+        if [m for m in each.modules() if _normalises(m)] == [each]
+    ]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _normalises(module: nn.Module) -> bool:
+    known = isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+    return known or type(module).__name__.endswith("Norm")
