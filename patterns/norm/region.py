@@ -89,6 +89,7 @@ class _Region:
             arrangement,
             resolve(dims),
             facts=_facts(spec),
+            keeps_result=False,  # no lowering of ours differentiates by what it gave
             parts=tuple((arrangement, resolve(d)) for d in (dims, end.core_dims)) if kept else (),
         )
 

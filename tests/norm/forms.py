@@ -78,6 +78,14 @@ def dropped_in_evaluation(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @rows
+def rotated_in_part(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """CogVideoX's norm of q: rows behind those of the text are replaced by rotated ones."""
+    q = F.layer_norm(x, (FEATURES,), w, b)
+    q[:, 3:] = q[:, 3:] * 0.6 + q[:, 3:].flip(-1) * 0.8
+    return q
+
+
+@rows
 def rms_norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.rms_norm(x, (FEATURES,), w) * b
 

@@ -111,6 +111,18 @@ def test_rows_of_one_element(lowering: str) -> None:
     check(form, args, **{"fuser.lowering": lowering})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("lowering", BY)
+def test_one_sum_between_two(lowering: str) -> None:
+    """Gemma 2: the sum belongs to the norm before it, and the one after it gets along without."""
+
+    def form(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + w)
+        h = x.flip(-2) + h
+        return h, h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + b)
+
+    check(form, inputs(ROWS[0], torch.float32), 2, **{"fuser.lowering": lowering})
+
+
 def test_autocast() -> None:
     def form(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
