@@ -15,9 +15,15 @@ from .graph.arrange import Expand, Permute, Select, Step, steps
 from .graph.axes import Dims, Size, same_size
 from .graph.ops import value
 from .pattern import Operand
-from .torch_private import FakeTensorMode, faked, to_expr
+from .torch_private import FakeTensorMode, FloorDiv, faked, to_expr
 
 _KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
+_COMBINED: dict[Any, Callable[..., Any]] = {
+    sympy.Mul: operator.mul,
+    sympy.Add: operator.add,
+    FloorDiv: operator.floordiv,
+}
+"""How sizes are computed of others."""
 
 
 class Builder:
@@ -145,14 +151,16 @@ class Builder:
             for dim, actual in enumerate(example.shape):
                 if same_size(to_expr(actual), size):
                     return self.method("size", node, dim)
-        if isinstance(size, (sympy.Mul, sympy.Add)):
-            combine = operator.mul if isinstance(size, sympy.Mul) else operator.add
-            parts = [self.size(to_expr(a)) for a in size.args]
-            total = parts[0]
-            for part in parts[1:]:
-                total = self.call(combine, total, part)
-            return total
-        raise KeyError(f"no operand has a dimension of size {size}")
+        if isinstance(size, sympy.Pow) and size.exp.is_Integer and size.exp > 0:
+            combine, terms = operator.mul, (size.base,) * int(size.exp)
+        elif type(size) in _COMBINED:
+            combine, terms = _COMBINED[type(size)], size.args
+        else:
+            raise KeyError(f"no operand has a dimension of size {size}")
+        total, *parts = (self.size(to_expr(term)) for term in terms)
+        for part in parts:
+            total = self.call(combine, total, part)
+        return total
 
     def apply(self, node: Node, step: Step) -> Node:
         if isinstance(step, Permute):

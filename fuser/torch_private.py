@@ -55,7 +55,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 __all__ = [
     "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode",
-    "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket",
+    "FloorDiv", "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket",
     "apart", "attention_patterns_off", "autotunes", "cache_dir", "convert_frame",
     "core_aten_decompositions", "counters", "differentiable", "dispatched", "dynamo",
     "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",

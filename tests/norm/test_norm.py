@@ -62,6 +62,23 @@ def test_inference_of_any_size(form: Form) -> None:
     assert_near(found, run(form, (x, w, b)), run(form, wide((x, w, b))))
 
 
+@pytest.mark.parametrize("square", [False, True])
+def test_sizes_computed_of_others(square: bool) -> None:
+    """A decoder's: twice the half of what is given, in both directions."""
+
+    def form(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        h = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0)
+        return F.silu(F.group_norm(h, 2, w, b))
+
+    x, w, b = (t.detach() for t in inputs(IMAGES[0], torch.float32))
+    x = torch.randn(2, CHANNELS, 7, 7) if square else x
+    for dim in (2, 3):
+        torch._dynamo.mark_dynamic(x, dim)
+    found = compiled(form, (x, w, b), **{"fuser.lowering": "aten"})
+    assert found.rewrites("norm") == 1, found.reasons()
+    assert_near(found, run(form, (x, w, b)), run(form, wide((x, w, b))))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("form", "reason"), LOOKALIKES, ids=lambda f: getattr(f, "__name__", ""))
 def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
