@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fuser.graph.ops import Op, is_tensor, value
+from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 
+from ..captured import loses_nothing
 from ..declined import Declined
 from .core import Core
 
@@ -28,10 +30,23 @@ def read(view: GraphView, node: Node) -> Core | None:
     if op.name not in NAMES or not is_tensor(x) or not is_tensor(node):
         return None
     if op.name in ("layer_norm", "rms_norm"):
-        return _by_shape(op, node, x)
-    if op.name == "normalize":
-        return _unit(op, node, x)
-    return _by_channels(op, node, x)
+        found = _by_shape(op, node, x)
+    elif op.name == "normalize":
+        found = _unit(op, node, x)
+    else:
+        found = _by_channels(op, node, x)
+    return _before_casts(view, found)
+
+
+def _before_casts(view: GraphView, core: Core) -> Core:
+    """The same of what `x` is a copy of, or a cast that changes no number."""
+    x, interior = core.x, core.interior
+    while True:
+        op = view.op(x)
+        copies = op.kind is Kind.POINTWISE and not op.inplace and loses_nothing(op, x)
+        if not copies or set(x.users) - interior:
+            return replace(core, x=x, interior=interior)
+        x, interior = op.args["input"], interior | {x}
 
 
 def _by_shape(op: Op, node: Node, x: Node) -> Core:

@@ -17,7 +17,7 @@ from fuser.graph.axes import Dims, Unproven, broadcast, fresh, resolve
 from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.program import ProgramBuilder
-from fuser.graph.pull import pull_pointwise
+from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Match, Operand
 from fuser.soundness import reads_shape_alone
@@ -30,6 +30,11 @@ from .core import DTYPES, Core, resolved
 MAX_STEPS = 24
 """Longest program after a normalisation."""
 MAX_BEFORE = 8
+REARRANGED = (
+    "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
+    "transpose", "t", "T", "mT", "movedim",
+)  # fmt: skip
+"""Views that have every element once."""
 _SIDES = ((True, True), (False, True), (True, False), (False, False))
 """Whether a region has what is pointwise before, and after; where that is not sound, the next."""
 
@@ -43,9 +48,13 @@ def grown(
         Declined, Unproven: it cannot be computed by one operator.
     """
     _require_dtypes(core)
-    found = _Region(view, core, *sides[0]).match(pattern)
     lesser = partial(grown, view, core, pattern, sides[1:]) if sides[1:] else None
-    return replace(found, lesser=lesser)
+    try:
+        return replace(_Region(view, core, *sides[0]).match(pattern), lesser=lesser)
+    except Unproven:
+        if lesser is None:
+            raise
+        return lesser()
 
 
 @dataclass
@@ -59,8 +68,9 @@ class _Region:
         core = self.core
         after = _after(self.view, core) if self.after else [core.node]
         out = after[-1]
-        kept = self.before and _is_kept(self.view, core, out)
+        kept = _kept(self.view, core, out) if self.before else None
         before: set[Node] = _before(self.view, core, kept) if self.before else set()
+        kept = kept if kept in before else None
         dims = fresh(value(out).shape, "o")
         captured = Captured()
         end = _Program(self.view, set(after) - {core.node}, captured)
@@ -74,7 +84,7 @@ class _Region:
         spec = NormSpec(
             len(captured.operands), inner, start.builder.finish(x), end.builder.finish(result),
             core.centred, core.summed, core.floor, core.eps, core.dtype, value(out).dtype,
-            value(core.x).dtype if kept else None,
+            value(kept).dtype if kept else None,
         )  # fmt: skip
         operands = {
             f"c{i}": Operand(node, resolve(axes), arrangement, read_at=self._read_at(node, nodes))
@@ -84,13 +94,13 @@ class _Region:
             pattern,
             core.node,
             frozenset(nodes),
-            (out, core.x) if kept else (out,),
+            (out, kept) if kept else (out,),
             (Call(spec, operands),),
             arrangement,
             resolve(dims),
             facts=_facts(spec),
             keeps_result=False,  # no lowering of ours differentiates by what it gave
-            parts=tuple((arrangement, resolve(d)) for d in (dims, end.core_dims)) if kept else (),
+            parts=tuple((arrangement, d) for d in (resolve(dims), start.dims(kept))) if kept else (),
         )
 
     def _read_at(self, node: Node, nodes: set[Node]) -> int:
@@ -125,6 +135,10 @@ class _Program:
         self._seen[node] = (dims, made)
         return made
 
+    def dims(self, node: Node) -> Dims:
+        """The axes that a value was visited with."""
+        return resolve(self._seen[node][0])
+
     def _made(self, node: Node, dims: Dims, core: Core | None) -> Node:
         if core is not None and node is core.node:
             return self._core(core, dims)
@@ -133,6 +147,8 @@ class _Program:
         op = self.view.op(node)
         if op.kind is Kind.DROPOUT:
             return self.visit(op.args["input"], dims, core)
+        if op.kind is Kind.VIEW:
+            return self.visit(*pull_view(op, node, dims), core)
         pulled = pull_pointwise(op, node, dims)
         mapped = {source: self.visit(source, axes, core) for source, axes in pulled.items()}
         return self.builder.pointwise(op, node, mapped)
@@ -162,18 +178,19 @@ class _Program:
 
 def _after(view: GraphView, core: Core) -> list[Node]:
     """The normalised tensor, and after it what is pointwise; the last is all that others read."""
-    taken, best, shape = [core.node], 1, value(core.node).shape
+    taken, best = [core.node], 1
     pending = _readers(view, core.node)
     while pending and len(taken) < MAX_STEPS:
         node = min(pending, key=view.order.__getitem__)
         pending.discard(node)
-        if not _joins(view, node, shape):
+        read = next(source for source in node.all_input_nodes if source in taken)
+        if not (_rearranges(view, node) or _joins(view, node, value(read).shape)):
             break
         taken.append(node)
         pending |= _readers(view, node)
         if not pending - _readers(view, node) and _closed(view, taken):
             best = len(taken)
-    while best > 1 and _is_copy(view, taken[best - 1]):
+    while best > 1 and (_is_copy(view, taken[best - 1]) or _rearranges(view, taken[best - 1])):
         best -= 1  # who reads it may read what it is a copy of
     return taken[:best]
 
@@ -208,28 +225,45 @@ def _is_plain(op: Op, node: Node) -> bool:
     return not numbers and value(node).dtype in DTYPES and not draws(node, op)
 
 
-def _is_kept(view: GraphView, core: Core, out: Node) -> bool:
-    """Whether x is computed here too, for others to read after the region."""
-    if not _joins(view, core.x, value(core.x).shape):
-        return False
-    others = _readers(view, core.x) - core.interior
-    return bool(others) and all(view.order[node] > view.order[out] for node in others)
+def _rearranges(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    return op.kind is Kind.VIEW and op.name in REARRANGED and not op.inplace and is_tensor(node)
 
 
-def _before(view: GraphView, core: Core, kept: bool) -> set[Node]:
-    """What is pointwise above, and read for the normalisation alone; but x where it is `kept`."""
+def _source(
+    view: GraphView, node: Node, inside: set[Node], kept: Node | None = None
+) -> tuple[set[Node], Node]:
+    """What a tensor is a rearrangement of, and the views between: read for it alone, or `kept`."""
+    passed: set[Node] = set()
+    while _rearranges(view, node) and (node is kept or _readers(view, node) <= inside | passed):
+        passed.add(node)
+        node = view.op(node).args["input"]
+    return passed, node
+
+
+def _kept(view: GraphView, core: Core, out: Node) -> Node | None:
+    """What is normalised, where others read it too, all of them after the region."""
+    passed, x = _source(view, core.x, set(core.interior))
+    others = _readers(view, x) - core.interior - passed
+    later = bool(others) and all(view.order[node] > view.order[out] for node in others)
+    return x if later else None
+
+
+def _before(view: GraphView, core: Core, kept: Node | None) -> set[Node]:
+    """What is pointwise above, and read for the normalisation alone; but what is `kept`."""
     inside = set(core.interior)
     found: set[Node] = set()
-    pending = [core.x]
-    shape = value(core.x).shape
+    pending = [(core.x, value(core.x).shape)]
     while pending and len(found) < MAX_BEFORE:
-        node = pending.pop()
-        alone = (kept and node is core.x) or _readers(view, node) <= inside
-        if node in found or not alone or not _joins(view, node, shape):
+        node, shape = pending.pop()
+        passed, source = _source(view, node, inside, kept)
+        shape = value(source).shape if passed else shape
+        alone = source is kept or _readers(view, source) <= inside | passed
+        if source in found or not alone or not _joins(view, source, shape):
             continue
-        found.add(node)
-        inside.add(node)
-        pending += [n for n in node.all_input_nodes if is_tensor(n)]
+        found |= {*passed, source}
+        inside |= found
+        pending += [(n, shape) for n in source.all_input_nodes if is_tensor(n)]
     return found
 
 

@@ -73,6 +73,35 @@ def after_a_residual(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @rows
+def after_a_reshaped_residual(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Swin: rows of windows are rows of an image again before the next norm."""
+    residual = (x + x.flip(1)).reshape(-1, FEATURES)
+    return F.layer_norm(residual, (FEATURES,), w, b), residual * 2
+
+
+@rows
+def after_a_residual_in_float(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Wan."""
+    residual = (x.float() + x.flip(1) * b).type_as(x)
+    h = F.layer_norm(residual.float(), (FEATURES,), w.float())
+    return h.type_as(residual), residual * 2
+
+
+@rows
+def rearranged_between(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    h = F.layer_norm(x, (FEATURES,), w, b).view(*x.shape[:-1], 2, FEATURES // 2)
+    return F.silu(h.transpose(1, 2) * 0.3) + 1
+
+
+@rows
+def beside_its_transpose(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """What is read in two arrangements stays outside, before and after."""
+    square = x[:, :FEATURES] * b
+    h = F.layer_norm(square + square.mT, (FEATURES,), w)
+    return h * h.mT
+
+
+@rows
 def dropped_in_evaluation(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.layer_norm(F.dropout(x, 0.1, False) + b, (FEATURES,), w) + F.dropout(x, 0.5, False)
 

@@ -16,7 +16,7 @@ from tests.test_models import Outputs
 IMAGES = ("vae", "convnext")
 """Whose channels may come last in memory."""
 HALF = ("vae", "pixart", "wan", "convnext", "gemma3", "qwen3")
-SIZES = {"vae": ("sample", (0, 2, 3)), "sd3": ("encoder_hidden_states", (1,)),
+SIZES = {"convnext": ("x", (0, 2, 3)), "sd3": ("encoder_hidden_states", (1,)),
          "timm-vit": ("x", (0,)), "gemma3": ("input_ids", (0, 1))}  # fmt: skip
 """By model, an input and its dimensions whose sizes are not known while compiling."""
 pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")

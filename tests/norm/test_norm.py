@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.norm import forms
 from tests.norm.forms import CHANNELS, FEATURES, IMAGES, ROWS, Form
 from tests.norm.lookalikes import LOOKALIKES, WIDE, WRITING
 
@@ -126,6 +127,24 @@ def test_rows_of_one_element(lowering: str) -> None:
 
     args = (torch.randn(4, 1, requires_grad=True), torch.randn(1, requires_grad=True))
     check(form, args, **{"fuser.lowering": lowering})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "before", "after"),
+    [
+        (forms.after_a_reshaped_residual, "(c2 + c3)", "((n * c0) + c1)"),
+        (forms.after_a_residual_in_float, "(c1 + (c2 * c3))", "(n * c0)"),
+        (forms.rearranged_between, "c2", "(silu((((n * c0) + c1) * 0.3)) + 1)"),
+        (forms.beside_its_transpose, "c1", "(n * c0)"),
+        (forms.group_norm, "c2", "silu(((n * c0) + c1))"),
+        (forms.embedding_before, "(c2 + c3)", "(((n * c0) + c1) * sigmoid(((n * c0) + c1)))"),
+    ],
+    ids=lambda f: getattr(f, "__name__", ""),
+)
+def test_neighbours_join(form: Form, before: str, after: str) -> None:
+    (found,) = compiled(form, inputs(form, torch.float32), grad=True).record.rewritten
+    assert found.facts["before"] == before
+    assert found.facts["after"] == after
 
 
 @pytest.mark.parametrize("lowering", BY)
