@@ -1,4 +1,5 @@
-"""The only module that touches what is private in torch, each with its reason.
+"""What is private in torch is touched here alone, each with its reason; Dynamo's reading of bytecode
+in `dynamo_private`.
 
 Versions: written against torch 2.13, meant to work from 2.11.
 """
