@@ -17,4 +17,4 @@ __all__ = [
     "register_lowering",
 ]
 
-from . import attention, moe  # noqa: F401  register their lowerings
+from . import attention, loss, moe  # noqa: F401  register their lowerings

@@ -1,5 +1,5 @@
 """What to look for. Each family registers its patterns through the public API."""
 
-from . import attention, moe
+from . import attention, loss, moe
 
-__all__ = ["attention", "moe"]
+__all__ = ["attention", "loss", "moe"]

@@ -159,6 +159,7 @@ _VIEWS: dict[str, str] = {
     "tile": "input repeats",
     "repeat_interleave": "input repeats dim",
 }
+_NLL_LOSS = "input target weight size_average ignore_index reduce reduction"
 _OTHERS: dict[str, tuple[Kind, str]] = {
     "matmul": (Kind.CONTRACT, "input other"),
     "bmm": (Kind.CONTRACT, "input other"),
@@ -196,6 +197,8 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
     "cumsum": (Kind.OTHER, "input dim dtype"),
     "histc": (Kind.OTHER, "input bins min max"),
     "bincount": (Kind.OTHER, "input weights minlength"),
+    "cross_entropy": (Kind.OTHER, f"{_NLL_LOSS} label_smoothing"),
+    "nll_loss": (Kind.OTHER, _NLL_LOSS),
     "scaled_dot_product_attention": (
         Kind.ATTENTION,
         "query key value attn_mask dropout_p is_causal scale enable_gqa",
@@ -275,10 +278,7 @@ def _functions() -> dict[Callable[..., Any], tuple[str, bool]]:
         table[getattr(operator, name)] = (canonical, False)
     for name, canonical in _INPLACE_OPERATORS.items():
         table[getattr(operator, name)] = (canonical, True)
-    table[torch.nn.functional.scaled_dot_product_attention] = (
-        "scaled_dot_product_attention",
-        False,
-    )
+    table[F.scaled_dot_product_attention] = ("scaled_dot_product_attention", False)
     return table
 
 
