@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention moe compile models crossover`.
+"""The command line: `python -m benchmarks attention moe loss compile models crossover`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -24,6 +24,7 @@ from benchmarks import (
     compile,
     crossover,
     devices,
+    loss,
     models,
     moe,
     moe_gpu,
@@ -41,7 +42,7 @@ from benchmarks.figures import Result
 from benchmarks.providers import SDPA
 from fuser.torch_private import multiplies_in_hardware
 
-FAMILIES = ("attention", "moe", "models", "compile", "crossover")
+FAMILIES = ("attention", "moe", "loss", "models", "compile", "crossover")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def family_of(name: str, device_type: str) -> Family:
         return Family(
             models.workloads, lambda found: targets.model_checks(found, half_in_hardware=half)
         )
+    if name == "loss":
+        return Family(loss.workloads, targets.loss_checks, each=True)
     if name == "moe" and on_gpu:
         return Family(moe_gpu.workloads, targets.gpu_moe_checks, True, ports_moe.NAMES)
     if name == "moe":

