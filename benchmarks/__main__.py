@@ -105,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--together", action="store_true", help="on a GPU, compile all workloads side by side"
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="of rounds of a workload")
+    p.add_argument("--rounds", type=int, metavar="N", help="of a workload, at the least")
     p.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     p.add_argument("--stand-in", metavar="BACKEND", help="a backend to run under fuser's name")
     p.add_argument(
@@ -167,6 +168,8 @@ class Run:
         effort = runner.QUICK if self.args.quick else runner.Effort()
         if self.args.budget is not None:
             effort = replace(effort, budget_s=self.args.budget)
+        if self.args.rounds is not None:
+            effort = replace(effort, min_rounds=self.args.rounds)
         results: list[Result] = []
         lines = list[records.Row]()
         for workload, mode, dtype in wanted(

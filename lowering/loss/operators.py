@@ -141,7 +141,10 @@ def _of_factors(of: Problem, grad: Tensor, nll: Tensor, lse: Tensor) -> list[Ten
     """Gradients of `weights` and `squares`."""
     loss, square = of.counts()
     pairs = [(of.weights, nll * of.spec.scale, loss.number)]
-    pairs += [(of.squares, lse.square() * of.spec.square, 1 if square is None else square.number)]
+    if square is None:
+        pairs.append((None, nll, 1))
+    else:
+        pairs.append((of.squares, lse.square() * of.spec.square, square.number))
     return [
         (rows * (grad / number)).sum_to_size(factor.shape).to(factor.dtype)
         if factor is not None and _needs(factor)

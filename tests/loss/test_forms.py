@@ -1,7 +1,11 @@
-"""Every form is found, and is as near to fp64 as eager is: results and all gradients."""
+"""Every form is found, and is as near to fp64 as eager is: results and all gradients.
+
+`FUSER_EVERY=1` takes every form with the reference and in every dtype.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -14,6 +18,15 @@ from .forms import BATCH, CLASSES, FEATURES, FORMS, LENGTH, Each, Head, labels
 from .lookalikes import LOOKALIKES, LookAlike
 
 ATEN: dict[str, Any] = {"fuser.lowering": "aten"}
+EVERY = os.environ.get("FUSER_EVERY") == "1"
+CASES = [
+    *((form, "aten") for form in FORMS),
+    *((form, "reference") for form in (FORMS if EVERY else FORMS[::3])),
+]
+HALVED = [
+    *((form, torch.bfloat16) for form in (FORMS if EVERY else FORMS[::2])),
+    *((form, torch.float16) for form in (FORMS if EVERY else FORMS[1::4])),
+]
 
 
 @pytest.fixture
@@ -29,8 +42,7 @@ def hidden(dtype: torch.dtype = torch.float32, length: int = LENGTH) -> torch.Te
 
 
 @pytest.mark.usefixtures("_small_chunks")
-@pytest.mark.parametrize("lowering", ["reference", "aten"])
-@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("form", "lowering"), CASES, ids=lambda f: getattr(f, "__name__", f))
 def test_forms(form: type[Head], lowering: str) -> None:
     module, inputs = form(), (hidden(), labels())
     ours = compiled(module, inputs, grad=True, **{"fuser.lowering": lowering})
@@ -40,8 +52,7 @@ def test_forms(form: type[Head], lowering: str) -> None:
 
 
 @pytest.mark.usefixtures("_small_chunks")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("form", FORMS[::2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("form", "dtype"), HALVED, ids=lambda f: getattr(f, "__name__", str(f)))
 def test_half_precision(form: type[Head], dtype: torch.dtype) -> None:
     module, inputs = form().to(dtype), (hidden(dtype), labels())
     ours = compiled(module, inputs, grad=True, **ATEN)
