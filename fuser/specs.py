@@ -258,7 +258,8 @@ class LinearCrossEntropySpec:
             data[key] = float.fromhex(data[key])
         for key in ("reduction", "square_reduction"):
             data[key] = Reduction(data[key])
-        return LinearCrossEntropySpec(**{**data, "after": Program(data["after"])})
+        data["after"] = Program(data["after"])
+        return LinearCrossEntropySpec(**data)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -251,13 +251,11 @@ def _renamed(product: Product, other: Product) -> dict[Axis, Axis]:
 
 
 def _require_rows(rows: Dim, operands: Mapping[str, Operand], node: Node) -> None:
-    """All that differs between rows has the axes of x and no others."""
-    for operand in operands.values():
-        if operand.target[:1] == (rows,) and not set(leaves(operand.dims)) - set(
-            leaves(operand.target)
-        ):
-            continue
-        if leaves(operand.dims) and operand.target[:1] == (rows,):
-            raise Declined("rows of the loss are not those of the product", node)
-    if set(leaves(operands["target"].dims)) != set(rows):
+    """All that differs between rows has the axes of x, and the target has all of them."""
+    others = [
+        set(leaves(operand.dims)) - set(rows)
+        for name, operand in operands.items()
+        if operand.target[:1] == (rows,) and name != "x"
+    ]
+    if any(others) or set(leaves(operands["target"].dims)) != set(rows):
         raise Declined("rows of the loss are not those of the product", node)

@@ -9,7 +9,7 @@ nothing in between mixes rows, or classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Node
@@ -40,18 +40,8 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Product:
-    """`rows matrixᵀ + bias`, and what becomes of it.
-
-    Attributes:
-        node: the product; `dims` are its axes, classes among them.
-        x, x_dims, matrix, matrix_dims: what is multiplied, over `inner`.
-        bias: a number for each class.
-        cuts: slices of rows that were taken afterwards.
-        program: from a number of the product to a logit.
-        captured: 0-d tensors that the program reads.
-        interior: the nodes from the product to the logits.
-    """
+class Multiplied:
+    """`node` with the axes `dims`, which is `x matrixᵀ` over `inner`."""
 
     node: Node
     dims: Dims
@@ -60,6 +50,20 @@ class Product:
     matrix: Node
     matrix_dims: Dims
     inner: Dim
+
+
+@dataclass(frozen=True)
+class Product(Multiplied):
+    """`x matrixᵀ + bias`, and what becomes of it.
+
+    Attributes:
+        bias: a number for each class.
+        cuts: slices of rows that were taken afterwards.
+        program: from a number of the product to a logit.
+        captured: tensors of one element that the program reads.
+        interior: the nodes from the product to the logits.
+    """
+
     bias: Node | None
     cuts: tuple[Cut, ...]
     program: Program
@@ -67,47 +71,40 @@ class Product:
     interior: frozenset[Node]
 
 
-@dataclass
 class LogitsWalk:
-    """One way from logits with known axes up to their product.
+    """One way from logits, with `classes` among their axes, up to their product."""
 
-    Attributes:
-        classes: the axis over which the softmax runs.
-    """
-
-    view: GraphView
-    classes: Dim
-    builder: ProgramBuilder = field(default_factory=ProgramBuilder)
-    captured: Captured = field(default_factory=Captured)
-    interior: set[Node] = field(default_factory=set[Node])
-    cuts: list[Cut] = field(default_factory=list[Cut])
-    _seen: dict[Node, tuple[Dims, Node]] = field(default_factory=dict[Node, tuple[Dims, Node]])
-    _found: list[tuple[Node, Dims, Node, Dims, Node, Dims, Dim]] = field(default_factory=list)
-    _bias: Node | None = None
+    def __init__(self, view: GraphView, classes: Dim) -> None:
+        self.view, self.classes = view, classes
+        self.interior: set[Node] = set()
+        self._builder, self._captured = ProgramBuilder(), Captured()
+        self._inputs = Inputs(self._builder, self._captured)
+        self._cuts: list[Cut] = []
+        self._seen: dict[Node, tuple[Dims, Node]] = {}
+        self._found: list[Multiplied] = []
+        self._bias: Node | None = None
 
     def run(self, logits: Node, dims: Dims) -> Product:
         """
         Raises:
             Declined, Unproven: there is no such product, or something between is not known.
         """
-        self._inputs = Inputs(self.builder, self.captured)
         result = self._visit(logits, dims)
         if len(self._found) != 1:
             raise Declined("logits are made of several products", logits)
-        node, dims, *rest = self._found[0]
-        x, x_dims, matrix, matrix_dims, inner = rest
+        (of,) = self._found
         return Product(
-            node,
-            resolve(dims),
-            x,
-            resolve(x_dims),
-            matrix,
-            resolve(matrix_dims),
-            inner,
+            of.node,
+            resolve(of.dims),
+            of.x,
+            resolve(of.x_dims),
+            of.matrix,
+            resolve(of.matrix_dims),
+            of.inner,
             self._bias,
-            tuple(self.cuts),
-            self.builder.finish(result),
-            tuple(node for node, _ in self.captured.operands),
+            tuple(self._cuts),
+            self._builder.finish(result),
+            tuple(node for node, _ in self._captured.operands),
             frozenset(self.interior),
         )
 
@@ -164,7 +161,7 @@ class LogitsWalk:
             )
         if any(n not in mapped and not is_tensor(n) for n in self._operands(op)):
             raise Declined("a number that is known only when it runs changes the logits", node)
-        return self.builder.pointwise(op, node, mapped)
+        return self._builder.pointwise(op, node, mapped)
 
     def _operands(self, op: Op) -> list[Node]:
         return [a for a in op.args.values() if isinstance(a, Node)]
@@ -196,7 +193,7 @@ class LogitsWalk:
             return None
         result = self._visit(through[0], sources[through[0]])
         plain = result.op == "placeholder" and str(result.target) == "z" and self._bias is None
-        same = value(other).dtype == value(node).dtype == value(self._found[0][0]).dtype
+        same = value(other).dtype == value(node).dtype == value(self._found[0].node).dtype
         if not plain or not same:
             raise Declined(_MIXED.format("classes"), node)
         self._bias = other
@@ -217,7 +214,7 @@ class LogitsWalk:
             if set(leaves((dim,))) & set(leaves((self.classes,))):
                 raise Declined("classes are cut off from the logits", node)
             whole = Axis(to_expr(size), "whole")
-            self.cuts.append(Cut(whole, dim, part, node))
+            self._cuts.append(Cut(whole, dim, part, node))
             pulled.append((whole,))
         return source, tuple(pulled)
 
@@ -260,31 +257,32 @@ class LogitsWalk:
         at = matrices.index(True)
         if own[1 - at] & classes:
             raise Declined("the rows of the product have classes already", node)
-        self._found.append((node, dims, *sides[1 - at], *sides[at], inner))
-        return self.builder.input("z")
+        self._found.append(Multiplied(node, dims, *sides[1 - at], *sides[at], inner))
+        return self._builder.input("z")
 
 
 def _slices(op: Op, rank: int) -> list[slice] | None:
     """A slice for every dimension; None where a part of the index is none of constants."""
+    found = [slice(None)] * rank
     if op.name == "narrow":
         dim, start, length = (op.args.get(n) for n in ("dim", "start", "length"))
-        if not all(isinstance(n, int) for n in (dim, start, length)) or start < 0:  # type: ignore[operator]
+        if not (isinstance(dim, int) and isinstance(start, int) and isinstance(length, int)):
             return None
-        parts: list[Any] = [slice(None)] * rank
-        parts[dim] = slice(start, start + length)  # type: ignore[index, operator]
-        return parts
-    index = op.args.get("index")
-    given = list(index) if isinstance(index, tuple) else [index]
-    if given.count(Ellipsis) > 1 or None in given:
-        return None
-    if Ellipsis in given:
+        found[dim] = slice(start, start + length)
+        return found if start >= 0 else None
+    index: Any = op.args.get("index")
+    given: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    if given.count(Ellipsis) == 1:
         at = given.index(Ellipsis)
         given[at : at + 1] = [slice(None)] * (rank - len(given) + 1)
-    given += [slice(None)] * (rank - len(given))
-    return given if all(map(_is_constant, given)) else None
+    if len(given) > rank or not all(map(_is_constant, given)):
+        return None
+    found[: len(given)] = given
+    return found
 
 
 def _is_constant(part: Any) -> bool:
     if not isinstance(part, slice):
         return False
-    return all(n is None or isinstance(n, int) for n in (part.start, part.stop, part.step))
+    ends: tuple[Any, ...] = (part.start, part.stop, part.step)
+    return all(n is None or isinstance(n, int) for n in ends)

@@ -44,8 +44,9 @@ def hidden(dtype: torch.dtype = torch.float32, length: int = LENGTH) -> torch.Te
 @pytest.mark.usefixtures("_small_chunks")
 @pytest.mark.parametrize(("form", "lowering"), CASES, ids=lambda f: getattr(f, "__name__", f))
 def test_forms(form: type[Head], lowering: str) -> None:
-    module, inputs = form(), (hidden(), labels())
-    ours = compiled(module, inputs, grad=True, **{"fuser.lowering": lowering})
+    module, inputs, options = form(), (hidden(), labels()), dict[str, Any](ATEN)
+    options["fuser.lowering"] = lowering
+    ours = compiled(module, inputs, grad=True, **options)
     assert ours.rewrites("loss") == 1, ours.reasons()
     exact = run(wide(module), wide(inputs), grad=True)
     assert_near(ours, run(module, inputs, grad=True), exact)

@@ -14,6 +14,7 @@ SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 40, "use_cache": False,
 }  # fmt: skip
+ALONE: dict[str, Any] = {"fuser.patterns": "loss.*"}
 
 
 def _llama() -> nn.Module:
@@ -45,7 +46,7 @@ def test_causal_model(make: Any) -> None:
     torch.manual_seed(0)
     module, ids = Training(make()).train(), torch.arange(18).remainder(40).view(2, 9)
     labels = ids.masked_fill(ids < 3, -100)
-    ours = compiled(module, (ids, labels), grad=True, **{"fuser.patterns": "loss.*"})
+    ours = compiled(module, (ids, labels), grad=True, **ALONE)
     assert ours.rewrites("loss") == 1, ours.reasons()
     exact = run(wide(module), (ids, labels), grad=True)
     assert_near(ours, run(module, (ids, labels), grad=True), exact)
