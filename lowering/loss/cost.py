@@ -6,6 +6,8 @@ in every step. The products are the same, in smaller pieces; docs/decisions.md h
 
 from __future__ import annotations
 
+import torch
+
 from fuser.pattern import Call
 from fuser.specs import LinearCrossEntropySpec, Reduction
 
@@ -14,7 +16,14 @@ from ..base import Context, size
 MAPPED = 32 << 20
 """Bytes from which glibc's malloc maps memory anew at every allocation."""
 UNMEASURED = "nothing has been measured on this kind of device"
-AGAIN = "rows have a gradient each, so that the backward would compute all logits again"
+AGAIN = "the backward would compute all logits again"
+
+
+def is_ahead(spec: LinearCrossEntropySpec) -> bool:
+    """Whether gradients can be computed with the loss: it has one gradient itself, and they hold
+    what is to be multiplied with it. In fp16 small ones would be zero by then, which a scaled loss
+    is there to prevent."""
+    return spec.reduction is not Reduction.NONE and spec.product_dtype is not torch.float16
 
 
 def slower(call: Call, context: Context) -> str:
@@ -22,7 +31,7 @@ def slower(call: Call, context: Context) -> str:
     spec: LinearCrossEntropySpec = call.spec
     if context.device.type != "cpu":
         return UNMEASURED
-    if context.training and spec.reduction is Reduction.NONE:
+    if context.training and not is_ahead(spec):
         return AGAIN
     rows, classes = size(call, "x", 0), size(call, "weight", 0)
     if rows is None or classes is None:

@@ -6,6 +6,7 @@
 A loss of all rows has one gradient, a number, so those of the operands are computed with it, while
 the logits are there: `ahead` says which. The backward only multiplies them. Where rows have a
 gradient each, or one was not computed ahead, the backward computes the logits of each chunk again.
+Gradients of gradients are taken of the whole loss.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fuser.pattern import Call
 from fuser.specs import LinearCrossEntropySpec, Reduction
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .cost import slower
+from .cost import is_ahead, slower
 from .emission import emit
 from .problem import Problem, problem_of
 from .reference import OPERANDS, gradients
@@ -168,7 +169,7 @@ class Chunked(Lowering):
     kind: ClassVar[str] = "aten"
 
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        ahead = context.training and call.spec.reduction is not Reduction.NONE
+        ahead = context.training and is_ahead(call.spec)
 
         def put(builder: Builder) -> Node:
             function = torch.ops.fuser.linear_cross_entropy.default

@@ -202,14 +202,21 @@ def _match(anchor: Node, found: _Loss) -> Match:
             raise Declined("rows have a z-loss each, and are not added up", found.result)
         spec = replace(spec, square=square.scale, square_reduction=square.reduction)
         operands |= _factors(square, "square_", rows, _renamed(product, found.other))
-    result, dims = ((), ()) if summed else ((rows,), resolve(found.dims))
+    result: Dims = () if summed else (rows,)
     _require_rows(rows, operands, found.result)
     facts = {"logits": product.program.formula(), "rows": str(spec.reduction.value)}
     if square is not None:
         facts["z-loss"] = f"{square.scale:.6g}"
     call = Call(spec, operands)
     return Match(
-        LinearCrossEntropy.id, anchor, found.nodes, (found.result,), (call,), result, dims, facts
+        LinearCrossEntropy.id,
+        anchor,
+        found.nodes,
+        (found.result,),
+        (call,),
+        result,
+        resolve(found.dims),
+        facts,
     )
 
 

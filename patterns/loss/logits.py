@@ -149,6 +149,8 @@ class LogitsWalk:
     def _pointwise(self, op: Op, node: Node, dims: Dims) -> Node:
         sources = {n: broadcast(dims, value(n).shape) for n in data_inputs(op, node)}
         through = [n for n, axes in sources.items() if self._is_path(n, axes)]
+        if any(value(n).device != value(node).device for n in through):
+            raise Declined("logits move to another device", node)
         if not through:
             raise Declined(f"{spelled(node)} spreads numbers over the classes", node)
         added = self._added(op, node, sources, through)

@@ -73,15 +73,15 @@ class Terms:
             self.interior.update((node, *found.normalised))
             return [Term(found, found.quantity, found.sign, (), found.reduction)]
         op = self.view.op(node)
-        if len(self.interior) > MAX_NODES or not self._keeps_precision(node):
+        source = op.args.get("input")
+        moved = is_tensor(source) and value(source).device != value(node).device
+        if len(self.interior) > MAX_NODES or not is_tensor(node) or moved:
+            raise NoLoss
+        if not value(node).is_floating_point():
             raise NoLoss
         terms = self._terms(op, node, dims)
         self.interior.add(node)
         return terms
-
-    def _keeps_precision(self, node: Node) -> bool:
-        example = value(node)
-        return is_tensor(node) and example.is_floating_point()
 
     def _terms(self, op: Op, node: Node, dims: Dims) -> list[Term]:
         source: Any = op.args.get("input")

@@ -191,6 +191,27 @@ def test_frozen_matrix() -> None:
     torch.testing.assert_close(ours.grads, eager.grads)
 
 
+def test_scaled_loss() -> None:
+    """In fp16 a loss is scaled so that small gradients are no zeros; they are none here."""
+    x = torch.zeros(4, 2, dtype=torch.float16)
+    x[:, 0] = 1
+    weight = torch.zeros(512, 2, dtype=torch.float16)
+    weight[0, 0] = 16.0
+    inputs = (x.requires_grad_(), weight.requires_grad_())
+
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        each = F.cross_entropy((x @ weight.t()).float(), torch.zeros(4).long())
+        return each * 2.0**20
+
+    ours, eager = (f(loss, inputs, grad=True) for f in (compiled, run))
+    assert ours.rewrites("loss") == 1, ours.reasons()
+    for a, b in zip(ours.grads, eager.grads, strict=True):
+        assert a is not None
+        assert b is not None
+        assert bool(b.any())
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(
     ("classes", "grad", "each", "reason"),
     [
