@@ -167,7 +167,8 @@ class _Sweep:
             self._through(leaves, logits, grad, z)
 
     def _needs(self) -> list[bool]:
-        return [True, *(c.is_floating_point() for c in self.of.captured)]
+        wanted = self.wanted.captured
+        return [True, *(wanted and c.is_floating_point() for c in self.of.captured)]
 
     def _through(self, leaves: Sequence[Tensor], logits: Tensor, grad: Tensor, z: Tensor) -> None:
         """The gradient of the product, from that of the logits."""
