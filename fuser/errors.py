@@ -102,7 +102,7 @@ def first_sentence(error: BaseException) -> str:
 
 def _untraceable_hint(error: BaseException) -> str:
     """What to do about an exception while tracing; nothing where it is the function's own."""
-    passed = _modules_passed(error)
+    passed = modules_passed(error)
     raised_by_fx = bool(passed) and passed[-1].startswith("torch.fx")
     in_module = any(name.startswith("torch.nn.modules") for name in passed)
     if raised_by_fx and (isinstance(error, NameError) or in_module):
@@ -116,7 +116,7 @@ def _untraceable_hint(error: BaseException) -> str:
     return ""
 
 
-def _modules_passed(error: BaseException) -> list[str]:
+def modules_passed(error: BaseException) -> list[str]:
     """The Python modules that an exception went through, where it was raised last."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return [str(frame.f_globals.get("__name__", "")) for frame in frames]

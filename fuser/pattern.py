@@ -73,6 +73,7 @@ class Match:
         onto: what the results of `calls` are added to, arranged as `outputs[0]`; where the region
             wrote to it in place, nobody reads it any more.
         keeps_result: the replacement may keep its results for the backward.
+        also: axes of `outputs[1:]`, where calls have several results, each in arrangement `result`.
     """
 
     pattern: str
@@ -91,6 +92,7 @@ class Match:
     followed: frozenset[Node] = frozenset()
     onto: tuple[Node, ...] = ()
     keeps_result: bool = True
+    also: tuple[Dims, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ _DROPS = (
     "a NaN or infinity of what was not chosen is in the result, times zero, and would not be in "
     "that of a replacement"
 )
+_WITHIN = "what one of two regions reads is computed within the other, and not for others to read"
 _KEEPS = "fuser.dense_moe is off; leave it at its default where such numbers need not be kept"
 
 
@@ -66,12 +67,16 @@ class _Planner:
 
     Attributes:
         claimed: nodes of the rewrites that will be made, with their patterns.
+        hidden: those of them that nobody else can read afterwards.
+        needed: what the rewrites read.
         origins: what the first of equal regions is called.
     """
 
     def __init__(self, view: GraphView, options: Options) -> None:
         self.view, self.options, self.folder = view, options, Folder(view)
         self.claimed: dict[Node, str] = {}
+        self.hidden: set[Node] = set()
+        self.needed: set[Node] = set()
         self.origins: dict[Any, str] = {}
 
     def decisions(self) -> Iterator[Planned | Left | Failed]:
@@ -86,8 +91,10 @@ class _Planner:
                 if decided is None:
                     continue
                 if isinstance(decided, Planned):
-                    nodes = decided.match.nodes
-                    self.claimed.update(dict.fromkeys(nodes, decided.match.pattern))
+                    match = decided.match
+                    self.claimed.update(dict.fromkeys(match.nodes, match.pattern))
+                    self.hidden |= match.nodes - set(match.outputs)
+                    self.needed |= _operands(match)
                 yield decided
 
     def _anchors(self, registered: Registered) -> Iterator[Node | Failed]:
@@ -116,6 +123,8 @@ class _Planner:
             if taken is not None:
                 reason = f"{taken}, which has priority or was tried before, takes a part of it"
                 return Left(pattern_id, Decline(reason, anchor))
+            if _operands(found) & self.hidden or self.needed & (found.nodes - {*found.outputs}):
+                return Left(pattern_id, Decline(_WITHIN, anchor))
             with modes_at(self.view, anchor):
                 unsound = soundness.check(self.view, found)
                 if unsound is not None:
@@ -159,3 +168,7 @@ class _Planner:
             origin=self.origins.setdefault((match.pattern, specs), own),
             atomics=options.atomics and not torch.are_deterministic_algorithms_enabled(),
         )
+
+
+def _operands(match: Match) -> set[Node]:
+    return {operand.node for call in match.calls for operand in call.operands.values()}

@@ -102,7 +102,7 @@ class Rehearsal:
         mode = value(self.match.anchor).fake_mode
         standing = dict(zip(self.inputs, inputs, strict=True))
         builder = Builder(module, output, mode, None, inputs, standing)
-        output.args = ((emit(builder, self.match, emissions),),)
+        output.args = (tuple(emit(builder, self.match, emissions)),)
         for node in module.graph.nodes:
             node.meta = {}
         module.graph.lint()
@@ -157,17 +157,22 @@ def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor])
         return compiled(*operands)
 
 
-def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> Node:
-    """All calls of a match, added up and arranged as its output."""
-    total: Node | None = None
+def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[Node]:
+    """All calls of a match, added up and arranged as its outputs."""
+    totals: list[Node] = []
     for emission in emissions:
-        part = emission.emit(builder)
-        total = part if total is None else builder.call(torch.add, total, part)
-    assert total is not None
-    total = builder.arrange(total, match.result, match.dims, materialise=True)
+        found = emission.emit(builder)
+        parts = [found] if isinstance(found, Node) else list(found)
+        sums = zip(totals, parts, strict=True) if totals else ()
+        totals = [builder.call(torch.add, *pair) for pair in sums] or parts
+    arrangements = (match.dims, *match.also)
+    placed = [
+        builder.arrange(total, match.result, dims, materialise=True)
+        for total, dims in zip(totals, arrangements, strict=True)
+    ]
     for other in match.onto:
-        total = builder.call(torch.add, other, total)
-    return total
+        placed[0] = builder.call(torch.add, other, placed[0])
+    return placed
 
 
 def _number(size: Any) -> int:

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from .builder import Builder
 from .errors import ReplacementMismatchError
 from .graph.ops import value
+from .swallowed import swallow
 from .torch_private import (
     FakeTensorMode,
     HigherOrderOperator,
@@ -96,7 +97,8 @@ class Rewriter:
                 return False
             try:
                 example = self._rerun(node, changed)
-            except Exception:  # a view that needs the old strides
+            except Exception as error:  # a view that needs the old strides
+                swallow(error)
                 return False
             if not isinstance(example, torch.Tensor) or example.shape != value(node).shape:
                 return False

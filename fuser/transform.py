@@ -270,7 +270,7 @@ def _emit(builder: Builder, planned: Planned) -> list[Node]:
     match = planned.match
     if match.replacement is not None:
         return _results(match, match.replacement(builder))
-    return [emit(builder, match, planned.emissions)]
+    return emit(builder, match, planned.emissions)
 
 
 def _results(match: Match, given: Any) -> list[Node]:

@@ -24,6 +24,7 @@ from .precision import (
     random_difference,
     run,
 )
+from .swallowed import swallow
 from .torch_private import dynamo
 
 Function = Callable[..., Any]
@@ -117,7 +118,8 @@ def trained(case: Case) -> tuple[Any, ...]:
     inputs = leaves(case.inputs)
     try:
         run(case.find, inputs)
-    except Exception:
+    except Exception as error:
+        swallow(error)
         return detached(inputs)
     return inputs
 

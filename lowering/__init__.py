@@ -6,6 +6,7 @@ either prepares an emission or answers with the reason why it cannot.
 
 from __future__ import annotations
 
+from . import attention, loss, moe, norm  # register their lowerings
 from .base import Context, Emission, Lowering, Refusal, candidates, register_lowering
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "Emission",
     "Lowering",
     "Refusal",
+    "attention",
     "candidates",
+    "loss",
+    "moe",
+    "norm",
     "register_lowering",
 ]
-
-from . import attention, loss, moe  # noqa: F401  register their lowerings

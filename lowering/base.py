@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -58,7 +58,7 @@ class Emission:
     """A prepared replacement.
 
     Attributes:
-        emit: inserts the nodes and returns the result in canonical arrangement.
+        emit: inserts the nodes and returns the result in canonical arrangement; or all of them.
         name: what is put there, for people: `aten.flash, causal`.
         why: the rule that chose it.
         slower: why the inner backend is expected to be at least as fast; empty where it is not.
@@ -67,7 +67,7 @@ class Emission:
             several lowerings the one with the least is taken.
     """
 
-    emit: Callable[[Builder], Node]
+    emit: Callable[[Builder], Node | Sequence[Node]]
     name: str
     why: str
     slower: str

@@ -65,7 +65,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Records from here on, in every process of xdist, if that is wanted."""
+    """From here on, in every process of xdist, our bugs are raised; kernels are recorded where that
+    is wanted."""
+    from fuser import swallowed
+
+    swallowed.raise_ours = True
     path = os.environ.get("FUSER_CATALOGUE")
     if path:
         session.stash[RECORDER] = Recorder(path)

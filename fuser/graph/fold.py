@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from ..swallowed import swallow
 from ..torch_private import eager_world, memory
 from .ops import is_tensor, value
 from .view import GraphView
@@ -46,7 +47,8 @@ class Folder:
                 if self._writes:
                     self._evaluate_in_order()
                 found = self._evaluate(node)
-        except Exception:  # a value that cannot be computed here is merely unknown
+        except Exception as error:  # a value that cannot be computed here is merely unknown
+            swallow(error)
             self._constant.discard(node)
             return None
         return found if isinstance(found, torch.Tensor) else None

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from ..torch_private import BUILTIN_FUNCTIONS, OpOverload
+from . import statistics
 from .indexing import INDEXING, KEYWORDS
 
 
@@ -139,6 +140,7 @@ _ALIASES = {
     "permute_copy": "permute",
     "special_softmax": "softmax",
     "_softmax": "softmax",
+    "linalg_vector_norm": "vector_norm",
 }
 _VIEWS: dict[str, str] = {
     "reshape": "input shape",
@@ -159,7 +161,6 @@ _VIEWS: dict[str, str] = {
     "tile": "input repeats",
     "repeat_interleave": "input repeats dim",
 }
-_NLL_LOSS = "input target weight size_average ignore_index reduce reduction"
 _OTHERS: dict[str, tuple[Kind, str]] = {
     "matmul": (Kind.CONTRACT, "input other"),
     "bmm": (Kind.CONTRACT, "input other"),
@@ -197,8 +198,6 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
     "cumsum": (Kind.OTHER, "input dim dtype"),
     "histc": (Kind.OTHER, "input bins min max"),
     "bincount": (Kind.OTHER, "input weights minlength"),
-    "cross_entropy": (Kind.OTHER, f"{_NLL_LOSS} label_smoothing"),
-    "nll_loss": (Kind.OTHER, _NLL_LOSS),
     "scaled_dot_product_attention": (
         Kind.ATTENTION,
         "query key value attn_mask dropout_p is_causal scale enable_gqa",
@@ -206,6 +205,7 @@ _OTHERS: dict[str, tuple[Kind, str]] = {
 }
 # Where a spelling orders its parameters differently from the table.
 _ORDER_OVERRIDES: dict[Any, str] = {
+    **statistics.ORDERS,
     F.softmax: "input dim _stacklevel dtype",
     F.dropout: "input p training inplace",
     torch.dropout: "input p training",
@@ -256,7 +256,8 @@ def _signatures() -> dict[str, tuple[Kind, tuple[str, ...]]]:
         table[name] = (Kind.POINTWISE, tuple(params.split()))
     for name, params in _VIEWS.items():
         table[name] = (Kind.VIEW, tuple(params.split()))
-    others = {name: (Kind.OTHER, params) for name, params in INDEXING.items()}
+    tables = {**INDEXING, **statistics.STATISTICS}
+    others = {name: (Kind.OTHER, params) for name, params in tables.items()}
     for name, (kind, params) in {**others, **_OTHERS}.items():
         table[name] = (kind, tuple(params.split()))
     return table
@@ -278,7 +279,7 @@ def _functions() -> dict[Callable[..., Any], tuple[str, bool]]:
         table[getattr(operator, name)] = (canonical, False)
     for name, canonical in _INPLACE_OPERATORS.items():
         table[getattr(operator, name)] = (canonical, True)
-    table[F.scaled_dot_product_attention] = ("scaled_dot_product_attention", False)
+    table.update({function: (name, False) for function, name in statistics.FUNCTIONS.items()})
     return table
 
 

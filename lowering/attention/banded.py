@@ -51,12 +51,12 @@ def emit_banded(
     """
     width, batch, rows = facts.width, value(q).shape[0], value(q).shape[2]
     blocks = -(-rows // width)
-    parts = [_blocks(builder, x, blocks, width) for x in (q, k, v)]
+    q, k, v = (_blocks(builder, x, blocks, width) for x in (q, k, v))
     if facts.kind is MaskKind.CHUNKED:
-        return _join(builder, [_attend(builder, *parts, scale, None)], batch, rows)
-    first = [builder.method("narrow", x, 1, 0, 1) for x in parts]
-    later = builder.method("narrow", parts[0], 1, 1, blocks - 1)
-    pairs = [
+        return _join(builder, [_attend(builder, q, k, v, scale, None)], batch, rows)
+    q_first, k_first, v_first = (builder.method("narrow", x, 1, 0, 1) for x in (q, k, v))
+    q_later = builder.method("narrow", q, 1, 1, blocks - 1)
+    k_pairs, v_pairs = (
         builder.call(
             torch.cat,
             (
@@ -65,14 +65,14 @@ def emit_banded(
             ),
             dim=3,
         )
-        for x in parts[1:]
-    ]
+        for x in (k, v)
+    )
     mask = _band(builder, width, value(q))
     return _join(
         builder,
         [
-            _attend(builder, *first, scale, None),
-            _attend(builder, later, *pairs, scale, mask),
+            _attend(builder, q_first, k_first, v_first, scale, None),
+            _attend(builder, q_later, k_pairs, v_pairs, scale, mask),
         ],
         batch,
         rows,

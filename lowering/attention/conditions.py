@@ -34,6 +34,7 @@ from fuser.graph.positional import (
     pointwise,
 )
 from fuser.graph.program import POSITIONS, SIZES, Program, rounded
+from fuser.swallowed import swallow
 
 IB, IH, IQ, IK = (sympy.Symbol(name, integer=True, nonnegative=True) for name in POSITIONS)
 BATCHES, HEADS, ROWS, KEYS = (
@@ -118,7 +119,8 @@ class ProgramReader:
         if node not in self._values:
             try:
                 self._values[node] = self._compute(node)
-            except Exception:  # what cannot be followed is merely unknown
+            except Exception as error:  # what cannot be followed is merely unknown
+                swallow(error)
                 named = read(node).name in _TRUTHS
                 self._values[node] = self._truth(node, UNKNOWN) if named else UNKNOWN
         return self._values[node]

@@ -25,6 +25,7 @@ from fuser.graph.index_rules import is_one
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.pattern import Call, Operand
+from fuser.swallowed import swallow
 
 from .relative import edge_positions, is_along_diagonals
 
@@ -55,7 +56,7 @@ def sum_of_diagonals(scores: Tensor) -> Tensor:
     return skewed.sum(-2, dtype=torch.float32).to(scores.dtype)
 
 
-along_diagonals.register_autograd(_backward)
+torch.library.register_autograd("fuser::along_diagonals", _backward)
 
 
 class Diagonals:
@@ -77,7 +78,8 @@ class Diagonals:
             return False
         try:
             return self._is_relative() and self._follow(self.operand.node, self._dims)
-        except Exception:  # what cannot be followed is merely no special case
+        except Exception as error:  # what cannot be followed is merely no special case
+            swallow(error)
             return False
 
     def is_alive(self) -> bool:
@@ -110,8 +112,8 @@ class Diagonals:
     @property
     def _sizes(self) -> tuple[int, int]:
         rows, keys = (size_of((axis,)) for axis in self._axes)
-        assert isinstance(rows, int)
-        assert isinstance(keys, int)
+        if not isinstance(rows, int) or not isinstance(keys, int):
+            raise Unproven("a number of diagonals that varies")
         return rows, keys
 
     def _is_relative(self) -> bool:

@@ -15,6 +15,7 @@ from fuser.graph.arrange import Permute, Reshape, Select, steps
 from fuser.graph.axes import leaves
 from fuser.graph.fold import Folder
 from fuser.pattern import Call, Operand
+from fuser.swallowed import swallow
 from fuser.torch_private import eager_world
 
 from .affine import Free, Keep, Term
@@ -72,7 +73,8 @@ class Evaluator:
                     mask = self._tensor(item.condition)
                     return None if mask is None else mask.bool() ^ item.negated
                 return _apply(self._tensor(item.value), item, self._tensor)
-        except Exception:  # what cannot be computed here is merely unknown
+        except Exception as error:  # what cannot be computed here is merely unknown
+            swallow(error)
             return None
 
     def _tensor(self, node: Free) -> Tensor | None:

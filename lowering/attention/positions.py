@@ -16,6 +16,7 @@ from fuser.graph.positional import TRUE, both
 from fuser.graph.program import POSITIONS, SIZES, Program
 from fuser.pattern import Call, Operand
 from fuser.specs import AttentionSpec
+from fuser.swallowed import swallow
 
 from . import affine
 from .absorption.follow import Follower
@@ -40,7 +41,8 @@ def absorb(call: Call, folder: Folder) -> Call:
         return call
     try:
         return _Absorber(call, folder).call()
-    except Exception:  # a call that cannot be rewritten is as good as before
+    except Exception as error:  # a call that cannot be rewritten is as good as before
+        swallow(error)
         return call
 
 

@@ -34,6 +34,7 @@ from fuser.graph.positional import (
 )
 from fuser.graph.positional import negated as negation
 from fuser.pattern import Call
+from fuser.swallowed import swallow
 
 from .affine import HUGE, Free, Keep, Term
 from .mask import MaskFacts, MaskKind
@@ -64,14 +65,16 @@ class PredicateReader:
                     return None
                 return Predicate(negation(found.condition) if item.negated else found.condition)
             return _added(item, self._value(item.value), self._reader.sizes)
-        except Exception:  # what cannot be followed here is merely unknown
+        except Exception as error:  # what cannot be followed here is merely unknown
+            swallow(error)
             return None
 
     def classify(self, conditions: list[Boolean]) -> MaskFacts:
         """Structure of the conjunction of masks."""
         try:
             return self._classify(conditions)
-        except Exception:  # what cannot be compared is kept as it is
+        except Exception as error:  # what cannot be compared is kept as it is
+            swallow(error)
             return MaskFacts(MaskKind.OTHER, False)
 
     def _classify(self, conditions: list[Boolean]) -> MaskFacts:

@@ -169,11 +169,8 @@ def _differentiate(
     with differentiable():
         out = attend(spec, q, k, v, captured, seed)
     wanted = [x for x, n in zip(leaves, needs, strict=True) if n]
-    grads = torch.autograd.grad(out, wanted, grad, allow_unused=True)
-    return [
-        torch.zeros_like(x) if g is None else g.clone(memory_format=torch.contiguous_format)
-        for g, x in zip(grads, wanted, strict=True)
-    ]
+    grads = torch.autograd.grad(out, wanted, grad, materialize_grads=True)
+    return [g.clone(memory_format=torch.contiguous_format) for g in grads]
 
 
 @attention_backward.register_fake

@@ -21,6 +21,7 @@ from fuser.graph.dependence import Arguments, DependenceReader
 from fuser.graph.fold import Folder
 from fuser.graph.ops import value
 from fuser.pattern import Call
+from fuser.swallowed import swallow
 
 from .affine import Free, Keep, Term
 from .evaluate import parts, varies_over
@@ -41,7 +42,8 @@ def is_relative(call: Call, items: Iterable[Term | Keep], folder: Folder) -> boo
     i, j = (reader.symbol(a[0]) for a in axes)
     try:
         found = [_arguments(call, reader, piece) for piece in pieces]
-    except Exception:  # what cannot be followed is merely no special case
+    except Exception as error:  # what cannot be followed is merely no special case
+        swallow(error)
         return False
     return all(is_along_diagonals(part, i, j) for part in found)
 

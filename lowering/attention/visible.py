@@ -161,7 +161,7 @@ class _Reader:
             score, bias = bias, score
         if bias in live or node.kwargs or not isinstance(score, Node):
             return None
-        if not isinstance(bias, Node):
+        if isinstance(bias, (int, float)):
             return _Step(score) if abs(bias) < math.inf else None
         bias = self._copy(bias)
         finite = self.builder.call(operator.lt, bias, math.inf)

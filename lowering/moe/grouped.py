@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -198,7 +198,7 @@ class _Backward:
         hit = set[int]()
         for expert, run in places.runs():
             of_rows[run], share = self._one(expert, run, cotangent[run], saved[run])
-            if not spec.weights_first:
+            if share is not None:
                 of_weight[run] = share
             hit.add(expert)
         for expert in set(range(spec.experts)) - hit:
@@ -234,12 +234,13 @@ class _Backward:
                 share = share + grad.to(wide) @ biases[-1].to(wide).unsqueeze(1)
             weight = self.weight[run]
             of_hidden, grad = (of_hidden * weight).to(dtype), (grad * weight).to(dtype)
-        of_rows, *of_first = torch.autograd.grad(hidden, leaves, of_hidden, allow_unused=True)
+        found: Any = torch.autograd.grad(hidden, leaves, of_hidden, allow_unused=True)
+        of_rows, *of_first = found
         self._matrix(last, expert, grad, columns)
         for p, part in enumerate(of_first):
-            found = torch.zeros_like(leaves[1 + p]) if part is None else part
-            self._matrix(p, expert, found, rows)
-            product = found @ matrices[p].to(dtype)
+            whole = torch.zeros_like(leaves[1 + p]) if part is None else part
+            self._matrix(p, expert, whole, rows)
+            product = whole @ matrices[p].to(dtype)
             of_rows = product if of_rows is None else of_rows + product
         for number, p in enumerate(p for p, has in enumerate(spec.biases) if has):
             part = grad if p == last else of_first[p]

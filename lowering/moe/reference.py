@@ -66,11 +66,7 @@ def gradients(
     wanted = [t for t, n in zip(leaves, needs, strict=True) if n]
     if not out.requires_grad:  # there are no tokens
         return [torch.zeros_like(t) for t in wanted]
-    grads = torch.autograd.grad(out, wanted, grad, allow_unused=True)
-    return [
-        torch.zeros_like(t) if g is None else g.contiguous()
-        for g, t in zip(grads, wanted, strict=True)
-    ]
+    return [g.contiguous() for g in torch.autograd.grad(out, wanted, grad, materialize_grads=True)]
 
 
 define("moe", mix, gradients)

@@ -103,6 +103,6 @@ def run(
         import triton
 
         triton.set_allocator(
-            lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=scratch_on)
+            lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=scratch_on)
         )
     wrap_triton(function)[grid](**arguments, **dict(kernel.constants), **options)

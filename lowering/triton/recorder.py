@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ class Recorder(Generic[E]):
         return self._found is not None
 
     @contextmanager
-    def recording(self) -> Iterator[dict[str, E]]:
+    def recording(self) -> Generator[dict[str, E]]:
         """Within the block, entries of what is launched are collected, by their text."""
         before, self._found = self._found, {}
         try:

@@ -13,9 +13,10 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView, Mark
 
+from ..captured import is_cast, loses_nothing
 from ..declined import Declined, spelled
 from .shift import Shift, read_shift, until_common
-from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Source, is_cast, loses_nothing, peel
+from .walk import MAX_NODES, WRONG_AXIS, WRONG_AXIS_HINT, Source, peel
 
 
 class ProbabilityWalk:
@@ -239,7 +240,7 @@ class ProbabilityWalk:
 
     def _require_laid_out(self, op: Op, node: Node, dims: Dims, below: Dims) -> None:
         """A reduction of a tensor with `dims`, over the keys alone, whose result has `below`."""
-        dim = op.args.get("dim")
+        dim: Any = op.args.get("dim")
         dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
         self._require_key_axis(dim, node, dims)
         kept = list(dims)
@@ -258,7 +259,10 @@ class ProbabilityWalk:
 
     def _require_sinks(self, shift: Shift, sink: Any, reader: Any, node: Node) -> None:
         """The scores may be shifted by their maximum and the sink's logit, by nothing else."""
-        known = peel(self.view, *sink, reader, values=True) if isinstance(sink, tuple) else []
+        known: list[tuple[Node, Dims]] = []
+        if isinstance(sink, tuple):
+            logit, axes = sink
+            known = peel(self.view, logit, axes, reader, values=True)
         if any(until_common(term, known) is None for term in shift.terms):
             raise Declined("the scores lose the maximum with something that is not the sink", node)
 
@@ -331,7 +335,7 @@ def _one_column_less(op: Op, node: Node, rank: int) -> bool | None:
     if op.name == "narrow":
         if op.args.get("dim") not in (-1, rank - 1):
             return None
-        return {0: True, 1: False}.get(op.args.get("start"))
+        return {0: True, 1: False}.get(op.args["start"])
     index = op.args["index"]
     parts = index if isinstance(index, tuple) else (index,)
     if not isinstance(parts[-1], slice) or (Ellipsis not in parts and len(parts) != rank):

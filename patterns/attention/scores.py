@@ -20,8 +20,9 @@ from fuser.graph.pull import (
 )
 from fuser.graph.view import GraphView, Mark
 
+from ..captured import Captured, Inputs
 from ..declined import Declined, spelled
-from .walk import MAX_NODES, Captured, Inputs
+from .walk import MAX_NODES
 
 
 class ScoreWalk:

@@ -25,12 +25,13 @@ from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import AttentionSpec
 from fuser.torch_private import GuardOnDataDependentSymNode
 
+from ..captured import Captured
 from ..declined import Declined
 from .layout import Layout, group
 from .operand import axes_of, operand_from
 from .probabilities import ProbabilityWalk
 from .scores import ScoreWalk
-from .walk import EMPTY, Captured, Source, is_empty, peel, probability_program
+from .walk import EMPTY, Source, is_empty, peel, probability_program
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

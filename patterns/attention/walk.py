@@ -9,17 +9,19 @@ they captured, and the pointwise programs; each step proves which axes it is abo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dims, Unproven, resolve
-from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.program import ProgramBuilder
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
+
+from ..captured import Captured, Inputs, loses_nothing
 
 WRONG_AXIS = "the softmax runs over another axis than the one that is contracted with v"
 WRONG_AXIS_HINT = "use dim=-1, or transpose the probabilities before the product with v"
@@ -29,35 +31,6 @@ MAX_NODES = 256
 
 
 _DETACH = ("detach", torch.detach, torch.Tensor.detach, torch.ops.aten.detach.default)
-
-
-@dataclass
-class Captured:
-    """Tensors that a program reads, each once for each arrangement."""
-
-    operands: list[tuple[Node, Dims]] = field(default_factory=list)
-
-    def add(self, node: Node, dims: Dims) -> str:
-        dims = resolve(dims)
-        for i, (known, axes) in enumerate(self.operands):
-            if known is node and resolve(axes) == dims:
-                return f"c{i}"
-        self.operands.append((node, dims))
-        return f"c{len(self.operands) - 1}"
-
-
-class Inputs:
-    """Program nodes for captured tensors: one placeholder a name."""
-
-    def __init__(self, builder: ProgramBuilder, captured: Captured) -> None:
-        self.builder, self.captured = builder, captured
-        self._nodes: dict[str, Node] = {}
-
-    def __call__(self, node: Node, dims: Dims) -> Node:
-        name = self.captured.add(node, dims)
-        if name not in self._nodes:
-            self._nodes[name] = self.builder.input(name)
-        return self._nodes[name]
 
 
 @dataclass
@@ -126,34 +99,6 @@ def peel(
     return [(n, resolve(d)) for n, d in found]
 
 
-def loses_nothing(op: Op, node: Node) -> bool:
-    """A copy, or a cast to a dtype that holds every number of the old one."""
-    return _is_copy(op, node) or _widens(op, node)
-
-
-def _is_copy(op: Op, node: Node) -> bool:
-    if op.name in ("clone", "contiguous", "alias"):
-        return True
-    source = op.args.get("input")
-    same = is_tensor(source) and value(source).dtype == value(node).dtype
-    return is_cast(op) and same and value(source).device == value(node).device
-
-
-def _widens(op: Op, node: Node) -> bool:
-    source = op.args.get("input")
-    return (
-        is_cast(op)
-        and is_tensor(source)
-        and value(source).dtype in (torch.bfloat16, torch.float16)
-        and value(node).dtype is torch.float32
-        and value(source).device == value(node).device
-    )
-
-
 def is_empty(node: Node) -> bool:
     """Whether a dimension is zero; a symbolic one never is."""
     return any(isinstance(size, int) and size == 0 for size in value(node).shape)
-
-
-def is_cast(op: Op) -> bool:
-    return op.name in ("to", "type_as", "type", "float", "half", "bfloat16")

@@ -22,7 +22,7 @@ from fuser.graph.pull import is_contraction, pull_contraction, pull_view
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
-from ..attention.walk import Captured, Inputs
+from ..captured import Captured, Inputs
 from ..declined import Declined, spelled
 
 MAX_NODES = 64

@@ -20,7 +20,7 @@ from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 from fuser.specs import Reduction
 
-from ..attention.walk import is_cast
+from ..captured import is_cast
 from .leaves import Leaf, Quantity, leaf, same_rows
 
 MAX_NODES = 64

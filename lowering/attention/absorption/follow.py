@@ -24,6 +24,7 @@ from fuser.graph.positional import FALSE, TRUE, Truth, Whole, at_least_zero
 from fuser.graph.program import POSITIONS, gather
 from fuser.graph.pull import pull_view
 from fuser.pattern import Call, Operand
+from fuser.swallowed import swallow
 from fuser.torch_private import to_expr
 
 from ..conditions import ProgramReader
@@ -171,7 +172,8 @@ class Follower:
     def _try(self, how: Any, node: Node, index: Index) -> Node | None:
         try:
             found = how(node, index)
-        except Exception:  # what cannot be followed stays as it is
+        except Exception as error:  # what cannot be followed stays as it is
+            swallow(error)
             return None
         return found if found.meta["dtype"] is value(node).dtype else None
 

@@ -15,6 +15,7 @@ from torch.fx import Node
 from fuser.graph.axes import Unproven
 from fuser.graph.positional import FALSE, TRUE, Levels, both, negated
 from fuser.graph.program import rounded
+from fuser.swallowed import swallow
 from fuser.torch_private import eager_world
 
 from ..affine import HUGE, Affine, Free, Keep, Term
@@ -137,7 +138,8 @@ class Finder:
                 return None
             fill = _stepped(found.fill, item.steps)
             return replace(found, at=item.at, fill=fill, added=True, term=item.value)
-        except Exception:  # what cannot be followed is no mask
+        except Exception as error:  # what cannot be followed is no mask
+            swallow(error)
             return None
 
     def split(self, step: Any) -> Mask | None:

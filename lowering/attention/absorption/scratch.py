@@ -18,6 +18,7 @@ from fuser.graph.axes import Dims, Unproven, fresh, resolve
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.program import POSITIONS, Program, ProgramBuilder, gather, rounded, to_json
 from fuser.pattern import Operand
+from fuser.swallowed import swallow
 from fuser.torch_private import eager_world
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -110,6 +111,7 @@ class Scratch(ProgramBuilder):
             with eager_world():
                 _describe(node, _result(node, args, kwargs))
         except Exception as error:
+            swallow(error)
             raise Unproven(f"`{node.name}` cannot be run: {error}") from error
         inputs = (self.reads[n] for n in node.all_input_nodes)
         self.reads[node] = frozenset[Node]().union(*inputs)

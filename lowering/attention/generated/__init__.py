@@ -17,6 +17,6 @@ import importlib.util
 from . import lowering
 
 if importlib.util.find_spec("triton") is not None:
-    from . import operator  # noqa: F401  registers it; torch logs a warning where triton is missing
+    from . import operator as operator  # registers it; torch logs a warning where triton is missing
 
 __all__ = ["lowering"]

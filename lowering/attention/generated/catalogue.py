@@ -136,7 +136,7 @@ def _read(found: list[Any]) -> Operand:
 
 
 def _needs(found: dict[str, Any]) -> Needs:
-    return Needs(**{**found, "captured": tuple(found["captured"])})
+    return Needs(**dict(found, captured=tuple(found["captured"])))
 
 
 def _for_contiguous(kernel: Kernel) -> Kernel:

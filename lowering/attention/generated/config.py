@@ -117,7 +117,7 @@ SHAPES: dict[str, tuple[Config, ...]] = {
     ),
 }  # fmt: skip
 """In warps of 32 threads."""
-SHAPES |= {"delta": SHAPES["rows"], "dk": SHAPES["keys"], "dv": SHAPES["keys"]}
+SHAPES.update(delta=SHAPES["rows"], dk=SHAPES["keys"], dv=SHAPES["keys"])
 TCGEN05_SHAPES: dict[str, tuple[Config, ...]] = {
     "rows": (Config(128, 64, 8, 3), Config(64, 64, 8, 3), Config(64, 32, 8, 3), *SHAPES["rows"]),
     "keys": (Config(64, 64, 8, 3), Config(32, 64, 8, 3), *SHAPES["keys"]),

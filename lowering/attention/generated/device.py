@@ -1,3 +1,5 @@
+# Triton, which reads annotations itself, types parameters call by call.
+# pyright: reportMissingParameterType=false
 """Device functions that the generated kernels share."""
 
 from __future__ import annotations
@@ -17,5 +19,5 @@ def dropped(seed, head, query, key, rate):
         rate: probability of a drop.
     """
     zero = query * 0 + key * 0
-    bits, _, _, _ = tl.philox(seed, zero + key, zero + query, zero + head.to(tl.int32), zero)
-    return tl.uint_to_uniform_float(bits) < rate
+    bits = tl.philox(seed, zero + key, zero + query, zero + head.to(tl.int32), zero)
+    return tl.uint_to_uniform_float(bits[0]) < rate

@@ -81,7 +81,8 @@ def keeps_a_key(score: Program) -> bool:
 
 
 def _both(node: Node, linear: set[Node]) -> bool:
-    return node.args[0] in linear and node.args[1] in linear and node.kwargs.get("alpha", 1) == 1
+    plain = node.kwargs.get("alpha") in (None, 1)
+    return plain and node.args[0] in linear and node.args[1] in linear
 
 
 def _scaled(node: Node, linear: set[Node]) -> bool:

@@ -59,8 +59,8 @@ def _(
 )
 def interpreted_attention_backward(*arguments: Any) -> list[Tensor]:
     """`generated_attention_backward` in Triton's interpreter."""
-    *saved, needs = arguments
-    return backward(problem(*saved[4:]), *saved[:4], needs)
+    grad, out, row_max, row_sum, *operands, needs = arguments
+    return backward(problem(*operands), grad, out, row_max, row_sum, needs)
 
 
 @interpreted_attention_backward.register_fake
@@ -140,10 +140,11 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     operands, seed = saved[: 2 * products + 1 + count], saved[2 * products + 1 + count :]
     q, k = operands[:products], operands[products : 2 * products]
     v, captured = operands[2 * products], operands[2 * products + 1 :]
+    spec, origin, atomics = ctx.rest
     needs = [x.is_floating_point() and x.requires_grad for x in operands]
     found = generated_attention_backward(
         grad, out, row_max, row_sum, q, k, v, captured, seed[0] if seed else None,
-        *ctx.rest, needs,
+        spec, origin, atomics, needs,
     )  # fmt: skip
     grads = iter(found)
     full = [next(grads) if n else None for n in needs]
@@ -153,4 +154,4 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-generated_attention.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("fuser::generated_attention", _backward, setup_context=_save)

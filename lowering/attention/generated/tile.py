@@ -7,7 +7,7 @@ way around. `TileWriter` knows which, so that the text that it writes broadcasts
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ class TileWriter(TileMemory):
         return f"{wide.text} * {LOG2E}" if self.layout.in_base_two else wide.text
 
     @contextmanager
-    def tile(self) -> Iterator[None]:
+    def tile(self) -> Generator[None]:
         """One body of a loop: what is loaded or computed in it is unknown after it."""
         before, emitter = dict(self._captured), self._emitter
         self._emitter = Emitter(self.write, "x")
@@ -145,14 +145,15 @@ class TileWriter(TileMemory):
         while isinstance(node, Node) and node.op == "call_function":
             if node.meta["val"].dtype is not torch.float32:
                 return None
-            number = node.args[1] if len(node.args) > 1 else None
+            inner, *more = node.args
+            number = more[0] if more else None
             if node.target is torch.ops.aten.mul.Tensor and isinstance(number, (int, float)):
                 found *= number
             elif node.target is torch.ops.aten.div.Tensor and isinstance(number, (int, float)):
                 found /= number
             elif node.target is not torch.ops.aten._to_copy.default:
                 return None
-            node = node.args[0]
+            node = inner
         known = isinstance(node, Node) and node.target == "grad" and math.isfinite(found)
         return found if known else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.fx import Node
@@ -79,22 +79,16 @@ def _layout(call: Call, context: Context) -> Layout:
         spec,
         _dtype(call, "x"),
         weight_dtype(call),
-        [Matrix(*_sizes(call, name)[-2:], _dtype(call, name)) for name in firsts],
+        [_matrix(call, name) for name in firsts],
         [_dtype(call, name) for name in spec.added[::each]],
         interpreted=context.device.type == "cpu",
     )
 
 
-def _weights(call: Call) -> torch.dtype:
-    """Of the weights; of ones where there are none."""
-    given = [name for name in ("dense", "weights") if name in call.operands]
-    return _dtype(call, given[0]) if given else call.spec.dtype
-
-
-def _sizes(call: Call, name: str) -> list[Any]:
-    """As they are in the example where they are symbols, which running the operator guards."""
-    target = call.operands[name].target
-    return [size(call, name, dim) for dim in range(len(target))]
+def _matrix(call: Call, name: str) -> Matrix:
+    """Sizes are as in the example where they are symbols, which running the operator guards."""
+    last = len(call.operands[name].target) - 1
+    return Matrix(size(call, name, last - 1), size(call, name, last), _dtype(call, name))
 
 
 def _dtype(call: Call, name: str) -> torch.dtype:

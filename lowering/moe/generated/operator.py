@@ -147,13 +147,13 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     saved, order, starts, x, indices, weights, *rest = ctx.saved_tensors
     needs = [t.is_floating_point() and t.requires_grad for t in (x, weights, *rest)]
     matrices, biases = rest[: ctx.count], rest[ctx.count :]
-    found = iter(
-        generated_moe_backward(
-            grad, saved, order, starts, x, indices, weights, matrices, biases, *ctx.rest, needs
-        )
+    spec, origin, keep = ctx.rest
+    gradients = generated_moe_backward(
+        grad, saved, order, starts, x, indices, weights, matrices, biases, spec, origin, keep, needs
     )
+    found = iter(gradients)
     own_x, own_weights, *others = [next(found) if n else None for n in needs]
     return own_x, None, own_weights, others[: ctx.count], others[ctx.count :], None, None, None
 
 
-generated_moe.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("fuser::generated_moe", _backward, setup_context=_save)

@@ -89,7 +89,7 @@ class Problem:
         starts = self.indices.new_empty(experts + 1, dtype=torch.int32)
         index, numbers = self.indices.dtype, {"CHOICES": self.rows, "K": self.choices}
         given = {"indices": self.indices, "order": order, "starts": starts}
-        parts = torch.sym_max(-(-self.rows // part(self.layout)), 1)
+        parts: Any = torch.sym_max(-(-self.rows // part(self.layout)), 1)
         if known_true(parts == 1):
             self.launch("place", (index, True), 1, given, **numbers)
             return Places(order, starts)
@@ -214,7 +214,8 @@ class Problem:
     def _tiles(self, stage: str, columns: int) -> int:
         """Programs for tiles of rows and of columns; experts have at most so many tiles of rows."""
         config = self.config(stage)
-        tiles = self.rows // config.block_m + torch.sym_min(self.rows, self.layout.spec.experts)
+        partial: Any = torch.sym_min(self.rows, self.layout.spec.experts)
+        tiles = self.rows // config.block_m + partial
         strips = -(-tiles // config.group)
         return strips * config.group * -(-columns // config.block_n)
 
@@ -256,12 +257,18 @@ def problem(x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origi
         spec,
         x.dtype,
         weights.dtype,
-        [Matrix(*map(int, m.shape[-2:]), m.dtype) for m in firsts],  # a guard, where it is a symbol
+        [_matrix(m) for m in firsts],
         [b.dtype for b in experts.biases[::each]],
         precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         interpreted=x.device.type == "cpu",
     )
     return Problem(layout, x, indices, weights, experts, origin, target_of(x.device))
+
+
+def _matrix(tensor: Tensor) -> Matrix:
+    """Where a size is a symbol, `int` guards it."""
+    *_, rows, columns = tensor.shape
+    return Matrix(int(rows), int(columns), tensor.dtype)
 
 
 def _alike(tensors: Sequence[Tensor], each: int) -> list[Tensor]:

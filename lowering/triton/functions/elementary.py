@@ -1,3 +1,4 @@
+# Triton, which reads annotations itself, types parameters call by call.
 # pyright: reportMissingParameterType=false
 """Exponentials, logarithms, hyperbolic functions, arcs and powers."""
 

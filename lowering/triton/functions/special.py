@@ -1,3 +1,4 @@
+# Triton, which reads annotations itself, types parameters call by call.
 # pyright: reportMissingParameterType=false
 """Error and gamma functions, computed in fp64 and rounded once: rare, and delicate near roots."""
 

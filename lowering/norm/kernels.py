@@ -1,0 +1,106 @@
+"""PyTorch's own kernels of layer and group norms, closed to Inductor, which would open them.
+
+    fuser::layer_norm(x, weight, bias, size, eps) -> y, mean, rstd
+    fuser::group_norm(x, weight, bias, size, eps) -> y, mean, rstd
+
+`size` is how many of the last dimensions are normalised, or how many groups there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+aten: Any = torch.ops.aten
+Gradients: TypeAlias = Callable[..., Sequence[Tensor]]
+_OPERANDS = "Tensor x, Tensor? weight, Tensor? bias, int size"
+_SAVED = "Tensor grad, Tensor mean, Tensor rstd"
+
+
+def _layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return aten.native_layer_norm(x, x.shape[-size:], weight, bias, eps)
+
+
+def _layer_norm_backward(
+    grad: Tensor, mean: Tensor, rstd: Tensor,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, needs: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    shape = x.shape[-size:]
+    found = aten.native_layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, needs)
+    return [g for g, n in zip(found, needs, strict=True) if n]
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, *rest = x.shape
+    return aten.native_group_norm(_dense(x), weight, bias, n, c, math.prod(rest), size, eps)
+
+
+def _group_norm_backward(
+    grad: Tensor, mean: Tensor, rstd: Tensor,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, needs: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    n, c, *rest = x.shape
+    x = _dense(x)
+    grad = grad.contiguous(memory_format=_format(x))
+    found = aten.native_group_norm_backward(
+        grad, x, mean, rstd, weight, n, c, math.prod(rest), size, needs
+    )
+    return [g for g, n in zip(found, needs, strict=True) if n]
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The kernel reads tensors in one of two orders."""
+    return x.contiguous(memory_format=_format(x))
+
+
+def _define(name: str, forward: Callable[..., Any], backward: Gradients) -> None:
+    """Makes `fuser::name`, and its gradients of x, weight and bias."""
+    schema = f"({_OPERANDS}, float eps) -> (Tensor, Tensor, Tensor)"
+    run = _plain(forward)
+    made = torch.library.custom_op(f"fuser::{name}", run, mutates_args=(), schema=schema)
+    made.register_fake(forward)
+    gradients: Any = torch.library.custom_op(
+        f"fuser::{name}_backward",
+        _plain(backward),
+        mutates_args=(),
+        schema=f"({_SAVED}, {_OPERANDS}, bool[] needs) -> Tensor[]",
+    )
+    gradients.register_fake(backward)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, bias, ctx.size, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(x, weight, bias, *output[1:])
+
+    def differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
+        found = iter(gradients(grad, mean, rstd, x, weight, bias, ctx.size, needs))
+        return *(next(found) if n else None for n in needs), None, None
+
+    made.register_autograd(differentiate, setup_context=save)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: Tensor, *rest: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *rest)
+
+    return run
+
+
+_define("layer_norm", _layer_norm, _layer_norm_backward)
+_define("group_norm", _group_norm, _group_norm_backward)

@@ -1,0 +1,179 @@
+"""PyTorch's own kernels for layer and group norms; what stands around them is left to Inductor."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.axes import Dims, leaves, same_size, size_of
+from fuser.graph.ops import value
+from fuser.pattern import Call, Operand
+from fuser.specs import NormSpec
+
+from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from ..spelled import spell
+from . import kernels
+from .affine import Affine, leading
+
+_FASTER = (
+    "Inductor opens layer and group norms, and what it makes of their backward takes "
+    "1.5 to 2 times as long as the library's kernel"
+)
+_SLOWER = "without a backward Inductor's own kernel is as fast, and takes what is around it in"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which kernel, in which arrangement.
+
+    Attributes:
+        target: of x.
+        size: of its normalised dimensions, or groups.
+    """
+
+    function: Any
+    affine: Affine
+    target: Dims
+    size: int
+
+
+@register_lowering(NormSpec, order=20)
+class Library(Lowering):
+    """A layer or group norm, on a CPU."""
+
+    name: ClassVar[str] = "aten"
+    kind: ClassVar[str] = "aten"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        if context.device.type != "cpu":
+            return Refusal("the library's kernel was measured on a CPU alone")
+        plan = _plan(call)
+        if isinstance(plan, str):
+            return Refusal(plan)
+
+        def emit(builder: Builder) -> list[Node]:
+            return _emit(builder, call, plan)
+
+        name = f"aten.{plan.function.__name__.partition('.')[0]}"
+        slower = "" if context.training else _SLOWER
+        return Emission(emit, name, _FASTER, slower, {}, 1.0)
+
+
+def _plan(call: Call) -> _Plan | str:
+    """How a kernel of the library computes a chain, or why none does."""
+    spec: NormSpec = call.spec
+    if not spec.centred:
+        return "the library has no kernel of its own for norms without a mean"
+    if spec.floor or spec.summed:
+        return "the library's kernels add eps to a variance"
+    if spec.norm_dtype is not torch.float32:
+        return f"it is rounded to {spec.norm_dtype} before the weight"
+    affine = leading(spec)
+    arranged = next(iter(call.operands.values())).target
+    outer, inner = arranged[: len(arranged) - spec.inner], arranged[len(arranged) - spec.inner :]
+    given = [call.operands[name] for name in (affine.weight, affine.bias) if name]
+    axes = [list(leaves(o.dims)) for o in given]
+    dtypes = {o.dtype or value(o.node).dtype for o in given} | {affine.dtype}
+    if len(dtypes) > 1 or affine.dtype not in (torch.float32, torch.bfloat16):
+        return "weight, bias and result have several dtypes"
+    if affine.bias and not affine.weight:
+        return "there is a bias, but no weight"
+    if all(found == list(leaves(inner)) for found in axes):
+        function = torch.ops.fuser.layer_norm.default
+        return _Plan(function, affine, arranged, spec.inner)
+    return _groups(call, affine, outer, inner, axes)
+
+
+def _groups(
+    call: Call, affine: Affine, outer: Dims, inner: Dims, axes: list[list[Any]]
+) -> _Plan | str:
+    """A weight for each channel, some of which are normalised together."""
+    channels = axes[0]
+    batch = [a for a in leaves(outer) if a not in channels]
+    rest = [a for a in leaves(inner) if a not in channels]
+    groups = [a for a in leaves(outer) if a in channels]
+    ordered = [*batch, *channels, *rest] == [*leaves(outer), *leaves(inner)]
+    if not ordered or any(found != channels for found in axes) or not rest:
+        return "the weight is neither along what is normalised nor along channels"
+    count = size_of(groups)
+    if not isinstance(count, int):
+        return "the number of groups is not known while compiling"
+    spatial = _spatial(call, channels, rest)
+    target = (tuple(batch), tuple(channels), *spatial)
+    return _Plan(torch.ops.fuser.group_norm.default, affine, target, count)
+
+
+def _spatial(call: Call, channels: list[Any], rest: list[Any]) -> Dims:
+    """Dimensions behind the channels: those of x, so that its order in memory is seen."""
+    for operand in call.operands.values():
+        dims = operand.dims
+        if len(dims) > 2 and list(leaves((dims[1],))) == channels:
+            if list(leaves(dims[2:])) == rest:
+                return tuple(dims[2:])
+    return (tuple(rest),)
+
+
+def _emit(builder: Builder, call: Call, plan: _Plan) -> list[Node]:
+    spec: NormSpec = call.spec
+    graph = spec.before.graph
+    inputs = {n: n.target for n in graph.nodes if n.op == "placeholder"}
+    known = {n: _placed(builder, call.operands[str(t)], plan.target) for n, t in inputs.items()}
+    x = spell(builder, graph, known)
+    if value(x).dtype is not plan.affine.dtype:
+        wide = builder.method("to", x, dtype=plan.affine.dtype)
+    else:
+        wide = x
+    weight, bias = (
+        _flat(builder, call.operands[name]) if name else None
+        for name in (plan.affine.weight, plan.affine.bias)
+    )
+    results = builder.call(plan.function, wide, weight, bias, plan.size, spec.eps)
+    arranged = next(iter(call.operands.values())).target
+    y = builder.arrange(builder.call(operator.getitem, results, 0), plan.target, arranged)
+    after = {
+        n: builder.operand(call.operands[str(n.target)])
+        for n in plan.affine.graph.nodes
+        if n.op == "placeholder" and n.target != "n" and n.target in _read_after(plan.affine)
+    }
+    y = spell(builder, plan.affine.graph, {**after, plan.affine.end: y})
+    found = [y]
+    if spec.kept is not None:
+        found.append(builder.arrange(x, plan.target, arranged))
+    return found
+
+
+def _read_after(affine: Affine) -> set[Any]:
+    """Operands that the rest of the program reads."""
+    found: set[Any] = set()
+    pending = [node for node in affine.graph.nodes if node.op == "output"]
+    while pending:
+        for node in pending.pop().all_input_nodes:
+            if node is affine.end:
+                continue
+            if node.op == "placeholder":
+                found.add(node.target)
+            pending.append(node)
+    return found
+
+
+def _placed(builder: Builder, operand: Operand, target: Dims) -> Node:
+    node = builder.current(operand.node)
+    return builder.arrange(node, operand.dims, target)
+
+
+def _flat(builder: Builder, operand: Operand) -> Node:
+    """A weight or bias without dimensions of size one."""
+    node = builder.current(operand.node)
+    kept = tuple(dim for dim in operand.dims if leaves((dim,)))
+    same = all(same_size(size_of(a), size_of(b)) for a, b in zip(kept, operand.dims, strict=False))
+    if len(kept) == len(operand.dims) and same:
+        return node
+    return builder.arrange(node, operand.dims, kept)
+
+
+__all__ = ["Library", "kernels"]

@@ -1,0 +1,153 @@
+"""The oracle: a chain in plain PyTorch, as the operator `fuser::norm`.
+
+Its gradient recomputes the same plain PyTorch and differentiates that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fuser.builder import Builder
+from fuser.graph.program import Program
+from fuser.pattern import Call
+from fuser.specs import NormSpec
+from fuser.torch_private import differentiable
+
+from ..base import Context, Emission, Lowering, Refusal, register_lowering
+
+WORK = 100.0
+"""Of the reference, in units of a library kernel."""
+_SLOWER = "it computes what the region did, operator by operator"
+
+
+@lru_cache(maxsize=1024)
+def spec_of(text: str) -> NormSpec:
+    """The spec that an operator's argument describes."""
+    return NormSpec.from_text(text)
+
+
+def shape_of(captured: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of the result: that to which operands broadcast."""
+    return tuple(torch.broadcast_shapes(*(c.shape for c in captured)))
+
+
+def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
+    """A chain as `spec` says, with every intermediate in memory.
+
+    Args:
+        spec: what is computed.
+        captured: of the same rank, broadcasting against each other.
+
+    Returns:
+        The results, of the shape that they broadcast to.
+    """
+    shape = shape_of(captured)
+    named = {f"c{i}": c for i, c in enumerate(captured)}
+    x = _computed(spec.before, named).expand(shape)
+    dims = list(range(len(shape) - spec.inner, len(shape)))
+    wide = x.float()
+    if spec.centred:
+        wide = wide - wide.mean(dims, keepdim=True)
+    squares = wide.square()
+    v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
+    if spec.floor:
+        n = wide / v.sqrt().clamp_min(spec.eps)
+    else:
+        n = wide * torch.rsqrt(v + spec.eps)
+    y = _computed(spec.after, {**named, "n": n.to(spec.norm_dtype)}).expand(shape)
+    results = [y] if spec.kept is None else [y, x]
+    return [r.to(dtype) for r, dtype in zip(results, spec.dtypes, strict=True)]
+
+
+def _computed(program: Program, named: Mapping[str, Tensor]) -> Tensor:
+    return program(**{name: named[name] for name in program.inputs})
+
+
+@torch.library.custom_op("fuser::norm", mutates_args=())
+def norm(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
+    """`normalise` as one operator; see `fuser.specs.NormSpec` for the operands."""
+    with torch.autocast(captured[0].device.type, enabled=False):
+        return [_own(y) for y in normalise(spec_of(spec), captured)]
+
+
+@norm.register_fake
+def _(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
+    shape = shape_of(captured)
+    return [captured[0].new_empty(shape, dtype=dtype) for dtype in spec_of(spec).dtypes]
+
+
+@torch.library.custom_op("fuser::norm_backward", mutates_args=())
+def norm_backward(
+    grads: Sequence[Tensor], captured: Sequence[Tensor], spec: str, needs: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of `norm` for the operands where `needs` says so."""
+    leaves = [x.detach().requires_grad_(n) for x, n in zip(captured, needs, strict=True)]
+    with torch.autocast(captured[0].device.type, enabled=False), differentiable():
+        results = normalise(spec_of(spec), leaves)
+    wanted = [x for x, n in zip(leaves, needs, strict=True) if n]
+    differ = [i for i, y in enumerate(results) if y.requires_grad]
+    found = torch.autograd.grad(
+        [results[i] for i in differ], wanted, [grads[i] for i in differ], materialize_grads=True
+    )
+    return [_own(g) for g in found]
+
+
+def _own(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@norm_backward.register_fake
+def _(
+    grads: Sequence[Tensor], captured: Sequence[Tensor], spec: str, needs: Sequence[bool]
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x, n in zip(captured, needs, strict=True) if n]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    captured, ctx.spec = inputs
+    ctx.shape = output[0].shape
+    ctx.save_for_backward(*captured)
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    captured = list(ctx.saved_tensors)
+    needs = [x.is_floating_point() and x.requires_grad for x in captured]
+    dtypes = spec_of(ctx.spec).dtypes
+    given = [
+        captured[0].new_zeros(ctx.shape, dtype=dtype) if g is None else g
+        for g, dtype in zip(grads, dtypes, strict=True)
+    ]
+    found = iter(norm_backward(given, captured, ctx.spec, needs))
+    return [next(found) if n else None for n in needs], None
+
+
+norm.register_autograd(_backward, setup_context=_save)
+
+
+def emit_operator(builder: Builder, call: Call, function: Any, *more: Any) -> list[Node]:
+    """An operator with the signature of `fuser::norm` (and `more`) on arranged operands."""
+    spec: NormSpec = call.spec
+    captured = [builder.operand(call.operands[f"c{i}"]) for i in range(spec.captured)]
+    results = builder.call(function, captured, spec.to_text(), *more)
+    return [builder.call(operator.getitem, results, i) for i in range(len(spec.dtypes))]
+
+
+@register_lowering(NormSpec, order=100)
+class Reference(Lowering):
+    """`fuser::norm` with its plain PyTorch kernel: always possible, never fast."""
+
+    name: ClassVar[str] = "reference"
+    kind: ClassVar[str] = "reference"
+
+    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
+        def emit(builder: Builder) -> list[Node]:
+            return emit_operator(builder, call, torch.ops.fuser.norm.default)
+
+        return Emission(emit, "reference", "takes every program", _SLOWER, {}, WORK)
