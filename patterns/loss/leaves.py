@@ -166,6 +166,8 @@ def _normalised(view: GraphView, found: Leaf) -> Leaf | None:
 
 
 def same_rows(a: Leaf, b: Leaf) -> bool:
-    """Whether two quantities are of the same rows of the same logits."""
-    rows = [[d for d in resolve(x.dims) if d != resolve((x.classes,))[0]] for x in (a, b)]
-    return a.logits is b.logits and rows[0] == rows[1]
+    """Whether two quantities are of the same rows of the same logits, over the same dimension."""
+    axes = [
+        [None if dim == leaves((x.classes,)) else dim for dim in resolve(x.dims)] for x in (a, b)
+    ]
+    return a.logits is b.logits and axes[0] == axes[1]

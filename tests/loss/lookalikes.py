@@ -178,6 +178,16 @@ class OtherDimension(Head):
         return (logits.logsumexp(1).mean(-1, keepdim=True) - picked).mean()
 
 
+class OtherDimensionOfOneSize(Head):
+    """The same, with as many tokens as classes."""
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        x = x[:, :1] * torch.linspace(-1, 1, CLASSES, dtype=x.dtype)[:, None]
+        target = target[:, :1].expand(-1, CLASSES).clamp(min=0)
+        logits = self.lm_head(x)
+        return (logits.logsumexp(1) - logits.gather(-1, target[..., None]).squeeze(-1)).mean()
+
+
 LOOKALIKES = [
     LookAlike(LogitsReturned, "the logits are used elsewhere: returned"),
     LookAlike(LogitsCounted, "the logits are used elsewhere, by `argmax`"),
@@ -199,4 +209,5 @@ LOOKALIKES = [
     LookAlike(NoProduct, "they are an input of this graph"),
     LookAlike(ZLossOfOthers, "the logits are used elsewhere, by `logsumexp`"),
     LookAlike(OtherDimension),
+    LookAlike(OtherDimensionOfOneSize),
 ]
