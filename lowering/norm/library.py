@@ -24,6 +24,7 @@ _FASTER = (
     "Inductor opens layer and group norms, and what it makes of their backward takes "
     "1.5 to 2 times as long as the library's kernel"
 )
+_CANCELS = "the library's backward loses digits where the mean is large, and what was written here does not"
 _SLOWER = "without a backward Inductor's own kernel is as fast, and takes what is around it in"
 
 
@@ -52,6 +53,8 @@ class Library(Lowering):
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         if context.device.type != "cpu":
             return Refusal("the library's kernel was measured on a CPU alone")
+        if not context.native:
+            return Refusal(_CANCELS)
         plan = _plan(call)
         if isinstance(plan, str):
             return Refusal(plan)

@@ -23,7 +23,7 @@ from fuser.specs import NormSpec
 
 from ..captured import Captured, Inputs, loses_nothing
 from ..declined import Declined
-from .core import DTYPES, Core, resolved
+from .core import DTYPES, Core, resolved, same_shape
 
 MAX_STEPS = 24
 """Longest program after a normalisation."""
@@ -79,6 +79,7 @@ class _Region:
             arrangement,
             resolve(dims),
             facts=_facts(spec),
+            native=core.native,
             parts=tuple((arrangement, resolve(d)) for d in (dims, end.core_dims)) if kept else (),
         )
 
@@ -151,12 +152,12 @@ class _Program:
 
 def _after(view: GraphView, core: Core) -> list[Node]:
     """The normalised tensor, and after it what is pointwise; the last is all that others read."""
-    taken, best, shape = [core.node], 1, value(core.node).shape
+    taken, best = [core.node], 1
     pending = _readers(view, core.node)
     while pending and len(taken) < MAX_STEPS:
         node = min(pending, key=view.order.__getitem__)
         pending.discard(node)
-        if not _joins(view, node, shape):
+        if not _joins(view, node, core.node):
             break
         taken.append(node)
         pending |= _readers(view, node)
@@ -182,9 +183,10 @@ def _closed(view: GraphView, nodes: list[Node]) -> bool:
     return all(_readers(view, node) <= inside for node in nodes[:-1])
 
 
-def _joins(view: GraphView, node: Node, shape: torch.Size) -> bool:
+def _joins(view: GraphView, node: Node, like: Node) -> bool:
+    """Whether an operator may be a part of a program over tensors of one shape."""
     op = view.op(node)
-    if op.inplace or not is_tensor(node) or value(node).shape != shape:
+    if op.inplace or not is_tensor(node) or not same_shape(node, like):
         return False
     if op.kind is Kind.DROPOUT:
         return not draws(node, op)
@@ -199,7 +201,7 @@ def _is_plain(op: Op, node: Node) -> bool:
 
 def _is_kept(view: GraphView, core: Core, out: Node) -> bool:
     """Whether x is computed here too, for others to read after the region."""
-    if not _joins(view, core.x, value(core.x).shape):
+    if not _joins(view, core.x, core.x):
         return False
     others = _readers(view, core.x) - core.interior
     return bool(others) and all(view.order[node] > view.order[out] for node in others)
@@ -210,11 +212,10 @@ def _before(view: GraphView, core: Core, kept: bool) -> set[Node]:
     inside = set(core.interior)
     found: set[Node] = set()
     pending = [core.x]
-    shape = value(core.x).shape
     while pending and len(found) < MAX_BEFORE:
         node = pending.pop()
         alone = (kept and node is core.x) or _readers(view, node) <= inside
-        if node in found or not alone or not _joins(view, node, shape):
+        if node in found or not alone or not _joins(view, node, core.x):
             continue
         found.add(node)
         inside.add(node)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, Unproven, broadcast, fresh, resolve
+from fuser.graph.axes import Dims, Unproven, broadcast, fresh, leaves, resolve
 from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
@@ -22,11 +23,15 @@ from fuser.graph.view import GraphView
 
 from ..captured import is_cast, loses_nothing
 from ..declined import Declined
-from .core import Core
+from .core import DTYPES, Core, same_shape
 
 STATISTICS = ("mean", "sum", "var", "var_mean", "std", "norm", "vector_norm")
 _SPREADS = ("var", "var_mean", "std")
 _LIMIT = 16
+
+
+_Quotient: TypeAlias = "tuple[Node, Node, Node, _Row]"
+"""The quotient, what is divided, the root or its reciprocal, and what that is."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,19 @@ class _Reader:
         found = self._divided(*self._start())
         if found is None:
             return None
-        node, numerator, row = found
-        if row.root != -1:
-            return None
+        node, numerator, divisor, row = found
         dims: Dims = fresh(value(node).shape, "x")
-        inner = self._rows(self._divisor(node, numerator), dims, self.statistic)
+        inner = self._rows(divisor, dims, self.statistic)
         factors: list[Node | float] = [] if row.factor == 1 else [row.factor]
         x, centred = self._numerator(numerator, inner, factors)
-        if value(x).shape != value(node).shape:
+        if not same_shape(x, node):
             raise Declined("what is divided is broadcast", node)
         self.interior.add(node)
         x = self._kept(x)
         return Core(
             node, x, inner, row.eps, value(node).dtype, frozenset(self.interior),
-            centred=centred, summed=row.summed, floor=row.floor, factors=tuple(factors),
+            centred=centred, summed=row.summed, floor=row.floor, native=False,
+            factors=tuple(factors),
         )  # fmt: skip
 
     def _numerator(
@@ -173,11 +177,8 @@ class _Reader:
         if given is not False and given != 0:
             raise Declined(f"`{op.name}` divides by n minus another number than 0", node)
 
-    def _divided(self, node: Node, row: _Row, left: int = _LIMIT) -> tuple[Node, Node, _Row] | None:
-        """What is divided by the statistic's root: the quotient, the numerator, and the statistic.
-
-        None where the statistic goes another way.
-        """
+    def _divided(self, node: Node, row: _Row, left: int = _LIMIT) -> _Quotient | None:
+        """Where a statistic's root divides something; None where it goes another way."""
         users = [u for u in node.users if not self._asks_size(u)]
         found = [self._read_by(user, node, row, left) for user in users]
         if len(users) > 1 and any(found):
@@ -185,16 +186,14 @@ class _Reader:
             raise Declined("the statistic is used elsewhere", (others or users)[-1])
         return found[0] if found else None
 
-    def _read_by(
-        self, user: Node, node: Node, row: _Row, left: int
-    ) -> tuple[Node, Node, _Row] | None:
+    def _read_by(self, user: Node, node: Node, row: _Row, left: int) -> _Quotient | None:
         op = self.view.op(user)
         if op.inplace or draws(user, op) or not is_tensor(user) or not left:
             return None
         other = _other(op, node)
-        if is_tensor(other) and value(other).ndim and value(other).numel() != 1:
+        if is_tensor(other) and any(leaves((d,)) for d in fresh(value(other).shape)):
             return self._quotient(op, user, node, other, row)
-        step = self._step(op, node, row)
+        step = self._step(op, node, row, value(user).dtype)
         if step is None:
             return None
         self.interior.add(user)
@@ -203,10 +202,12 @@ class _Reader:
     def _asks_size(self, user: Node) -> bool:
         return user.op == "call_method" and user.target == "size"
 
-    def _step(self, op: Op, node: Node, row: _Row) -> _Row | None:
-        """What an operator makes of a statistic; None where that is nothing known."""
-        if op.kind is Kind.VIEW or is_cast(op) or op.name in ("clone", "contiguous", "alias"):
+    def _step(self, op: Op, node: Node, row: _Row, to: torch.dtype) -> _Row | None:
+        """What an operator makes of a statistic, in a dtype; None where that is nothing known."""
+        if op.kind is Kind.VIEW or op.name in ("clone", "contiguous", "alias"):
             return row
+        if is_cast(op):
+            return row if to in DTYPES else None
         number = _constant(_other(op, node))
         if op.name == "add" and number is not None and op.args.get("alpha", 1) == 1:
             return self._plus(row, number, node)
@@ -254,22 +255,16 @@ class _Reader:
             raise Declined("a sum of squares is divided by another number than of its terms", node)
         return replace(row, summed=False)
 
-    def _quotient(
-        self, op: Op, user: Node, node: Node, other: Node, row: _Row
-    ) -> tuple[Node, Node, _Row] | None:
+    def _quotient(self, op: Op, user: Node, node: Node, other: Node, row: _Row) -> _Quotient | None:
         if op.name == "div" and op.args.get("other") is node and row.root == 1:
             if op.args.get("rounding_mode") is not None:
                 raise Declined("the quotient is rounded", user)
-            return user, other, row.inverted()
+            return user, other, node, row.inverted()
         if op.name == "mul" and row.root == -1:
-            return user, other, row
+            return user, other, node, row
         return None
 
     # -- axes
-
-    def _divisor(self, node: Node, numerator: Node) -> Node:
-        (divisor,) = (n for n in node.all_input_nodes if n is not numerator) or (numerator,)
-        return divisor
 
     def _rows(self, row: Node, dims: Dims, statistic: Node) -> tuple[int, ...]:
         """Over which dimensions of what has `dims` a statistic was taken that `row` was made of.
