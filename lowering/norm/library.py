@@ -24,7 +24,10 @@ _FASTER = (
     "Inductor opens layer and group norms, and what it makes of their backward takes "
     "1.5 to 2 times as long as the library's kernel"
 )
-_CANCELS = "the library's backward loses digits where the mean is large, and what was written here does not"
+_CANCELS = (
+    "the library's backward loses digits where the mean is large, and what was "
+    "written here does not"
+)
 _SLOWER = "without a backward Inductor's own kernel is as fast, and takes what is around it in"
 
 
