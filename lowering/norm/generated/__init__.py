@@ -18,6 +18,6 @@ workloads     those that are always compiled
 lowering      when it is chosen
 """
 
-from . import operator  # registers itself
+from . import lowering, operator  # register themselves
 
-__all__ = ["operator"]
+__all__ = ["lowering", "operator"]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .problem import Problem, Statistics, problem
+from ..reference import spec_of
+from .problem import Statistics, problem
 from .run import backward, forward
 
 
@@ -106,8 +107,7 @@ def generated_norm_backward(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     captured, ctx.spec, ctx.origin, _ = inputs
-    y, x, means, scales = output
-    ctx.kept = x.dim() == y.dim() and x.shape == y.shape
+    y, _, means, scales = output
     ctx.mark_non_differentiable(means, scales)
     ctx.set_materialize_grads(False)
     ctx.like = y.shape, y.dtype
@@ -120,7 +120,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_x: Tensor | None, *_: Any) -> 
     shape, dtype = ctx.like
     if grad is None:
         grad = captured[0].new_zeros(shape, dtype=dtype)
-    grads = [grad] if grad_x is None or not ctx.kept else [grad, grad_x]
+    grads = [grad] if grad_x is None or spec_of(ctx.spec).kept is None else [grad, grad_x]
     found = iter(
         generated_norm_backward(grads, captured, means, scales, ctx.spec, ctx.origin, needs)
     )
