@@ -240,9 +240,7 @@ class _Gradients:
         self._grad = text.load("grad", spec.dtype, "grad_tile")
         wanted = [c for c in needs.operands if c in spec.after.inputs]
         cotangent = emitter.cast(self._grad, text.result_dtype(spec.after))
-        derived = _uncast(
-            trace_gradient(spec.after, text.inputs(spec.after), ("n", *wanted))
-        )
+        derived = _uncast(trace_gradient(spec.after, text.inputs(spec.after), ("n", *wanted)))
         given = {**self._values, "n": n, "grad": cotangent}
         dn, *others = (emitter.tensor(v) for v in emitter.run(derived, given))
         write(f"dn = {text.full(emitter.cast(dn, torch.float32).text)}")
@@ -327,9 +325,7 @@ def _store(text: Text, name: str, terms: Sequence[str]) -> None:
 def _kept(text: Text, name: str, kind: Sum) -> str:
     """Axes that are left of a tile."""
     own = text.layout.tile_axes(name)
-    return "".join(
-        a for a in text.axes if (kind is Sum.ROWS if a == "m" else a in own)
-    )
+    return "".join(a for a in text.axes if (kind is Sum.ROWS if a == "m" else a in own))
 
 
 def _reduced(text: Text, name: str, terms: Sequence[str], kind: Sum) -> str:

@@ -58,7 +58,7 @@ class Limits:
 
 FORWARD = Limits(16384, 4096, 16)
 BACKWARD = Limits(8192, 2048, 8)
-INTERPRETED = Limits(1024, 512, 512)
+INTERPRETED = Limits(512, 512, 512)
 """Small, so that rows of small sizes are long."""
 
 

@@ -2,7 +2,9 @@
 
 Statistics never subtract squares of means: where a row is in registers, its mean is taken away
 first; else each lane of a tile updates a mean and a sum of squared differences of its own (Welford
-1962), and lanes, and parts of a row, are combined at the end (Chan, Golub and LeVeque 1983).
+1962), and lanes, and parts of a row, are combined at the end (Chan, Golub and LeVeque 1983). A mean
+of means is taken twice, the second time of what they differ by from the first: a sum of large
+numbers is rounded coarsely.
 """
 
 from __future__ import annotations
@@ -216,7 +218,9 @@ def _combined(text: Text) -> list[str]:
         return ["squares_row"]
     write(f"counts_all = tl.broadcast_to(count, {text.shape()})")
     write(f"count_row = {text.total('counts_all', 'm')}")
-    write(f"mean = {text.total('counts_all * lanes', 'm')} / tl.maximum(count_row, 1.0)")
+    write(f"rough = {text.total('counts_all * lanes', 'm')} / tl.maximum(count_row, 1.0)")
+    write(f"away = lanes - rough{text.along('m')}")
+    write(f"mean = rough + {text.total('counts_all * away', 'm')} / tl.maximum(count_row, 1.0)")
     write(f"away = lanes - mean{text.along('m')}")
     write(f"squares_row = {text.total('squares + counts_all * away * away', 'm')}")
     return ["count_row", "mean", "squares_row"]
@@ -246,7 +250,9 @@ def load_parts(text: Text, names: tuple[str, ...], block_p: int) -> None:
 def _combine_parts(text: Text) -> None:
     write = text.write
     if text.layout.spec.centred:
-        write("mean = tl.sum(counts * lanes, 1) / tl.sum(counts, 1)")
+        write("count_row = tl.sum(counts, 1)")
+        write("rough = tl.sum(counts * lanes, 1) / count_row")
+        write("mean = rough + tl.sum(counts * (lanes - rough[:, None]), 1) / count_row")
         write("away = lanes - mean[:, None]")
         write("squares = squares + counts * away * away")
     write("squares_row = tl.sum(squares, 1)")
@@ -258,7 +264,7 @@ def _combine_parts(text: Text) -> None:
 
 def _normalise(text: Text, first: str, last: str) -> None:
     """The results, piece by piece."""
-    write, spec = text.write, text.layout.spec
+    write = text.write
     if text.stage == "apply":
         pieces_of_part(text)
     with write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:

@@ -53,8 +53,7 @@ class Layout:
 
     @property
     def axes(self) -> str:
-        """Of a tile, in order: rows `m`, slow columns `u`, where there are some, and fast ones `f`.
-        """
+        """Of a tile, in order: rows `m`, slow columns `u`, where there are some, and fast ones `f`."""
         if len(self.inner) == 1:
             return "mf"
         return "umf" if self.between else "muf"

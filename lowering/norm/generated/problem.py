@@ -82,10 +82,11 @@ class Problem:
 
     def statistics(self, *, keep: bool) -> Statistics:
         """Empty ones; without elements where they are not kept."""
-        like, fp32 = self.captured[0], torch.float32
-        none = like.new_empty(0, dtype=fp32)
-        scales = like.new_empty(self.rows, dtype=fp32) if keep else none
-        return Statistics(torch.empty_like(scales) if keep and self.spec.centred else none, scales)
+
+        def row(kept: bool) -> Tensor:
+            return self.captured[0].new_empty(self.rows if kept else 0, dtype=torch.float32)
+
+        return Statistics(row(keep and self.spec.centred), row(keep))
 
     @property
     def empty(self) -> bool:
@@ -135,9 +136,7 @@ class Problem:
             count = 2 if self.spec.centred else 1
             more = {"sums": grad.new_empty(self._parts(launch), count, dtype=torch.float32), **sums}
             launch("part_backward", (Needs(()),), launch.tiles * launch.parts, more)
-            launch(
-                "apply_backward", (needs, launch.block_p), launch.tiles * launch.parts, more
-            )
+            launch("apply_backward", (needs, launch.block_p), launch.tiles * launch.parts, more)
         else:
             launch(f"{by.value}_backward", (needs,), launch.all_programs, sums)
         return [

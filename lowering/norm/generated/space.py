@@ -1,4 +1,4 @@
-"""The dimensions in which a norm's kernels count: those of the operands, fewer and in another order.
+"""The dimensions in which a norm's kernels count: those of the operands, fewer and sorted.
 
 Dimensions of one element are left out. Others are put in the order of memory and then merged, where
 every tensor has them in one piece: a row norm of contiguous tensors has rows and columns, whatever
@@ -45,7 +45,9 @@ class Space:
         """Along which dimensions a tensor has more than one element."""
         return tuple(stride is not None for stride in self.strides[name])
 
-    def like(self, given: Tensor, dims: Sequence[int], model: Tensor, shape: Sequence[Any]) -> Tensor:
+    def like(
+        self, given: Tensor, dims: Sequence[int], model: Tensor, shape: Sequence[Any]
+    ) -> Tensor:
         """A tensor of some of the merged dimensions in the shape of one that varies along them.
 
         Args:
