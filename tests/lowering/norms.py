@@ -75,6 +75,12 @@ def row_norm(*shape: int) -> list[tuple[int, ...]]:
     return [shape, along, along]
 
 
+def permuted(t: Tensor, *order: int) -> Tensor:
+    """The same numbers, in another order in memory."""
+    back = [order.index(d) for d in range(len(order))]
+    return t.detach().permute(order).contiguous().permute(back).requires_grad_()
+
+
 def generated(spec: NormSpec, x: Sequence[Tensor], *, keep: bool = True) -> list[Tensor]:
     found = torch.ops.fuser.generated_norm(list(x), spec.to_text(), "a test", keep)
     return list(found[: len(spec.dtypes)])
