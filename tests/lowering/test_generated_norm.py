@@ -40,6 +40,7 @@ EVERY = os.environ.get("FUSER_EVERY") == "1"
 DTYPES = [FP32, HALF, *([torch.float16] if EVERY else [])]
 ROWS = {"whole": (3, 5, 40), "long": (2, 2, 600), "split": (1, 2, 600)}
 """Shapes that are read in different ways."""
+TRITON: dict[str, Any] = {"fuser.lowering": "triton"}
 INTERPRETED = pytest.mark.skipif(DEVICE.type != "cpu", reason="sizes are those of the interpreter")
 
 
@@ -82,7 +83,7 @@ def in_half(n: Tensor, c2: Tensor) -> Tensor:
 
 def _kinds(dtype: torch.dtype, b: int, t: int, d: int) -> dict[str, tuple[NormSpec, list[Any]]]:
     x, weight, each = (b, t, d), (1, 1, d), (b, 1, d)
-    rms = {"centred": False, "dtype": dtype}
+    rms: dict[str, Any] = {"centred": False, "dtype": dtype}
     return {
         "layer": (norm(dtype=dtype), [x, weight, weight]),
         "residual": (norm(total, scaled, kept=dtype, **rms), [x, x, weight]),
@@ -390,7 +391,7 @@ def test_programs(name: str, dynamic: bool) -> None:
     x = operands(*shapes)
     if dynamic:  # but for channels, which groups must divide
         torch._dynamo.maybe_mark_dynamic(x[0], [0, *range(2, x[0].dim())])
-    ours = compiled(fn, x, grad=True, **{"fuser.lowering": "triton"})
+    ours = compiled(fn, x, grad=True, **TRITON)
     assert [r.lowering for r in ours.record.rewritten] == ["triton, interpreted"], ours.reasons()
     exact = run(fn, wide(x), grad=True)
     assert_near(ours, run(fn, x, grad=True), exact, factor=FACTOR)
@@ -400,7 +401,7 @@ def test_programs(name: str, dynamic: bool) -> None:
 def test_channels_last_survives() -> None:
     x, *rest = operands((2, 12, 5, 6), (12,), (12,))
     x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
-    ours = compiled(group, [x, *rest], grad=True, **{"fuser.lowering": "triton"})
+    ours = compiled(group, [x, *rest], grad=True, **TRITON)
     assert ours.rewrites("norm") == 1
     assert ours.outputs[0].is_contiguous(memory_format=torch.channels_last)
 
@@ -408,9 +409,8 @@ def test_channels_last_survives() -> None:
 @INTERPRETED
 def test_one_compilation_for_all_numbers_of_rows() -> None:
     torch._dynamo.reset()
-    options = {
-        "fuser.inner": "aot_eager", "fuser.policy": "always", "fuser.lowering": "triton",
-        "fuser.strict": True,
+    options: dict[str, Any] = {
+        **TRITON, "fuser.inner": "aot_eager", "fuser.policy": "always", "fuser.strict": True
     }  # fmt: skip
     target = torch.compile(layer, backend="fuser", options=options, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):

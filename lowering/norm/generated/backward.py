@@ -15,7 +15,7 @@ and one order, so that gradients are the same in every run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -156,7 +156,7 @@ def _own_rows(text: Text) -> None:
 
 
 @contextmanager
-def _rows_of_program(text: Text) -> Iterator[None]:
+def _rows_of_program(text: Text) -> Generator[None]:
     """The loop over the rows of a program."""
     m, rows = text.config.block_m, text.number("ROWS")
     with text.write.block(f"for first_row in range(turn * {m}, {rows}, PROGRAMS * {m}):"):

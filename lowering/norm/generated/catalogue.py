@@ -85,10 +85,12 @@ class Entry:
     @staticmethod
     def from_json(line: str) -> Entry:
         data = json.loads(line)
+        lead, rest = data["rows"]
         layout = Layout(
             NormSpec.from_text(data["spec"]),
             tuple(getattr(torch, d) for d in data["dtypes"]),
-            *data["rows"],
+            lead,
+            rest,
             tuple(data["inner"]),
             tuple((name, tuple(own)) for name, own in data["varies"].items()),
             data["between"],
@@ -99,9 +101,9 @@ class Entry:
         arguments = tuple(
             Needs(tuple(a[0]), a[1]) if isinstance(a, list) else a for a in data["arguments"]
         )
-        rows, rest, inner = data["sizes"]
+        rows, each, inner = data["sizes"]
         return Entry(
-            data["label"], layout, data["stage"], arguments, Sizes(rows, rest, tuple(inner)),
+            data["label"], layout, data["stage"], arguments, Sizes(rows, each, tuple(inner)),
             Way(data["way"]), tuple(data["ones"]), tuple(data["multiples"]),
         )  # fmt: skip
 

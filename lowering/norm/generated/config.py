@@ -46,18 +46,25 @@ class Limits:
     """What a tile may have.
 
     Attributes:
-        whole: elements of a row that is read once.
+        whole: elements of a row that is read once, by `_FEW` operands or fewer; half of it, where
+            there are more, or columns have two axes.
         tile: elements of other tiles.
-        thread: elements of a thread.
+        thread: elements of a thread, where a tile has whole rows; of others it has 16 bytes.
     """
 
     whole: int
     tile: int
     thread: int
 
+    def of(self, layout: Layout) -> int:
+        """Elements of a row that is read once."""
+        wide = sum(layout.whole_columns(f"c{i}") for i in range(len(layout.dtypes)))
+        return self.whole if wide <= _FEW and len(layout.inner) == 1 else self.whole // 2
 
-FORWARD = Limits(16384, 4096, 16)
-BACKWARD = Limits(8192, 2048, 8)
+
+_FEW = 3
+FORWARD = Limits(16384, 2048, 16)
+BACKWARD = Limits(8192, 2048, 16)
 INTERPRETED = Limits(512, 512, 512)
 """Small, so that rows of small sizes are long."""
 
@@ -91,7 +98,7 @@ def way(layout: Layout, sizes: Sizes, target: Target, *, backward: bool) -> Way:
     padded = power_of_two(prod(sizes.inner[:-1])) * power_of_two(sizes.inner[-1])
     known = all(isinstance(s, int) for s in layout.inner)
     few = sizes.rows * 2 <= target.processors
-    fits = known and padded <= (own.tile if few else own.whole)
+    fits = known and padded <= (own.tile if few else own.of(layout))
     if fits:
         return Way.WHOLE
     config = cut(layout, sizes, target, Way.LONG, backward=backward)
@@ -107,17 +114,17 @@ def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool
         f = min(f, own.tile)
         near = min(rows, max(1, _NEAR // f)) if layout.between else 1
         u = min(u, max(1, own.tile // (f * near)))
-        return _with_warps(near, u, f, own)
-    m = min(rows, max(1, own.tile // (2 * u * f)))
-    return _with_warps(m, u, f, own)
+        return _with_warps(near, u, f, min(own.thread, 16 // layout.itemsize))
+    m = min(rows, max(1, own.tile // (u * f)))
+    return _with_warps(m, u, f, own.thread)
 
 
 _NEAR = 64
 """Elements of rows next to each other that are read together, where columns are further apart."""
 
 
-def _with_warps(m: int, u: int, f: int, own: Limits) -> Config:
-    warps = m * u * f // (32 * own.thread)
+def _with_warps(m: int, u: int, f: int, each: int) -> Config:
+    warps = m * u * f // (32 * each)
     return Config(m, u, f, min(16, max(1, warps)))
 
 

@@ -52,8 +52,14 @@ class Layout:
         return self.lead + self.rest
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of an element, of the widest operand that has all columns."""
+        whole = [d.itemsize for i, d in enumerate(self.dtypes) if self.whole_columns(f"c{i}")]
+        return min(8, max(whole, default=4))
+
+    @property
     def axes(self) -> str:
-        """Of a tile, in order: rows `m`, slow columns `u`, where there are some, and fast ones `f`."""
+        """Of a tile, in order: rows `m`, slow columns `u` if there are any, fast ones `f`."""
         if len(self.inner) == 1:
             return "mf"
         return "umf" if self.between else "muf"

@@ -120,7 +120,9 @@ def _backward(ctx: Any, grad: Tensor | None, grad_x: Tensor | None, *_: Any) -> 
     shape, dtype = ctx.like
     if grad is None:
         grad = captured[0].new_zeros(shape, dtype=dtype)
-    grads = [grad] if grad_x is None or spec_of(ctx.spec).kept is None else [grad, grad_x]
+    grads = [grad]
+    if grad_x is not None and spec_of(ctx.spec).kept is not None:
+        grads.append(grad_x)
     found = iter(
         generated_norm_backward(grads, captured, means, scales, ctx.spec, ctx.origin, needs)
     )

@@ -90,8 +90,11 @@ def space_of(
     ]
     merged = [_merged(zone, shape, strides.values()) for zone in zones]
     runs = [run for zone in merged for run in zone]
+    lead_sizes, rest, inner_sizes = (tuple(_product(shape, run) for run in zone) for zone in merged)
     return Space(
-        *(tuple(_product(shape, run) for run in zone) for zone in merged),
+        lead_sizes,
+        rest,
+        inner_sizes,
         {name: tuple(own[run[-1]] for run in runs) for name, own in strides.items()},
         tuple(map(tuple, runs)),
         _is_between(merged[1], merged[2], strides[model]),

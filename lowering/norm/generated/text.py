@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -265,7 +265,7 @@ class Text:
         return Emitter(self.write, f"{'xyzvw'[self._emitters - 1]}")
 
     @contextmanager
-    def emitting(self) -> Iterator[Emitter]:
+    def emitting(self) -> Generator[Emitter]:
         """An emitter, of whose functions the kernel's head is told."""
         emitter = self.emitter()
         yield emitter
