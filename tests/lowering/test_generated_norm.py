@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuser.lowering.norm.generated import catalogue
-from fuser.lowering.norm.generated.layout import NoLayout
+from fuser.lowering.norm.generated.layout import Layout, NoLayout, layout_of
 from fuser.lowering.norm.generated.problem import problem
 from fuser.lowering.norm.reference import normalise
 from fuser.specs import NormSpec
@@ -215,6 +216,32 @@ def test_groups(name: str, channels_last: bool, dtype: torch.dtype) -> None:
 def test_groups_with_a_scale_for_each_batch() -> None:
     check(norm(inner=2), operands((2, 3, 4, 30), (2, 3, 4, 1), (2, 3, 4, 1)))
     check(norm(inner=2), operands((2, 2, 4, 150), (2, 2, 4, 1), (1, 1, 1, 150)))
+
+
+def test_columns_of_three_dimensions() -> None:
+    shapes = [(2, 3, 4, 25), (1, 3, 1, 25), (1, 1, 4, 1)]
+    check(norm(inner=3), operands(*shapes))
+    x, *rest = operands((4, 3, 6, 40), (1, 3, 1, 40), (1, 1, 6, 1))
+    check(norm(inner=3), [permuted(x, 0, 3, 2, 1), *rest])
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (2, 700)], ids=str)
+@pytest.mark.parametrize("groups", [False, True])
+def test_sizes_that_are_symbols(
+    shape: tuple[int, int], groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that they have: sizes are arguments, and positions may need 64 bits."""
+
+    def symbolic(*given: Any) -> Layout:
+        known = layout_of(*given)
+        return replace(known, inner=(None,) * len(known.inner), wide=True)
+
+    monkeypatch.setattr("fuser.lowering.norm.generated.problem.layout_of", symbolic)
+    x, along = ((shape[0], 3, 4, shape[1] // 4), (1, 3, 4, 1)) if groups else (shape, (1, shape[1]))
+    given = operands(x, along, along)
+    check(norm(inner=2 if groups else 1), given)
+    if groups:
+        check(norm(inner=2), [permuted(given[0], 0, 3, 1, 2), *given[1:]])
 
 
 @pytest.mark.parametrize("shape", [*ROWS.values(), (1, 1, 4100)], ids=str)
