@@ -97,9 +97,7 @@ def way(layout: Layout, sizes: Sizes, target: Target, *, backward: bool) -> Way:
     own = limits(target, backward=backward)
     padded = power_of_two(prod(sizes.inner[:-1])) * power_of_two(sizes.inner[-1])
     known = all(isinstance(s, int) for s in layout.inner)
-    few = sizes.rows * 2 <= target.processors
-    fits = known and padded <= (own.tile if few else own.of(layout))
-    if fits:
+    if known and padded <= own.of(layout):
         return Way.WHOLE
     config = cut(layout, sizes, target, Way.LONG, backward=backward)
     tiles = -(-sizes.rest // config.block_m)
@@ -114,13 +112,21 @@ def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool
         f = min(f, own.tile)
         near = min(rows, max(1, _NEAR // f)) if layout.between else 1
         u = min(u, max(1, own.tile // (f * near)))
-        return _with_warps(near, u, f, min(own.thread, 16 // layout.itemsize))
+        return _with_warps(near, u, f, _each(layout, target, own))
     m = min(rows, max(1, own.tile // (u * f)))
     return _with_warps(m, u, f, own.thread)
 
 
 _NEAR = 64
 """Elements of rows next to each other that are read together, where columns are further apart."""
+
+
+def _each(layout: Layout, target: Target, own: Limits) -> int:
+    """Elements of a thread, of a part of a row: 16 bytes. More, or fewer, where ptxas would keep 64
+    registers for them and spill the next two."""
+    if layout.between:
+        return min(own.thread, 8)
+    return 4 if target.arch == "sm_100" else min(own.thread, 16 // layout.itemsize)
 
 
 def _with_warps(m: int, u: int, f: int, each: int) -> Config:

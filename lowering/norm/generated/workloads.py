@@ -110,6 +110,8 @@ WORKLOADS = (
     Workload("group norm, SiLU, channels_last", _itself, _activated,
              ((1, 32, 4, 1024 * 1024), (1, 32, 4, 1), (1, 32, 4, 1)), inner=2,
              order=(0, 3, 1, 2)),
+    Workload("group norm, SiLU, many images", _itself, _activated,
+             ((16, 32, 10, 128 * 128), (1, 32, 10, 1), (1, 32, 10, 1)), inner=2),
     Workload("norm of queries and keys", _itself, _scaled,
              ((1, 24, 4608, 128), (1, 1, 1, 128)), centred=False, order=(0, 2, 1, 3)),
     Workload("gate, residual, layer norm, modulate", _gated, _modulated,
