@@ -128,7 +128,8 @@ def rows_of(length: int | None) -> Layout:
     ("rows", "length", "expected"),
     [
         (1, 4096, Way.WHOLE), (1 << 17, 16384, Way.WHOLE), (1 << 17, 16385, Way.LONG),
-        (1, 16384, Way.WHOLE), (8, 16385, Way.SPLIT), (131, 1 << 20, Way.SPLIT), (132, 1 << 20, Way.LONG),
+        (1, 16384, Way.WHOLE), (8, 16385, Way.SPLIT), (131, 1 << 20, Way.SPLIT),
+        (132, 1 << 20, Way.LONG),
     ],
 )  # fmt: skip
 def test_rows_are_split_where_there_are_too_few_of_them(
