@@ -158,6 +158,15 @@ def test_no_columns() -> None:
     ]  # fmt: skip
 
 
+def test_rows_of_one_element_may_have_no_dimension() -> None:
+    x, weight = operands((5,), (1,))
+    spec = norm(after=lambda n, c1: n * c1 + c1, inner=0)
+    ours = outcome(generated, spec, [x, weight])
+    torch.testing.assert_close(ours.outputs[0], weight.detach().expand(5))
+    assert ours.grads[0] is not None
+    assert not ours.grads[0].any()
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 5, 33), (2, 1, 3, 2, 21), (2, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("inner", [1, 2, 3])
 def test_ranks(shape: tuple[int, ...], inner: int) -> None:

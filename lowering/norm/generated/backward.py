@@ -32,7 +32,6 @@ from .config import Config, Way
 from .forward import (
     at_row,
     before,
-    less_mean,
     load_parts,
     normalised,
     own_part,
@@ -95,7 +94,7 @@ def whole_text(layout: Layout, config: Config, needs: Needs) -> Text:
             if name in summed:
                 write(f"{name}_sum += {_reduced(text, name, grad, Sum.PROGRAMS)}")
             else:
-                _store(text, name, grad)
+                _store(text, emitter, name, grad)
     for name in summed:
         _store_sum(text, name, f"{name}_sum", Sum.PROGRAMS)
     return text
@@ -220,7 +219,7 @@ def _spread(text: Text, needs: Needs, first: str, last: str) -> None:
     with text.write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:
         text.columns("piece")
         for name, grad in _Gradients(text, emitter, needs).of_operands().items():
-            _store(text, name, grad)
+            _store(text, emitter, name, grad)
 
 
 # -- a tile
@@ -235,7 +234,8 @@ class _Gradients:
         spec, write = text.layout.spec, text.write
         self._values = text.operands(_operands(text.layout))
         self._x = before(text, emitter, self._values)
-        write(f"d = {text.full(less_mean(text))}")
+        centred = f"x - mean{text.along('m')}" if spec.centred else "x"
+        write(f"d = {text.full(centred)}")
         n = normalised(text, emitter)
         self._grad = text.load("grad", spec.dtype, "grad_tile")
         wanted = [c for c in needs.operands if c in spec.after.inputs]
@@ -309,7 +309,7 @@ def _summed(text: Text, needs: Needs) -> list[str]:
     return [c for c in needs.operands if sum_of(layout, c, text.by) is Sum.PROGRAMS]
 
 
-def _store(text: Text, name: str, terms: Sequence[str]) -> None:
+def _store(text: Text, emitter: Emitter, name: str, terms: Sequence[str]) -> None:
     """The gradient of an operand at a tile: itself, or what is left of it."""
     kind = sum_of(text.layout, name, text.by)
     if kind is not Sum.EACH:
@@ -317,8 +317,7 @@ def _store(text: Text, name: str, terms: Sequence[str]) -> None:
         return
     total = Value(" + ".join(terms), torch.float32)
     if text.layout.whole(name):
-        with text.emitting() as emitter:
-            total = emitter.cast(total, text.dtype(name))
+        total = emitter.cast(total, text.dtype(name))
     text.store(f"d{name}", total)
 
 

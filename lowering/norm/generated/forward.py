@@ -2,9 +2,9 @@
 
 Statistics never subtract squares of means: where a row is in registers, its mean is taken away
 first; else each lane of a tile updates a mean and a sum of squared differences of its own (Welford
-1962), and lanes, and parts of a row, are combined at the end (Chan, Golub and LeVeque 1983). A mean
-of means is taken twice, the second time of what they differ by from the first: a sum of large
-numbers is rounded coarsely.
+1962), and lanes, and parts of a row, are combined at the end (Chan, Golub and LeVeque 1983). Means
+are taken twice, the second time of what is left once the first is taken away: a sum of large numbers
+is rounded coarsely.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def long_text(layout: Layout, config: Config, keep: bool) -> Text:
 
 
 def part_text(layout: Layout, config: Config) -> Text:
-    """Statistics of parts of rows: `sums[row, part]` is how many, their mean and the sum of squared
-    differences from it; or the sum of squares alone."""
+    """Statistics of parts of rows: `sums[row, part]` is how many, their mean in two numbers and the
+    sum of squared differences from it; or the sum of squares alone."""
     text = Text("part", "Statistics of parts of rows.", layout, config, Way.SPLIT)
     own_part(text)
     _start(text, "first_row")
@@ -82,7 +82,7 @@ def apply_text(layout: Layout, config: Config, keep: bool, block_p: int) -> Text
     _start(text, "first_row")
     place_results(text)
     text.pieces()
-    names = ("counts", "lanes", "squares") if layout.spec.centred else ("squares",)
+    names = ("counts", "lanes", "rests", "squares") if layout.spec.centred else ("squares",)
     load_parts(text, names, block_p)
     _combine_parts(text)
     if keep:
@@ -138,11 +138,13 @@ def before(text: Text, emitter: Emitter, values: dict[str, Value]) -> Value:
 
 
 def statistics(text: Text) -> None:
-    """`mean` and `scale`, of rows that are in registers, and `d`, x less its mean."""
+    """The mean and the `scale` of rows that are in registers, and `d`, x less its mean."""
     write, spec = text.write, text.layout.spec
     if spec.centred:
-        write(f"mean = {text.total('x', 'm')} / {text.length}")
-        write(f"d = {text.full(less_mean(text))}")
+        write(f"rough = {text.total('x', 'm')} / {text.length}")
+        write(f"away = {text.full('x - rough' + text.along('m'))}")
+        write(f"rest = {text.total('away', 'm')} / {text.length}")
+        write(f"d = {text.full('away - rest' + text.along('m'))}")
     else:
         write("d = x")
     write(f"squares = {text.total('d * d', 'm')}")
@@ -150,8 +152,10 @@ def statistics(text: Text) -> None:
 
 
 def less_mean(text: Text) -> str:
-    """What is squared, before it is cut off at the ends."""
-    return f"x - mean{text.along('m')}" if text.layout.spec.centred else "x"
+    """What is squared, before it is cut off at the ends. A mean is two numbers here, `rough` and
+    the `rest` that it lacks, as their sum is rounded as coarsely as a number of x."""
+    m = text.along("m")
+    return f"(x - rough{m}) - rest{m}" if text.layout.spec.centred else "x"
 
 
 def scale(text: Text, squares: str) -> None:
@@ -171,7 +175,7 @@ def scale(text: Text, squares: str) -> None:
 def keep_statistics(text: Text) -> None:
     """Stores the mean, and the scale or, where eps is a floor, the root."""
     spec = text.layout.spec
-    names = {"means": "mean"} if spec.centred else {}
+    names = {"means": "rough + rest"} if spec.centred else {}
     for name, value in {**names, "scales": "root" if spec.floor else "scale"}.items():
         text.place(name, FP32)
         mask = ", mask=in_rows" if text.masks_rows else ""
@@ -220,10 +224,10 @@ def _combined(text: Text) -> list[str]:
     write(f"count_row = {text.total('counts_all', 'm')}")
     write(f"rough = {text.total('counts_all * lanes', 'm')} / tl.maximum(count_row, 1.0)")
     write(f"away = lanes - rough{text.along('m')}")
-    write(f"mean = rough + {text.total('counts_all * away', 'm')} / tl.maximum(count_row, 1.0)")
-    write(f"away = lanes - mean{text.along('m')}")
+    write(f"rest = {text.total('counts_all * away', 'm')} / tl.maximum(count_row, 1.0)")
+    write(f"away = away - rest{text.along('m')}")
     write(f"squares_row = {text.total('squares + counts_all * away * away', 'm')}")
-    return ["count_row", "mean", "squares_row"]
+    return ["count_row", "rough", "rest", "squares_row"]
 
 
 def store_parts(text: Text, names: list[str]) -> None:
@@ -252,8 +256,9 @@ def _combine_parts(text: Text) -> None:
     if text.layout.spec.centred:
         write("count_row = tl.sum(counts, 1)")
         write("rough = tl.sum(counts * lanes, 1) / count_row")
-        write("mean = rough + tl.sum(counts * (lanes - rough[:, None]), 1) / count_row")
-        write("away = lanes - mean[:, None]")
+        write("away = (lanes - rough[:, None]) + rests")
+        write("rest = tl.sum(counts * away, 1) / count_row")
+        write("away = away - rest[:, None]")
         write("squares = squares + counts * away * away")
     write("squares_row = tl.sum(squares, 1)")
     scale(text, "squares_row")

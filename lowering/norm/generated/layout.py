@@ -84,10 +84,11 @@ class Layout:
 
     def whole_columns(self, name: str) -> bool:
         """Whether a tensor varies along all dimensions of columns."""
-        return all(self.of(name)[self.outer :])
+        own = zip(self.of(name)[self.outer :], self.inner, strict=True)
+        return all(varies or size == 1 for varies, size in own)
 
     def whole(self, name: str) -> bool:
-        return all(self.of(name))
+        return self.whole_rows(name) and self.whole_columns(name)
 
 
 def layout_of(spec: NormSpec, dtypes: Mapping[str, torch.dtype], space: Space) -> Layout:

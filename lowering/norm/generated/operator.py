@@ -120,13 +120,12 @@ def _backward(ctx: Any, grad: Tensor | None, grad_x: Tensor | None, *_: Any) -> 
     shape, dtype = ctx.like
     if grad is None:
         grad = captured[0].new_zeros(shape, dtype=dtype)
-    grads = [grad]
-    if grad_x is not None and spec_of(ctx.spec).kept is not None:
-        grads.append(grad_x)
+    has_x = spec_of(ctx.spec).kept is not None
+    grads = [g for g in (grad, grad_x if has_x else None) if g is not None]
     found = iter(
         generated_norm_backward(grads, captured, means, scales, ctx.spec, ctx.origin, needs)
     )
     return [next(found) if n else None for n in needs], None, None, None
 
 
-generated_norm.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("fuser::generated_norm", _backward, setup_context=_save)

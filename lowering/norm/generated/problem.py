@@ -102,7 +102,7 @@ class Problem:
         if launch.way is not Way.SPLIT:
             launch(launch.way.value, (keep,), launch.tiles)
             return
-        sums = y.new_empty(self._parts(launch), 3 if self.spec.centred else 1, dtype=torch.float32)
+        sums = y.new_empty(self._parts(launch), 4 if self.spec.centred else 1, dtype=torch.float32)
         more = {"sums": sums}
         launch("part", (), launch.tiles * launch.parts, more)
         launch("apply", (keep, launch.block_p), launch.tiles * launch.parts, more)

@@ -81,7 +81,7 @@ def space_of(
     rank = len(shape)
     strides = {name: _strides(t, shape) for name, t in tensors.items()}
     many = [d for d in range(rank) if not known_true(shape[d] == 1)]
-    columns = [d for d in many if d >= rank - inner] or [rank - 1]
+    columns = [d for d in many if d >= rank - inner]
     rows = [d for d in many if d < rank - inner]
     zones = [
         [d for d in rows if d in lead],
@@ -89,13 +89,14 @@ def space_of(
         _in_memory(columns, strides[model]),
     ]
     merged = [_merged(zone, shape, strides.values()) for zone in zones]
+    merged[-1] = merged[-1] or [[]]  # a row of one element
     runs = [run for zone in merged for run in zone]
     lead_sizes, rest, inner_sizes = (tuple(_product(shape, run) for run in zone) for zone in merged)
     return Space(
         lead_sizes,
         rest,
         inner_sizes,
-        {name: tuple(own[run[-1]] for run in runs) for name, own in strides.items()},
+        {name: _of_runs(own, runs) for name, own in strides.items()},
         tuple(map(tuple, runs)),
         _is_between(merged[1], merged[2], strides[model]),
     )  # fmt: skip
@@ -105,6 +106,10 @@ def _strides(tensor: Tensor, shape: Sequence[Any]) -> list[Any]:
     missing = [None] * (len(shape) - tensor.dim())
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return [*(None if known_true(size == 1) else stride for size, stride in sizes), *missing]
+
+
+def _of_runs(strides: Sequence[Any], runs: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    return tuple(strides[run[-1]] if run else None for run in runs)
 
 
 def _in_memory(dims: list[int], strides: Sequence[Any]) -> list[int]:
