@@ -3,7 +3,7 @@
 Statistics never subtract squares of means: where a row is in registers, its mean is taken away
 first; else each lane of a tile updates a mean and a sum of squared differences of its own (Welford
 1962), and lanes, and parts of a row, are combined at the end (Chan, Golub and LeVeque 1983). Means
-are taken twice, the second time of what is left once the first is taken away: a sum of large numbers
+are taken twice, the second time of what is left without the first: a sum of large numbers
 is rounded coarsely.
 """
 
