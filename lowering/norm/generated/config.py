@@ -111,7 +111,8 @@ def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool
     if by is not Way.WHOLE:
         f = min(f, own.tile)
         near = min(rows, max(1, _NEAR // f)) if layout.between else 1
-        u = min(u, max(1, own.tile // (f * near)))
+        tile = own.tile // 2 if layout.between else own.tile  # else sm_100 spills
+        u = min(u, max(1, tile // (f * near)))
         return _with_warps(near, u, f, _each(layout, target, own))
     m = min(rows, max(1, own.tile // (u * f)))
     return _with_warps(m, u, f, own.thread)
