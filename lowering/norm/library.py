@@ -88,6 +88,8 @@ def _placed_as(call: Call, affine: Affine) -> _Plan | str:
     spec: NormSpec = call.spec
     arranged = next(iter(call.operands.values())).target
     outer, inner = arranged[: len(arranged) - spec.inner], arranged[len(arranged) - spec.inner :]
+    if not leaves(inner):
+        return "there is one element in a row"
     given = [call.operands[name] for name in (affine.weight, affine.bias) if name]
     axes = [list(leaves(o.dims)) for o in given]
     dtypes = {o.dtype or value(o.node).dtype for o in given} | {affine.dtype}

@@ -98,6 +98,7 @@ class Space:
         """
         have = [set(leaves(dims)) for dims in operands]
         outer, inner = (self._runs(axes, have) for axes in (self.outer, self.inner))
+        inner = inner or [()]  # rows of one element
         return (*outer, *inner), len(inner)
 
     @staticmethod
