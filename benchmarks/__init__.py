@@ -1,6 +1,6 @@
 """Benchmarks of `torch.compile(..., backend="fuser")` against eager, Inductor and libraries.
 
-python -m benchmarks attention moe compile models [--device cuda] [--quick] [--only NAME ...]
+python -m benchmarks attention moe loss compile models [--device cuda] [--quick] [--only NAME ...]
 
 __main__.py    the command line
 devices.py     where it runs: how a call is timed and its memory weighed on a CPU and on a GPU

@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention moe norm compile models crossover`.
+"""The command line: `python -m benchmarks attention moe norm loss compile models crossover`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -24,6 +24,7 @@ from benchmarks import (
     compile,
     crossover,
     devices,
+    loss,
     models,
     moe,
     moe_gpu,
@@ -42,7 +43,7 @@ from benchmarks.figures import Result
 from benchmarks.providers import SDPA
 from fuser.torch_private import multiplies_in_hardware
 
-FAMILIES = ("attention", "moe", "norm", "models", "compile", "crossover")
+FAMILIES = ("attention", "moe", "norm", "loss", "models", "compile", "crossover")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def family_of(name: str, device_type: str) -> Family:
         return Family(
             models.workloads, lambda found: targets.model_checks(found, half_in_hardware=half)
         )
+    if name == "loss":
+        return Family(loss.workloads, targets.loss_checks, each=True)
     if name == "moe" and on_gpu:
         return Family(moe_gpu.workloads, targets.gpu_moe_checks, True, ports_moe.NAMES)
     if name == "moe":
@@ -105,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
         "--together", action="store_true", help="on a GPU, compile all workloads side by side"
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="of rounds of a workload")
+    p.add_argument("--rounds", type=int, metavar="N", help="of a workload, at the least")
     p.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     p.add_argument("--stand-in", metavar="BACKEND", help="a backend to run under fuser's name")
     p.add_argument(
@@ -167,6 +171,8 @@ class Run:
         effort = runner.QUICK if self.args.quick else runner.Effort()
         if self.args.budget is not None:
             effort = replace(effort, budget_s=self.args.budget)
+        if self.args.rounds is not None:
+            effort = replace(effort, min_rounds=self.args.rounds)
         results: list[Result] = []
         lines = list[records.Row]()
         for workload, mode, dtype in wanted(

@@ -54,6 +54,8 @@ MOE_SHARE: Mapping[tuple[str, str], float] = {
 OF_DENSE, LOOP_CAPTURED = 0.6, 1.2
 """Of E / K, where all experts ran on all tokens; over Inductor, where a loop broke the graph for it
 and was one region for us."""
+LOSS_SPEED, LOSS_MEMORY = 1 / 1.05, 0.25
+"""Of Inductor's speed at the least, and of its peak memory at the most."""
 NEVER_BELOW = 0.97
 """Of the best peer, in any workload: less than a run's noise."""
 
@@ -169,6 +171,19 @@ def gpu_moe_checks(results: Sequence[Result]) -> list[Check]:
             text = f"{label}, fuser's share of the limit"
             checks += _at_least(text, [share[1]], MOE_SHARE[key], min)
     return checks + _peer_checks(results) + _error_checks(results)
+
+
+def loss_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for the cross-entropy of a large vocabulary, over Inductor."""
+    checks: list[Check] = []
+    for r in results:
+        text = f"{_label(r)}, fuser over inductor"
+        checks += _at_least(text, _speedups([r]), LOSS_SPEED, min)
+        ours, theirs = (r.measures.get(name) for name in (FUSER, INDUCTOR))
+        if ours and theirs and ours.peak_mb and theirs.peak_mb:
+            share = ours.peak_mb / theirs.peak_mb
+            checks += _at_most(f"{text}, peak memory", [share], LOSS_MEMORY, max)
+    return checks + _error_checks(results)
 
 
 def model_checks(results: Sequence[Result], *, half_in_hardware: bool) -> list[Check]:

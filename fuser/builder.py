@@ -183,6 +183,8 @@ class Builder:
     def operand(self, operand: Operand, *, materialise: bool = False) -> Node:
         """An operand in its target arrangement and dtype; scalars and 0-d tensors as they are."""
         node = self.current(operand.node)
+        if operand.index:
+            node = self.call(operator.getitem, node, operand.index)
         if operand.target:
             fixed = dict(operand.fixed)
             views = steps(operand.dims, operand.target, materialise=materialise, fixed=fixed)

@@ -167,12 +167,15 @@ def catalogue(paths: Sequence[str]) -> Iterator[Entry]:
     from .lowering.attention.generated import catalogue as attention
     from .lowering.moe.generated import catalogue as moe
     from .lowering.moe.router import catalogue as router
+    from .lowering.norm.generated import catalogue as norm
+    from .lowering.norm.generated import workloads as norms
 
     if not paths:
         yield from attention.builtin()
         yield from moe.builtin()
         yield from router.builtin()
-    kinds = {moe.KIND: moe.Entry, router.KIND: router.Entry}
+        yield from norms.builtin()
+    kinds = {kind.KIND: kind.Entry for kind in (moe, router, norm)}
     for path in paths:
         for number, line in enumerate(Path(path).read_text().splitlines(), 1):
             if not line.strip():

@@ -26,7 +26,8 @@ class Operand:
 
     `dims` are the axes of the tensor as it is, `target` those wanted. An axis of `target` that the
     tensor lacks is broadcast: a dimension of size one where all its axes are missing. `dtype`,
-    where given, is a cast that the original region made (autocast).
+    where given, is a cast that the original region made (autocast). Where there is an `index`, the
+    tensor is `node[index]`.
     """
 
     node: Node
@@ -37,6 +38,7 @@ class Operand:
     """Position of the first original reader; -1: unknown, the anchor's."""
     fixed: tuple[tuple[Axis, int], ...] = ()
     """Axes of the tensor at which only one index is read."""
+    index: tuple[slice, ...] = ()
 
 
 @dataclass(frozen=True)

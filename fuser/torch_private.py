@@ -1,4 +1,5 @@
-"""The only module that touches what is private in torch, each with its reason.
+"""What is private in torch is touched here alone, each with its reason; Dynamo's reading of
+bytecode in `dynamo_private`.
 
 Versions: written against torch 2.13, meant to work from 2.11.
 """
@@ -54,16 +55,15 @@ from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wr
 from torch.utils._sympy.functions import FloorDiv
 
 __all__ = [
-    "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode",
-    "FloorDiv", "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket",
-    "apart", "attention_patterns_off", "autotunes", "cache_dir", "convert_frame",
-    "core_aten_decompositions", "counters", "differentiable", "dispatched", "dynamo",
-    "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",
-    "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode", "inductor",
-    "is_control_flow", "is_data_dependent", "kernels_launched", "known_true", "list_backends",
-    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "packaging",
-    "pgo", "pytree",
-    "random_as_in_eager", "random_options", "symbols", "to_expr", "unbacked",
+    "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode", "FloorDiv",
+    "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket", "apart",
+    "attention_patterns_off", "autotunes", "cache_dir", "convert_frame", "core_aten_decompositions",
+    "counters", "differentiable", "dispatched", "dynamo", "eager_world", "eval_frame", "faked",
+    "flex_supported", "get_decompositions", "graph_break_reasons", "has_gradient", "hint", "hints",
+    "in_forward_mode", "inductor", "is_control_flow", "is_data_dependent", "kernels_launched",
+    "known_true", "list_backends", "lookup_backend", "make_fx", "memory", "multiplies_in_hardware",
+    "outermost", "packaging", "pgo", "pytree", "random_as_in_eager", "random_options", "symbols",
+    "to_expr", "unbacked",
 ]  # fmt: skip
 
 BUILTIN_FUNCTIONS: Any = torch._C._nn  # type: ignore[attr-defined]

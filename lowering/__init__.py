@@ -6,7 +6,7 @@ either prepares an emission or answers with the reason why it cannot.
 
 from __future__ import annotations
 
-from . import attention, moe, norm  # register their lowerings
+from . import attention, loss, moe, norm  # register their lowerings
 from .base import Context, Emission, Lowering, Refusal, candidates, register_lowering
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Refusal",
     "attention",
     "candidates",
+    "loss",
     "moe",
     "norm",
     "register_lowering",

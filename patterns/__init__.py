@@ -1,5 +1,5 @@
 """What to look for. Each family registers its patterns through the public API."""
 
-from . import attention, moe, norm
+from . import attention, loss, moe, norm
 
-__all__ = ["attention", "moe", "norm"]
+__all__ = ["attention", "loss", "moe", "norm"]

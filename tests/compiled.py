@@ -33,13 +33,7 @@ class Run:
     record: Record = field(default_factory=Record)
 
     def rewrites(self, family: str = "attention") -> int:
-        found = self.record.rewritten
-        return sum(r.count for r in found if f"{r.pattern}.".startswith(f"{family}."))
-
-    @property
-    def mixtures(self) -> int:
-        """Rewrites of mixtures, however their experts are run; not those of their routers."""
-        return self.rewrites("moe") - self.rewrites("moe.router")
+        return sum(r.count for r in self.record.rewritten if r.pattern.startswith(family + "."))
 
     def reasons(self) -> str:
         return "; ".join(n.reason for n in self.record.near_misses)

@@ -31,10 +31,11 @@ class Recorder:
     def __init__(self, path: str) -> None:
         from fuser.lowering.attention.generated import catalogue as attention
         from fuser.lowering.moe.generated import catalogue as moe
+        from fuser.lowering.norm.generated import catalogue as norm
 
         self._path, self._added = path, set[str]()
         self._stack = contextlib.ExitStack()
-        recordings = (attention.recording(), moe.recording())
+        recordings = (attention.recording(), moe.recording(), norm.recording())
         self._found = [self._stack.enter_context(recording) for recording in recordings]
 
     def add(self) -> None:

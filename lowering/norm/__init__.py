@@ -1,5 +1,5 @@
 """Lowerings of normalisations and what is pointwise around them."""
 
-from . import library, reference
+from . import generated, library, reference
 
-__all__ = ["library", "reference"]
+__all__ = ["generated", "library", "reference"]

@@ -24,6 +24,10 @@ _FASTER = (
     "Inductor opens layer and group norms, and what it makes of their backward takes "
     "1.5 to 2 times as long as the library's kernel"
 )
+_CANCELS = (
+    "the library's backward loses digits where the mean is large, and what was "
+    "written here does not"
+)
 _SLOWER = "without a backward Inductor's own kernel is as fast, and takes what is around it in"
 
 
@@ -52,6 +56,8 @@ class Library(Lowering):
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         if context.device.type != "cpu":
             return Refusal("the library's kernel was measured on a CPU alone")
+        if not context.native:
+            return Refusal(_CANCELS)
         plan = _plan(call)
         if isinstance(plan, str):
             return Refusal(plan)
@@ -82,6 +88,8 @@ def _placed_as(call: Call, affine: Affine) -> _Plan | str:
     spec: NormSpec = call.spec
     arranged = next(iter(call.operands.values())).target
     outer, inner = arranged[: len(arranged) - spec.inner], arranged[len(arranged) - spec.inner :]
+    if not leaves(inner):
+        return "there is one element in a row"
     given = [call.operands[name] for name in (affine.weight, affine.bias) if name]
     axes = [list(leaves(o.dims)) for o in given]
     dtypes = {o.dtype or value(o.node).dtype for o in given} | {affine.dtype}

@@ -5,6 +5,7 @@ Its gradient recomputes the same plain PyTorch and differentiates that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -54,11 +55,14 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     wide = x.float()
     if spec.centred:
         wide = wide - wide.mean(dims, keepdim=True)
-    squares = wide.square()
-    v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
+        wide = wide - wide.mean(dims, keepdim=True)  # what rounding left of a large mean
     if spec.floor:
-        n = wide / v.sqrt().clamp_min(spec.eps)
+        root = torch.linalg.vector_norm(wide, dim=dims, keepdim=True)  # its gradient at 0 is 0
+        root = root if spec.summed else root * math.prod(shape[d] for d in dims) ** -0.5
+        n = wide / root.clamp_min(spec.eps)
     else:
+        squares = wide.square()
+        v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
         n = wide * torch.rsqrt(v + spec.eps)
     y = _computed(spec.after, {**named, "n": n.to(spec.norm_dtype)}).expand(shape)
     results = [y] if spec.kept is None else [y, x]

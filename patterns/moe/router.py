@@ -29,7 +29,7 @@ from .grouping import masked
 from .ranking import Choice, Ranking, Walk, choice_of, tail, taken_by
 from .space import Place, is_copy, require
 
-ID = "moe.router"
+ID = "router.top_k"
 MAX_EXPERTS = 4096
 """More are a vocabulary."""
 MAX_NODES = 32

@@ -14,7 +14,7 @@ from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
 
 from ..declined import Declined
-from . import native, spelled
+from . import native, spelled, statistic
 from .core import Core
 from .region import grown
 
@@ -73,7 +73,7 @@ class SpelledChain(_Chain):
     priority: ClassVar[int] = 5
 
     def anchors(self, view: GraphView) -> Iterable[Node]:
-        return (node for node in view.nodes if view.op(node).name in spelled.STATISTICS)
+        return (node for node in view.nodes if view.op(node).name in statistic.STATISTICS)
 
     def core(self, view: GraphView, anchor: Node) -> Core | None:
         return spelled.read(view, anchor)

@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dims, leaves, quotient, resolve, size_of, split_dim
+from fuser.graph.axes import (
+    Axis,
+    Dims,
+    leaves,
+    quotient,
+    resolve,
+    same_size,
+    size_of,
+    split_dim,
+)
+from fuser.graph.ops import value
+from fuser.torch_private import to_expr
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,6 +44,7 @@ class Core:
         interior: nodes that are computed on the way, `node` among them.
         weight: a tensor along the last dimensions, or along the second where there are groups.
         bias: the same.
+        native: it is what a kernel of torch's does, and rounded alike.
         factors: tensors of the shape of x, or that broadcast to it, and numbers, that it was
             multiplied with on the way.
     """
@@ -49,6 +61,7 @@ class Core:
     groups: int = 0
     weight: Node | None = None
     bias: Node | None = None
+    native: bool = True
     factors: tuple[Node | float, ...] = ()
 
     def split(self, dims: Dims) -> Space:
@@ -85,6 +98,7 @@ class Space:
         """
         have = [set(leaves(dims)) for dims in operands]
         outer, inner = (self._runs(axes, have) for axes in (self.outer, self.inner))
+        inner = inner or [()]  # rows of one element
         return (*outer, *inner), len(inner)
 
     @staticmethod
@@ -104,3 +118,10 @@ class Space:
 def resolved(space: Space) -> Space:
     """The same axes after some were split."""
     return Space(*(list(leaves(resolve((tuple(axes),)))) for axes in (space.outer, space.inner)))
+
+
+def same_shape(a: Node, b: Node) -> bool:
+    """Whether two tensors have one shape; nothing is assumed of symbols."""
+    x, y = value(a).shape, value(b).shape
+    sizes = zip(x, y, strict=True) if len(x) == len(y) else ()
+    return len(x) == len(y) and all(same_size(to_expr(s), to_expr(t)) for s, t in sizes)

@@ -82,8 +82,9 @@ def _by_channels(op: Op, node: Node, x: Node) -> Core:
     eps = _number(op.args.get("eps", 1e-5), node)
     inner = tuple(range(1, value(x).ndim))
     return Core(
-        node, x, inner, eps, torch.float32, frozenset({node}), groups=groups, **_affine(op, node)
-    )
+        node, x, inner, eps, torch.float32, frozenset({node}), groups=groups,
+        native=op.name == "group_norm", **_affine(op, node),
+    )  # fmt: skip
 
 
 def _unit(op: Op, node: Node, x: Node) -> Core:

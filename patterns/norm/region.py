@@ -25,7 +25,7 @@ from fuser.specs import NormSpec
 
 from ..captured import Captured, Inputs, loses_nothing
 from ..declined import Declined
-from .core import DTYPES, Core, resolved
+from .core import DTYPES, Core, resolved, same_shape
 
 MAX_STEPS = 24
 """Longest program after a normalisation."""
@@ -100,7 +100,8 @@ class _Region:
             resolve(dims),
             facts=_facts(spec),
             keeps_result=False,  # no lowering of ours differentiates by what it gave
-            parts=tuple((arrangement, d) for d in (resolve(dims), start.dims(kept))) if kept else (),
+            native=core.native,
+            parts=((arrangement, resolve(dims)), (arrangement, start.dims(kept))) if kept else (),
         )
 
     def _read_at(self, node: Node, nodes: set[Node]) -> int:
@@ -184,7 +185,7 @@ def _after(view: GraphView, core: Core) -> list[Node]:
         node = min(pending, key=view.order.__getitem__)
         pending.discard(node)
         read = next(source for source in node.all_input_nodes if source in taken)
-        if not (_rearranges(view, node) or _joins(view, node, value(read).shape)):
+        if not (_rearranges(view, node) or _joins(view, node, read)):
             break
         taken.append(node)
         pending |= _readers(view, node)
@@ -210,9 +211,10 @@ def _closed(view: GraphView, nodes: list[Node]) -> bool:
     return all(_readers(view, node) <= inside for node in nodes[:-1])
 
 
-def _joins(view: GraphView, node: Node, shape: torch.Size) -> bool:
+def _joins(view: GraphView, node: Node, like: Node) -> bool:
+    """Whether an operator may be a part of a program over tensors of one shape."""
     op = view.op(node)
-    if op.inplace or not is_tensor(node) or value(node).shape != shape:
+    if op.inplace or not is_tensor(node) or not same_shape(node, like):
         return False
     if op.kind is Kind.DROPOUT:
         return not draws(node, op)
@@ -253,17 +255,17 @@ def _before(view: GraphView, core: Core, kept: Node | None) -> set[Node]:
     """What is pointwise above, and read for the normalisation alone; but what is `kept`."""
     inside = set(core.interior)
     found: set[Node] = set()
-    pending = [(core.x, value(core.x).shape)]
+    pending = [(core.x, core.x)]
     while pending and len(found) < MAX_BEFORE:
-        node, shape = pending.pop()
+        node, like = pending.pop()
         passed, source = _source(view, node, inside, kept)
-        shape = value(source).shape if passed else shape
+        like = source if passed else like
         alone = source is kept or _readers(view, source) <= inside | passed
-        if source in found or not alone or not _joins(view, source, shape):
+        if source in found or not alone or not _joins(view, source, like):
             continue
         found |= {*passed, source}
         inside |= found
-        pending += [(n, shape) for n in source.all_input_nodes if is_tensor(n)]
+        pending += [(n, like) for n in source.all_input_nodes if is_tensor(n)]
     return found
 
 

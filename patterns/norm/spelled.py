@@ -8,47 +8,19 @@ ran over the dimensions along which the quotient was broadcast, is proved by axe
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any
-
 from torch.fx import Node
 
 from fuser.graph.axes import Dims, Unproven, broadcast, fresh, resolve
-from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
-from ..captured import is_cast, loses_nothing
+from ..captured import loses_nothing
 from ..declined import Declined
-from .core import Core
+from .core import Core, same_shape
+from .statistic import SPREADS, STATISTICS, Fall, constant, dims_of, item_of
 
-STATISTICS = ("mean", "sum", "var", "var_mean", "std", "norm", "vector_norm")
-_SPREADS = ("var", "var_mean", "std")
 _LIMIT = 16
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One number for each row: a sum of squares, or what was made of it.
-
-    Attributes:
-        root: how often a root was taken: 0, 1, or -1 for the reciprocal of one.
-        summed: of the sum, not the mean.
-        eps: what was added, or the least that the root can be.
-        factor: with which the root, or its reciprocal, was multiplied.
-    """
-
-    root: int = 0
-    summed: bool = False
-    eps: float = 0.0
-    floor: bool = False
-    factor: float = 1.0
-
-    def inverted(self, number: float = 1.0) -> _Row:
-        """A number divided by it."""
-        return replace(self, root=-1, factor=number / self.factor)
 
 
 def read(view: GraphView, node: Node) -> Core | None:
@@ -60,7 +32,7 @@ def read(view: GraphView, node: Node) -> Core | None:
     op = view.op(node)
     if op.name not in STATISTICS or not is_tensor(op.args.get("input")):
         return None
-    squared = op.args["input"] if op.name in (*_SPREADS, "norm", "vector_norm") else None
+    squared = op.args["input"] if op.name in (*SPREADS, "norm", "vector_norm") else None
     if squared is None:
         squared = _square(view, op.args["input"])
     return None if squared is None else _Reader(view, node, squared).core()
@@ -71,29 +43,29 @@ class _Reader:
 
     def __init__(self, view: GraphView, statistic: Node, squared: Node) -> None:
         self.view, self.statistic, self.squared = view, statistic, squared
-        self.interior: set[Node] = {statistic}
+        self.fall = Fall(view, statistic)
+        self.interior = self.fall.interior
         source = view.op(statistic).args["input"]
         if source is not squared:
             self.interior.add(source)
 
     def core(self) -> Core | None:
-        found = self._divided(*self._start())
+        found = self.fall.quotient()
         if found is None:
             return None
-        node, numerator, row = found
-        if row.root != -1:
-            return None
+        node, row = found.node, found.row
         dims: Dims = fresh(value(node).shape, "x")
-        inner = self._rows(self._divisor(node, numerator), dims, self.statistic)
+        inner = self._rows(found.divisor, dims, self.statistic)
         factors: list[Node | float] = [] if row.factor == 1 else [row.factor]
-        x, centred = self._numerator(numerator, inner, factors)
-        if value(x).shape != value(node).shape:
+        x, centred = self._numerator(found.numerator, inner, factors)
+        if not same_shape(x, node):
             raise Declined("what is divided is broadcast", node)
         self.interior.add(node)
         x = self._kept(x)
         return Core(
             node, x, inner, row.eps, value(node).dtype, frozenset(self.interior),
-            centred=centred, summed=row.summed, floor=row.floor, factors=tuple(factors),
+            centred=centred, summed=row.summed, floor=row.floor, native=False,
+            factors=tuple(factors),
         )  # fmt: skip
 
     def _numerator(
@@ -126,7 +98,7 @@ class _Reader:
         for one, other in ((a, b), (b, a)):
             if not is_tensor(one):
                 continue
-            number = _constant(other)
+            number = constant(other)
             if number is not None:
                 return one, number
             if is_tensor(other) and self._squared_too(self._same(one), inner) is not None:
@@ -136,140 +108,12 @@ class _Reader:
     def _squared_too(self, top: Node, inner: tuple[int, ...]) -> tuple[Node, bool] | None:
         """What was normalised, if that is a value that was squared for the statistic."""
         x, centred = self._centred(top, inner)
-        if self.view.op(self.statistic).name in _SPREADS:
+        if self.view.op(self.statistic).name in SPREADS:
             source = self._same(self.view.op(self.statistic).args["input"])
             return (x, True) if centred and source is x else None
         return (x, centred) if self._alike(self._same(self.squared), top, inner) else None
 
-    # -- down from the statistic
-
-    def _start(self) -> tuple[Node, _Row]:
-        """Where a statistic is read, and what it is."""
-        node, op = self.statistic, self.view.op(self.statistic)
-        if op.name in ("mean", "sum"):
-            return node, _Row(summed=op.name == "sum")
-        if op.name in ("norm", "vector_norm"):
-            if op.args.get("p", op.args.get("ord", 2)) not in (2, "fro"):
-                raise Declined("the norm is no square root of a sum of squares", node)
-            return node, _Row(root=1, summed=True)
-        self._require_biased(op, node)
-        if op.name != "var_mean":
-            return node, _Row(root=int(op.name == "std"))
-        parts = {_item(self.view, user): user for user in node.users}
-        if set(parts) - {0, 1} or 0 not in parts:
-            raise Declined("its variance is not read", node)
-        self.interior.update(parts.values())
-        return parts[0], _Row()
-
-    def _require_biased(self, op: Op, node: Node) -> None:
-        given = op.args.get("correction", op.args.get("unbiased", True))
-        if given is None or given is True or given == 1:
-            raise Declined(
-                f"`{op.name}` divides by n - 1 where it is not told otherwise, and a "
-                "normalisation by n",
-                node,
-                "pass correction=0, if that is what is meant",
-            )
-        if given is not False and given != 0:
-            raise Declined(f"`{op.name}` divides by n minus another number than 0", node)
-
-    def _divided(self, node: Node, row: _Row, left: int = _LIMIT) -> tuple[Node, Node, _Row] | None:
-        """What is divided by the statistic's root: the quotient, the numerator, and the statistic.
-
-        None where the statistic goes another way.
-        """
-        users = [u for u in node.users if not self._asks_size(u)]
-        found = [self._read_by(user, node, row, left) for user in users]
-        if len(users) > 1 and any(found):
-            others = [user for user, quotient in zip(users, found, strict=True) if not quotient]
-            raise Declined("the statistic is used elsewhere", (others or users)[-1])
-        return found[0] if found else None
-
-    def _read_by(
-        self, user: Node, node: Node, row: _Row, left: int
-    ) -> tuple[Node, Node, _Row] | None:
-        op = self.view.op(user)
-        if op.inplace or draws(user, op) or not is_tensor(user) or not left:
-            return None
-        other = _other(op, node)
-        if is_tensor(other) and value(other).ndim and value(other).numel() != 1:
-            return self._quotient(op, user, node, other, row)
-        step = self._step(op, node, row)
-        if step is None:
-            return None
-        self.interior.add(user)
-        return self._divided(user, step, left - 1)
-
-    def _asks_size(self, user: Node) -> bool:
-        return user.op == "call_method" and user.target == "size"
-
-    def _step(self, op: Op, node: Node, row: _Row) -> _Row | None:
-        """What an operator makes of a statistic; None where that is nothing known."""
-        if op.kind is Kind.VIEW or is_cast(op) or op.name in ("clone", "contiguous", "alias"):
-            return row
-        number = _constant(_other(op, node))
-        if op.name == "add" and number is not None and op.args.get("alpha", 1) == 1:
-            return self._plus(row, number, node)
-        if op.name == "sqrt" and row.root == 0:
-            return replace(row, root=1)
-        if op.name == "rsqrt" and row.root == 0:
-            return replace(row, root=-1)
-        if op.name == "reciprocal" and row.root == 1:
-            return row.inverted()
-        if op.name == "div" and number and row.root == 1 and op.args.get("other") is node:
-            return row.inverted(number)
-        if op.name == "div" and op.args.get("input") is node and not row.root:
-            return self._shared(row, number, node)
-        if op.name == "div" and op.args.get("input") is node and number is not None and number > 0:
-            return replace(row, factor=row.factor / number)
-        if op.name == "pow" and op.args.get("input") is node and row.root == 0:
-            return {0.5: replace(row, root=1), -0.5: replace(row, root=-1)}.get(number or 0.0)
-        if op.name in ("clamp", "clamp_min", "maximum") and row.root == 1 and not row.eps:
-            least = number if op.name == "maximum" else _constant(op.args.get("min"))
-            if least is not None and op.args.get("max") is None:
-                return replace(row, eps=least / row.factor, floor=True)
-        if op.name == "mul" and number is not None and number > 0 and row.root:
-            return replace(row, factor=row.factor * number)
-        return None
-
-    def _plus(self, row: _Row, number: float, node: Node) -> _Row:
-        if row.root == 1:
-            raise Declined(
-                "eps is added outside the root", node,
-                "add it to the mean of squares, if that is what is meant",
-            )  # fmt: skip
-        if row.root or row.eps or number < 0:
-            raise Declined("more than eps is added to the statistic", node)
-        return replace(row, eps=number)
-
-    def _shared(self, row: _Row, number: float | None, node: Node) -> _Row | None:
-        """A sum that is divided by how many there are is a mean."""
-        op = self.view.op(self.statistic)
-        shape = value(op.args["input"]).shape
-        dims = _dims(op, len(shape))
-        count = None if dims is None else math.prod(shape[d] for d in dims)
-        if row.root or row.eps or not row.summed or not isinstance(count, int):
-            return None
-        if number != count:
-            raise Declined("a sum of squares is divided by another number than of its terms", node)
-        return replace(row, summed=False)
-
-    def _quotient(
-        self, op: Op, user: Node, node: Node, other: Node, row: _Row
-    ) -> tuple[Node, Node, _Row] | None:
-        if op.name == "div" and op.args.get("other") is node and row.root == 1:
-            if op.args.get("rounding_mode") is not None:
-                raise Declined("the quotient is rounded", user)
-            return user, other, row.inverted()
-        if op.name == "mul" and row.root == -1:
-            return user, other, row
-        return None
-
     # -- axes
-
-    def _divisor(self, node: Node, numerator: Node) -> Node:
-        (divisor,) = (n for n in node.all_input_nodes if n is not numerator) or (numerator,)
-        return divisor
 
     def _rows(self, row: Node, dims: Dims, statistic: Node) -> tuple[int, ...]:
         """Over which dimensions of what has `dims` a statistic was taken that `row` was made of.
@@ -281,7 +125,7 @@ class _Reader:
         source = op.args["input"]
         if value(source).ndim != len(dims):
             raise Declined("the statistic is of a tensor of another shape", statistic)
-        inner = _dims(op, len(dims))
+        inner = dims_of(op, len(dims))
         if not inner:
             raise Declined("the dimensions of a statistic are not known", statistic)
         keeps = op.args.get("keepdim", False) is True
@@ -363,7 +207,7 @@ class _Reader:
 
     def _is_other_part(self, node: Node) -> bool:
         op = self.view.op(node)
-        return op.args.get("input") is self.statistic and _item(self.view, node) == 1
+        return op.args.get("input") is self.statistic and item_of(self.view, node) == 1
 
     def _alike(self, a: Node, b: Node, inner: tuple[int, ...]) -> bool:
         """Whether two nodes are the same value: one node, or the same tensor less its mean."""
@@ -401,32 +245,7 @@ def _square(view: GraphView, node: Node) -> Node | None:
     source = op.args.get("input")
     if op.inplace or not is_tensor(source):
         return None
-    power = op.name == "pow" and _constant(op.args.get("other")) == 2
+    power = op.name == "pow" and constant(op.args.get("other")) == 2
     if op.name == "square" or power or (op.name == "mul" and op.args.get("other") is source):
         return source
     return None
-
-
-def _dims(op: Op, rank: int) -> tuple[int, ...] | None:
-    """Dimensions of a reduction, counted from the first; None where they are not given."""
-    found = op.args.get("dim")
-    dims = [found] if isinstance(found, int) and not isinstance(found, bool) else found
-    if not isinstance(dims, (list, tuple)) or not all(isinstance(d, int) for d in dims):
-        return None
-    return tuple(sorted(d % rank for d in dims))
-
-
-def _item(view: GraphView, node: Node) -> int | None:
-    op = view.op(node)
-    raw = node.args[1] if len(node.args) > 1 else None
-    return raw if op.name == "getitem" and isinstance(raw, int) else None
-
-
-def _other(op: Op, node: Node) -> Any:
-    """The second operand of an operator with two."""
-    return op.args.get("other") if op.args.get("input") is node else op.args.get("input")
-
-
-def _constant(argument: Any) -> float | None:
-    number = isinstance(argument, (int, float)) and not isinstance(argument, bool)
-    return float(argument) if number else None

@@ -1,6 +1,11 @@
-"""Random spellings of attention are rewritten; perturbed ones keep their numbers."""
+"""Random spellings of attention are rewritten; perturbed ones keep their numbers.
+
+`FUSER_EVERY=1` tries three times as many.
+"""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +14,7 @@ from tests.compiled import Run, assert_near, compiled, run, wide
 
 from .random_attention import Case, attention_cases, perturbed_cases, sound_cases
 
+TIMES = 3 if os.environ.get("FUSER_EVERY") == "1" else 1
 FIXED = settings(
     deadline=None,
     derandomize=True,
@@ -26,20 +32,20 @@ def _check(case: Case, dtype: torch.dtype, grad: bool) -> Run:
     return ours
 
 
-@settings(FIXED, max_examples=60)
+@settings(FIXED, max_examples=20 * TIMES)
 @given(case=sound_cases())
 def test_sound_cases_are_rewritten_and_train(case: Case) -> None:
     ours = _check(case, torch.float32, True)
     assert ours.rewrites() == 1, ours.reasons()
 
 
-@settings(FIXED, max_examples=60)
+@settings(FIXED, max_examples=20 * TIMES)
 @given(case=perturbed_cases())
 def test_perturbed_cases_keep_their_numbers(case: Case) -> None:
     _check(case, torch.float32, True)
 
 
-@settings(FIXED, max_examples=40)
+@settings(FIXED, max_examples=14 * TIMES)
 @given(case=attention_cases())
 def test_inference_in_half_precision(case: Case) -> None:
     ours = _check(case, torch.bfloat16, False)

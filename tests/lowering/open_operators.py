@@ -51,6 +51,13 @@ def pretend() -> None:
     triton.runtime.driver.set_active(driver)  # type: ignore[arg-type]
 
 
+def symbol(env: ShapeEnv, hint: int) -> Any:
+    """A size that is not known while compiling."""
+    source = ConstantSource(f"size{len(env.var_to_val)}")
+    made = env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
+    return env.create_symintnode(made, hint=hint, source=source)
+
+
 class Case:
     """Fake operands of one attention; the numbers of keys and batches, and of heads and queries
     that equal those of keys, are symbols where they are `dynamic`."""
@@ -75,19 +82,14 @@ class Case:
         self.device = torch.device(device, 0 if device == "cuda" else None)
         self.text = of.to_text()
         if dynamic:
-            length, batch = self._symbol(keys), self._symbol(batch)
+            length, batch = symbol(self.shape_env, keys), symbol(self.shape_env, batch)
             rows, keys = length if rows == keys else rows, length
-            heads, kv = (self._symbol(heads),) * 2 if heads == kv else (heads, kv)
+            heads, kv = (symbol(self.shape_env, heads),) * 2 if heads == kv else (heads, kv)
         self.rows = (batch, heads, rows)
         self.q = self.tensor(*self.rows, 64)
         self.k, self.v = (self.tensor(batch, kv, keys, 64) for _ in range(2))
         self.captured = [self.tensor(*shape, dtype=captured_dtype) for shape in captured]
         self.seed = self.tensor(1, dtype=torch.int64) if of.dropout else None
-
-    def _symbol(self, hint: int) -> Any:
-        source = ConstantSource(f"size{len(self.shape_env.var_to_val)}")
-        symbol = self.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
-        return self.shape_env.create_symintnode(symbol, hint=hint, source=source)
 
     def tensor(self, *shape: Any, dtype: torch.dtype = HALF) -> Tensor:
         with self.mode:

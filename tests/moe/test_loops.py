@@ -47,7 +47,7 @@ def captured(module: Mixture, x: Tensor, **options: Any) -> Run:
 def check(module: Mixture, x: Tensor, **options: Any) -> Run:
     """One region, as near to fp64 as eager is."""
     ours = captured(module, x, **options)
-    assert ours.mixtures == 1, ours.reasons()
+    assert ours.rewrites("moe") == 1, ours.reasons()
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))
     return ours
 
@@ -144,7 +144,7 @@ def test_what_is_not_finite_stays_where_it_was(form: type[Mixture], bad: float) 
     with torch.no_grad():
         next(module.experts[1].parameters())[0, 0] = bad
     ours = captured(module, x, **GROUPED)
-    assert ours.mixtures == 1
+    assert ours.rewrites("moe") == 1
     (out,), (eager,) = ours.outputs, run(module, (x,)).outputs
     assert 0 < int(eager.isfinite().sum()) < eager.numel()
     assert torch.equal(out.isnan(), eager.isnan())
@@ -157,6 +157,6 @@ def test_lookalikes(case: LookAlike) -> None:
     module, x = case.module().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
     ours = captured(module, x, inner="eager")
     assert ours.record.graphs == 1
-    assert ours.mixtures == 0
+    assert ours.rewrites("moe") == 0
     assert case.reason in ours.reasons()
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))

@@ -67,17 +67,17 @@ def test_all_experts_on_all_tokens(
     tokens: int, experts: int, choices: int, features: int, hidden: int, pays: bool
 ) -> None:
     found = by_default(Dense(experts, choices, features, hidden), tokens)
-    assert found.mixtures == pays, found.reasons()
+    assert found.rewrites("moe") == pays, found.reasons()
     if not pays:
         assert "for a CPU to gain by leaving others out" in found.reasons()
 
 
 def test_the_chosen_experts_alone() -> None:
     found = by_default(Gathered(8, 2, 128, 256), 512)
-    assert found.mixtures == 0
+    assert found.rewrites("moe") == 0
     assert "the chosen experts alone are computed already" in found.reasons()
 
 
 def test_a_lowering_that_was_asked_for() -> None:
     found = by_default(Dense(8, 2, 16, 16), 4, **{"fuser.lowering": "aten"})
-    assert found.mixtures == 1, found.reasons()
+    assert found.rewrites("moe") == 1, found.reasons()

@@ -112,4 +112,4 @@ def test_whatever_is_drawn(seed: int) -> None:
     assert ours.record.graphs == 1
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))
     sound = module.parts.twist in _RIGHT and module.parts.statement == "index_add"
-    assert ours.mixtures == 1 or not sound, (module.parts, ours.reasons())
+    assert ours.rewrites("moe") == 1 or not sound, (module.parts, ours.reasons())

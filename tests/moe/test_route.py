@@ -37,7 +37,7 @@ def logits(
 
 def check(module: Router, x: Tensor, lowering: str) -> Run:
     ours = compiled(module, (x,), grad=True, **{"fuser.lowering": lowering})
-    assert ours.rewrites("moe.router") == 1, ours.reasons()
+    assert ours.rewrites("router") == 1, ours.reasons()
     assert_near(
         ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True), factor=FACTOR
     )
@@ -47,7 +47,7 @@ def check(module: Router, x: Tensor, lowering: str) -> Run:
 @pytest.mark.parametrize(("form", "lowering"), CASES)
 def test_routers(form: type[Router], lowering: str) -> None:
     ours = check(form(), logits(), lowering)
-    own = [n.reason for n in ours.record.near_misses if n.pattern == "moe.router"]
+    own = [n.reason for n in ours.record.near_misses if n.pattern == "router.top_k"]
     assert own == []
 
 
@@ -56,10 +56,10 @@ def test_routers_of_mixtures(form: type) -> None:
     torch.manual_seed(2)
     module, x = form().eval(), torch.randn(10, 16, requires_grad=True)
     module.correction.data.abs_()  # no group is as bad as what stands in place of the others
-    options = {"fuser.lowering": "triton", "fuser.patterns": ("moe.router",)}
+    options = {"fuser.lowering": "triton", "fuser.patterns": ("router.top_k",)}
     grad = form.__name__ in FOUND
     ours = compiled(module, (x,), grad=grad, inner="aot_eager" if grad else "eager", **options)
-    assert ours.rewrites("moe.router") == grad, ours.reasons()
+    assert ours.rewrites("router") == grad, ours.reasons()
     assert_near(ours, run(module, (x,), grad=grad), run(wide(module), wide((x,)), grad=grad))
 
 
@@ -97,7 +97,7 @@ def test_half_precision(form: type[Router], dtype: torch.dtype) -> None:
 
 def test_the_default_leaves_routers() -> None:
     ours = compiled(Mixtral(), (logits(),), policy="auto")
-    assert ours.rewrites("moe.router") == 0
+    assert ours.rewrites("router") == 0
     assert "it runs the operators of the region one by one" in ours.reasons()
     assert "the interpreter is for checking numbers" in ours.reasons()
     assert len(ours.record.near_misses) == 1

@@ -14,7 +14,7 @@ from .test_route import logits
 def test_numbers_and_reason(case: LookAlike) -> None:
     module, x = case.module(), logits()
     ours = compiled(module, (x,), grad=True, **{"fuser.lowering": "triton"})
-    assert ours.rewrites("moe.router") == case.smaller, ours.reasons()
+    assert ours.rewrites("router") == case.smaller, ours.reasons()
     assert case.reason in ours.reasons()
     assert ours.record.failures == []
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))

@@ -1,4 +1,4 @@
-"""Every normalisation of real models, in small, is found; numbers are as near to fp64 as eager's."""
+"""Every norm of real models, in small, is found, and numbers are as near to fp64 as eager's."""
 
 from __future__ import annotations
 

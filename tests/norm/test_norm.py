@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
 from tests.norm import forms
-from tests.norm.forms import CHANNELS, FEATURES, IMAGES, ROWS, Form
+from tests.norm.forms import CHANNELS, FEATURES, IMAGES, ROWS, Form, by_the_norm, unit_vectors
 from tests.norm.lookalikes import LOOKALIKES, WIDE, WRITING
 
 FORMS = [*ROWS, *IMAGES]
@@ -94,7 +94,7 @@ def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("lowering", BY)
 @pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf, 1e4, 0.0])
-@pytest.mark.parametrize("form", FORMS[::4], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", [*FORMS[::4], unit_vectors, by_the_norm], ids=lambda f: f.__name__)
 def test_special_numbers(form: Form, special: float, lowering: str) -> None:
     """A number in one row; an offset, or nothing but zeros, in all of them."""
     x, w, b = inputs(form, torch.float32)

@@ -1,0 +1,364 @@
+"""Gradients of the operands.
+
+    dn, dc_j = ∂after(n, c)ᵀ dy
+    dx       = r (dn - mean(dn) - n mean(dn n)) + dx_out
+    dc_j    += ∂before(c)ᵀ dx
+
+without the first mean where x is not centred, with a sum in place of the second where squares are
+summed, and without the second where eps is a floor that the root does not reach. Statistics were
+saved; all else is computed again.
+
+An operand that is broadcast gets a sum: over the columns of a tile at once, over rows one after the
+other by the program that has them, and over programs at last (`problem`). Each sum has one owner
+and one order, so that gradients are the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import torch
+from torch.fx import Graph, Node
+
+from ...triton.emitter import Emitter, Value
+from ...triton.kernel import pointer
+from ...triton.trace import trace_gradient
+from ...triton.values import HALVES, literal
+from .config import Config, Way
+from .forward import (
+    at_row,
+    before,
+    load_parts,
+    normalised,
+    own_part,
+    pieces_of_part,
+    store_parts,
+)
+from .layout import Layout
+from .text import FP32, Text
+
+aten = torch.ops.aten
+
+
+class Sum(Enum):
+    """What a kernel leaves of the gradient of an operand, `dc_j`."""
+
+    EACH = "each"
+    """Every element's: in the dtype of an operand that is not broadcast, else in fp32."""
+    ROWS = "rows"
+    """By row, `(parts, rows, columns that it varies along)` in fp32."""
+    PROGRAMS = "programs"
+    """By program, `(programs, columns that it varies along)` in fp32."""
+
+
+def sum_of(layout: Layout, name: str, by: Way) -> Sum:
+    """How the gradient of an operand is added up."""
+    if not layout.whole_columns(name):
+        return Sum.ROWS
+    return Sum.EACH if layout.whole_rows(name) or by is Way.SPLIT else Sum.PROGRAMS
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Whose gradient is wanted, and from what.
+
+    Attributes:
+        operands: their names.
+        x_out: x is a result too, and has a gradient.
+    """
+
+    operands: tuple[str, ...]
+    x_out: bool = False
+
+
+def whole_text(layout: Layout, config: Config, needs: Needs) -> Text:
+    """Rows that a tile has all of."""
+    text = Text("whole_backward", "Gradients of rows, read once.", layout, config, Way.WHOLE)
+    write = text.write
+    _own_rows(text)
+    text.columns()
+    summed = _summed(text, needs)
+    for name in summed:
+        write(f"{name}_sum = {_zeros(text, layout.tile_axes(name))}")
+    with _rows_of_program(text), text.emitting() as emitter:
+        _place(text, needs)
+        found = _Gradients(text, emitter, needs)
+        if layout.spec.centred:
+            write(f"sum_n = {text.total('dn', 'm')}")
+        write(f"sum_nn = {text.total('dn * n', 'm')}")
+        for name, grad in found.of_operands().items():
+            if name in summed:
+                write(f"{name}_sum += {_reduced(text, name, grad, Sum.PROGRAMS)}")
+            else:
+                _store(text, emitter, name, grad)
+    for name in summed:
+        _store_sum(text, name, f"{name}_sum", Sum.PROGRAMS)
+    return text
+
+
+def long_text(layout: Layout, config: Config, needs: Needs) -> Text:
+    """Rows that are read twice by one program."""
+    text = Text("long_backward", "Gradients of rows, read twice.", layout, config, Way.LONG)
+    _own_rows(text)
+    text.pieces()
+    with _rows_of_program(text):
+        _place(text, needs)
+        _gather(text, needs, "0", "pieces")
+        _spread(text, needs, "0", "pieces")
+    return text
+
+
+def part_text(layout: Layout, config: Config, needs: Needs) -> Text:
+    """Sums over parts of rows: `sums[row, part]` is Σ dn, where x is centred, and Σ dn n."""
+    text = Text(
+        "part_backward", "Sums over parts of rows, for their gradients.", layout, config, Way.SPLIT
+    )
+    own_part(text)
+    text.rows("first_row")
+    text.pieces()
+    _place(text, needs)
+    _gather(text, needs, "first", "last")
+    store_parts(text, [*_sums(layout)])
+    return text
+
+
+def apply_text(layout: Layout, config: Config, needs: Needs, block_p: int) -> Text:
+    """Parts of rows whose sums are known by part."""
+    text = Text(
+        "apply_backward", "Gradients of parts of rows, from sums of all parts.", layout, config,
+        Way.SPLIT,
+    )  # fmt: skip
+    own_part(text)
+    text.rows("first_row")
+    text.pieces()
+    _place(text, needs)
+    load_parts(text, _sums(layout), block_p)
+    for name in _sums(layout):
+        text.write(f"{name} = tl.sum({name}, 1)")
+    _spread(text, needs, "first", "last")
+    return text
+
+
+# -- rows
+
+
+def _own_rows(text: Text) -> None:
+    """The position of a program in the leading dimensions, and which of its rows it has."""
+    write, programs = text.write, text.number("PROGRAMS")
+    write(f"lead = tl.program_id(0) // {programs}")
+    text.position("lead", "p", range(text.layout.lead), "D")
+    write(f"turn = tl.program_id(0) % {programs}")
+
+
+@contextmanager
+def _rows_of_program(text: Text) -> Generator[None]:
+    """The loop over the rows of a program."""
+    m, rows = text.config.block_m, text.number("ROWS")
+    with text.write.block(f"for first_row in range(turn * {m}, {rows}, PROGRAMS * {m}):"):
+        text.rows("first_row")
+        yield
+
+
+def _place(text: Text, needs: Needs) -> None:
+    """Where rows begin, and their statistics."""
+    layout, spec, write = text.layout, text.layout.spec, text.write
+    text.place_operands(_operands(layout))
+    text.place("grad", pointer(spec.dtype))
+    mask = ", mask=in_rows, other=0.0" if text.masks_rows else ""
+    own = {"means": "mean"} if spec.centred else {}
+    for name, value in {**own, "scales": "root" if spec.floor else "scale"}.items():
+        text.place(name, FP32)
+        write(f"{value} = tl.load({at_row(text, name)}{mask})")
+    if spec.floor:
+        write("scale = 1.0 / root")
+    if text.stage == "part_backward":
+        return
+    if needs.x_out:
+        assert spec.kept is not None
+        text.place("grad_x", pointer(spec.kept))
+    for name in needs.operands:
+        if sum_of(layout, name, text.by) is Sum.EACH:
+            dtype = text.dtype(name) if layout.whole(name) else torch.float32
+            text.place(f"d{name}", pointer(dtype))
+
+
+def _operands(layout: Layout) -> list[str]:
+    spec = layout.spec
+    return sorted({n for p in (spec.before, spec.after) for n in p.inputs} - {"n"})
+
+
+def _sums(layout: Layout) -> tuple[str, ...]:
+    return ("sum_n", "sum_nn") if layout.spec.centred else ("sum_nn",)
+
+
+def _gather(text: Text, needs: Needs, first: str, last: str) -> None:
+    """Sums over a row, or a part of it."""
+    write, centred = text.write, text.layout.spec.centred
+    if text.stage == "part_backward":
+        pieces_of_part(text)
+    for name in _sums(text.layout):
+        write(f"{name} = tl.zeros({text.shape()}, tl.float32)")
+    with write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:
+        text.columns("piece")
+        _Gradients(text, emitter, Needs(()))
+        if centred:
+            write("sum_n += dn")
+        write("sum_nn += dn * n")
+    for name in _sums(text.layout):
+        write(f"{name} = {text.total(name, 'm')}")
+
+
+def _spread(text: Text, needs: Needs, first: str, last: str) -> None:
+    """Gradients, piece by piece, once sums are known."""
+    if text.stage == "apply_backward":
+        pieces_of_part(text)
+    with text.write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:
+        text.columns("piece")
+        for name, grad in _Gradients(text, emitter, needs).of_operands().items():
+            _store(text, emitter, name, grad)
+
+
+# -- a tile
+
+
+class _Gradients:
+    """What a tile gives: `n` and its gradient `dn`, both in fp32 and zero beyond the ends; then the
+    operands' gradients, as text."""
+
+    def __init__(self, text: Text, emitter: Emitter, needs: Needs) -> None:
+        self._text, self._emitter, self._needs = text, emitter, needs
+        spec, write = text.layout.spec, text.write
+        self._values = text.operands(_operands(text.layout))
+        self._x = before(text, emitter, self._values)
+        centred = f"x - mean{text.along('m')}" if spec.centred else "x"
+        write(f"d = {text.full(centred)}")
+        n = normalised(text, emitter)
+        self._grad = text.load("grad", spec.dtype, "grad_tile")
+        wanted = [c for c in needs.operands if c in spec.after.inputs]
+        cotangent = emitter.cast(self._grad, text.result_dtype(spec.after))
+        derived = _uncast(trace_gradient(spec.after, text.inputs(spec.after), ("n", *wanted)))
+        given = {**self._values, "n": n, "grad": cotangent}
+        dn, *others = (emitter.tensor(v) for v in emitter.run(derived, given))
+        write(f"dn = {text.full(emitter.cast(dn, torch.float32).text)}")
+        self._after = dict(zip(wanted, others, strict=True))
+
+    def of_operands(self) -> dict[str, list[str]]:
+        """Terms of each gradient, in fp32."""
+        text, emitter, spec = self._text, self._emitter, self._text.layout.spec
+        found = {c: [emitter.cast(v, torch.float32).text] for c, v in self._after.items()}
+        wanted = [c for c in self._needs.operands if c in spec.before.inputs]
+        if wanted:
+            text.write(f"dx = {self._of_x()}")
+            program = spec.before
+            derived = _uncast(trace_gradient(program, text.inputs(program), wanted))
+            dx = emitter.cast(Value("dx", torch.float32), text.result_dtype(program))
+            values = emitter.run(derived, {**self._values, "grad": dx})
+            for name, value in zip(wanted, values, strict=True):
+                wide = emitter.cast(emitter.tensor(value), torch.float32).text
+                found.setdefault(name, []).append(wide)
+        return found
+
+    def _of_x(self) -> str:
+        text, spec = self._text, self._text.layout.spec
+        m = text.along("m")
+        second = "sum_nn" if spec.summed else f"sum_nn / {text.length}"
+        if spec.floor:
+            eps = literal(float(spec.eps), torch.float32).text
+            second = f"tl.where(root > {eps}, {second}, 0.0)"
+        text.write(f"of_n = {second}")
+        terms = f"dn - n * of_n{m}"
+        if spec.centred:
+            text.write(f"of_mean = sum_n / {text.length}")
+            terms = f"dn - of_mean{m} - n * of_n{m}"
+        total = f"({terms}) * scale{m}"
+        if self._needs.x_out:
+            assert spec.kept is not None
+            total += f" + {text.load('grad_x', spec.kept, 'grad_x_tile').text}"
+        return total
+
+
+@lru_cache(maxsize=1024)
+def _uncast(derived: Graph) -> Graph:
+    """Gradients that were computed in fp32 as they are, not rounded to the dtype of an operand:
+    they are added up first."""
+
+    def wide(node: Node) -> Node:
+        source = node.args[0] if node.args else None
+        is_cast = node.op == "call_function" and node.target is aten._to_copy.default
+        rounds = is_cast and node.meta["val"].dtype in HALVES
+        if rounds and isinstance(source, Node) and source.meta["val"].dtype is torch.float32:
+            return source
+        return node
+
+    graph, copies = Graph(), dict[Node, Node]()
+    graph.graph_copy(derived, copies)
+    results = next(n for n in derived.nodes if n.op == "output").args[0]
+    graph.output(tuple(copies[wide(n)] for n in results))  # type: ignore[union-attr]
+    return graph
+
+
+# -- what is stored
+
+
+def _summed(text: Text, needs: Needs) -> list[str]:
+    layout = text.layout
+    return [c for c in needs.operands if sum_of(layout, c, text.by) is Sum.PROGRAMS]
+
+
+def _store(text: Text, emitter: Emitter, name: str, terms: Sequence[str]) -> None:
+    """The gradient of an operand at a tile: itself, or what is left of it."""
+    kind = sum_of(text.layout, name, text.by)
+    if kind is not Sum.EACH:
+        _store_sum(text, name, _reduced(text, name, terms, kind), kind)
+        return
+    total = Value(" + ".join(terms), torch.float32)
+    if text.layout.whole(name):
+        total = emitter.cast(total, text.dtype(name))
+    text.store(f"d{name}", total)
+
+
+def _kept(text: Text, name: str, kind: Sum) -> str:
+    """Axes that are left of a tile."""
+    own = text.layout.tile_axes(name)
+    return "".join(a for a in text.axes if (kind is Sum.ROWS if a == "m" else a in own))
+
+
+def _reduced(text: Text, name: str, terms: Sequence[str], kind: Sum) -> str:
+    return text.total(text.full(" + ".join(terms)), _kept(text, name, kind))
+
+
+def _zeros(text: Text, axes: str) -> str:
+    axes = axes.replace("m", "")
+    return f"tl.zeros({text.shape(axes)}, tl.float32)" if axes else "tl.full([], 0.0, tl.float32)"
+
+
+def _store_sum(text: Text, name: str, value: str, kind: Sum) -> None:
+    """Stores a sum, or adds it to what the program has stored before."""
+    write, axes = text.write, _kept(text, name, kind)
+    columns = [a for a in axes if a != "m"]
+    size = " * ".join(text.many(a) for a in columns)
+    text.tensor(f"d{name}", FP32)
+    if kind is Sum.ROWS:
+        part = f"part * {text.number('ROWS')} + " if text.by is Way.SPLIT else ""
+        lead = "lead * ROWS + " if text.layout.lead and text.by is not Way.SPLIT else ""
+        line = f"({part}{lead}row).to(tl.int64)"
+    else:
+        line = "tl.program_id(0).to(tl.int64)"
+    along = text.along("m", axes) if kind is Sum.ROWS else ""
+    terms = [f"d{name}", f"({line}{f' * {size}' if size else ''}){along}"]
+    for axis in columns:
+        step = f" * {text.many('f')}" if axis == "u" and "f" in columns else ""
+        terms.append(f"({axis}{step}){text.along(axis, axes)}")
+    write(f"at_sum = {' + '.join(terms)}")
+    mask = text.mask(axes, axes)
+    masked = f", mask={mask}" if mask else ""
+    if text.by is not Way.WHOLE:
+        zero = ", other=0.0" if mask else ""
+        value = f"tl.load(at_sum{masked}{zero}) + {value}"
+    write(f"tl.store(at_sum, {value}{masked})")
+    if text.by is not Way.WHOLE:
+        write("tl.debug_barrier()")

@@ -1,0 +1,128 @@
+"""What the kernels of a norm are specialised on, and which norms have some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fuser.specs import NormSpec
+from fuser.torch_private import known_true
+
+from ...triton.kernel import TYPES
+from .space import Space
+
+LARGEST = 2**31
+"""Positions within a row that are below it are counted in 32 bits."""
+
+
+class NoLayout(ValueError):
+    """Why a norm has no kernels, in plain words."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that the text of the kernels depends on.
+
+    Attributes:
+        dtypes: of the operands.
+        lead, rest: how many dimensions of rows there are; each program has one position of the
+            former.
+        inner: sizes of dimensions of columns, None where they are arguments; the last one is the
+            fastest in memory.
+        varies: along which of all dimensions a tensor has more than one element, by its name.
+        between: tiles have their rows between the slow and the fast columns.
+        wide: positions in a row are counted in 64 bits.
+    """
+
+    spec: NormSpec
+    dtypes: tuple[torch.dtype, ...]
+    lead: int
+    rest: int
+    inner: tuple[int | None, ...]
+    varies: tuple[tuple[str, tuple[bool, ...]], ...]
+    between: bool
+    wide: bool
+
+    @property
+    def outer(self) -> int:
+        """Dimensions of rows."""
+        return self.lead + self.rest
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element, of the widest operand that has all columns."""
+        whole = [d.itemsize for i, d in enumerate(self.dtypes) if self.whole_columns(f"c{i}")]
+        return min(8, max(whole, default=4))
+
+    @property
+    def axes(self) -> str:
+        """Of a tile, in order: rows `m`, slow columns `u` if there are any, fast ones `f`."""
+        if len(self.inner) == 1:
+            return "mf"
+        return "umf" if self.between else "muf"
+
+    def of(self, name: str) -> tuple[bool, ...]:
+        """Along which dimensions a tensor varies."""
+        return dict(self.varies)[name]
+
+    def tile_axes(self, name: str) -> str:
+        """Along which axes of a tile a tensor varies."""
+        varies = self.of(name)
+        own = {
+            "m": any(varies[self.lead : self.outer]),
+            "u": any(varies[self.outer : -1]),
+            "f": varies[-1],
+        }
+        return "".join(a for a in self.axes if own[a])
+
+    def whole_rows(self, name: str) -> bool:
+        """Whether a tensor varies along all dimensions of rows."""
+        return all(self.of(name)[: self.outer])
+
+    def whole_columns(self, name: str) -> bool:
+        """Whether a tensor varies along all dimensions of columns."""
+        own = zip(self.of(name)[self.outer :], self.inner, strict=True)
+        return all(varies or size == 1 for varies, size in own)
+
+    def whole(self, name: str) -> bool:
+        return self.whole_rows(name) and self.whole_columns(name)
+
+
+def layout_of(spec: NormSpec, dtypes: Mapping[str, torch.dtype], space: Space) -> Layout:
+    """The layout of a norm whose tensors are arranged as `space` says."""
+    inner = tuple(s if isinstance(s, int) else None for s in space.inner)
+    return Layout(
+        spec,
+        tuple(dtypes[f"c{i}"] for i in range(spec.captured)),
+        len(space.lead),
+        len(space.rest),
+        inner,
+        tuple((name, space.varies(name)) for name in space.strides),
+        space.between,
+        not all(_is_near(own, space) for own in space.strides.values()),
+    )
+
+
+def _is_near(strides: tuple[Any, ...], space: Space) -> bool:
+    """Whether a position in a row is known to be less than 2³¹ elements from its beginning."""
+    reach: Any = 0
+    columns = strides[len(strides) - len(space.inner) :]
+    for size, stride in zip(space.inner, columns, strict=True):
+        reach = reach + (0 if stride is None else size * stride)
+    return known_true(reach < LARGEST)
+
+
+def require(spec: NormSpec, dtypes: list[torch.dtype]) -> None:
+    """Whether there are kernels for a spec and dtypes of operands.
+
+    Raises:
+        NoLayout: there are none.
+    """
+    for dtype in (*dtypes, *spec.dtypes, spec.norm_dtype):
+        if dtype not in TYPES:
+            raise NoLayout(f"{str(dtype).removeprefix('torch.')} is no dtype of its kernels")
+        if dtype is torch.float64:
+            raise NoLayout("its kernels compute in float32, not in float64")

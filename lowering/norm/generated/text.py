@@ -1,0 +1,326 @@
+"""The frame that the kernels of a norm share: arguments, header, rows, columns, tiles, programs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from fuser.graph.program import Program
+
+from ...triton.emitter import Emitter, Value
+from ...triton.kernel import Kernel, pointer
+from ...triton.source import Source
+from ...triton.trace import Input, trace
+from ...triton.values import HALVES
+from .config import Config, Way
+from .layout import Layout
+
+FP32 = pointer(torch.float32)
+
+
+@dataclass
+class Text:
+    """One kernel that is being written.
+
+    Tensors, their strides and sizes become arguments when they are first asked for.
+
+    Attributes:
+        stage: what it is for, which is its name too.
+        about: its docstring.
+        layout: what it is specialised on.
+        config: how it is cut.
+        by: how it reads rows.
+        functions: names of device functions that the text calls.
+    """
+
+    stage: str
+    about: str
+    layout: Layout
+    config: Config
+    by: Way
+    write: Source = field(default_factory=Source)
+    functions: set[str] = field(default_factory=set[str])
+    _tensors: dict[str, str] = field(default_factory=dict[str, str])
+    _numbers: dict[str, None] = field(default_factory=dict[str, None])
+    _emitters: int = 0
+
+    def kernel(self, origin: str) -> Kernel:
+        """The finished kernel."""
+        signature = (*self._tensors.items(), *((n, "i32") for n in self._numbers))
+        whole = Source()
+        whole(header(self.layout, origin, self.functions))
+        whole()
+        whole("@triton.jit")
+        names = ", ".join(n for n, _ in signature)
+        with whole.block(f"def {self.stage}_kernel("):
+            for line in textwrap.wrap(names, 92, break_long_words=False):
+                whole(line.rstrip(",") + ",")
+        with whole.block("):"):
+            whole(f'"""{self.about}"""')
+            for line in self.write.lines:
+                whole(line)
+        return Kernel(
+            f"{self.stage}_kernel", whole.text, signature,
+            num_warps=self.config.num_warps, num_stages=1,
+        )  # fmt: skip
+
+    # -- arguments
+
+    def tensor(self, name: str, kind: str) -> str:
+        self._tensors.setdefault(name, kind)
+        return name
+
+    def number(self, name: str) -> str:
+        self._numbers.setdefault(name)
+        return name
+
+    def size(self, dim: int) -> str:
+        """Of a dimension of columns, counted from the first of those."""
+        known = self.layout.inner[dim]
+        return str(known) if known is not None else self.number(f"N{self.layout.outer + dim}")
+
+    def many(self, axis: str) -> str:
+        """Columns along an axis of tiles."""
+        if axis == "f":
+            return self.size(len(self.layout.inner) - 1)
+        sizes = [self.size(d) for d in range(len(self.layout.inner) - 1)]
+        if all(s.isdigit() for s in sizes):
+            total = 1
+            for s in sizes:
+                total *= int(s)
+            return str(total)
+        return sizes[0] if len(sizes) == 1 else f"({' * '.join(sizes)})"
+
+    @property
+    def length(self) -> str:
+        """Elements of a row."""
+        sizes = [self.many(a) for a in self.layout.axes if a != "m"]
+        if all(s.isdigit() for s in sizes):
+            return str(int(sizes[0]) * (int(sizes[1]) if len(sizes) > 1 else 1))
+        return self.number("LENGTH")
+
+    # -- rows
+
+    def rows(self, first: str) -> None:
+        """`row` of a tile, `in_rows` where some may not be there, and the position of each."""
+        write, m, layout = self.write, self.config.block_m, self.layout
+        write(f"row = {first} + tl.arange(0, {m})")
+        if self.masks_rows:
+            write(f"in_rows = row < {self.number('ROWS')}")
+        self.position("row", "p", range(layout.lead, layout.outer), "D")
+
+    @property
+    def masks_rows(self) -> bool:
+        return self.config.block_m > 1
+
+    def position(self, index: str, name: str, dims: Sequence[int], sizes: str) -> None:
+        """`{name}{dim}` for each of some dimensions, of an index that counts all of them."""
+        for dim in reversed(dims[1:]):
+            size = self.number(f"{sizes}{dim}") if sizes == "D" else self.size(dim)
+            self.write(f"{name}{dim} = ({index} % {size}).to(tl.int64)")
+            self.write(f"{index}_{dim} = {index} // {size}")
+            index = f"{index}_{dim}"
+        if dims:
+            self.write(f"{name}{dims[0]} = {index}.to(tl.int64)")
+
+    def place(self, name: str, kind: str) -> None:
+        """`{name}_row`: where the rows of a tensor begin."""
+        own = self.layout.of(name)[: self.layout.outer]
+        self.tensor(name, kind)
+        terms = [f"p{d} * {self.number(f'{name}_{d}')}" for d, varies in enumerate(own) if varies]
+        self.write(f"{name}_row = {' + '.join([name, *terms])}")
+
+    def place_operands(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.place(name, pointer(self.dtype(name)))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.layout.dtypes[int(name[1:])]
+
+    # -- columns
+
+    def columns(self, piece: str = "") -> None:
+        """`f`, and `u` where columns have two axes, of a whole row or of one piece of it."""
+        write, config, layout = self.write, self.config, self.layout
+        f, u = config.block_f, config.block_u
+        wide = ".to(tl.int64)" if layout.wide else ""
+        across = self.across("f")
+        start_f = start_u = ""
+        if piece and "u" in layout.axes:
+            start_u = f"{piece} * {u} + " if across == "1" else f"{piece} // {across} * {u} + "
+            start_f = "" if across == "1" else f"{piece} % {across} * {f} + "
+        elif piece:
+            start_f = f"{piece} * {f} + "
+        write(f"f = {_wide(f'{start_f}tl.arange(0, {f})', wide)}")
+        if self.masks("f"):
+            write(f"in_f = f < {self.many('f')}")
+        if "u" not in layout.axes:
+            return
+        write(f"u = {_wide(f'{start_u}tl.arange(0, {u})', wide)}")
+        if self.masks("u"):
+            write(f"in_u = u < {self.many('u')}")
+        slow = range(len(layout.inner) - 1)
+        if len(slow) > 1:
+            self.position("u", "q", slow, "N")
+
+    def across(self, axis: str) -> str:
+        """How many blocks there are along an axis."""
+        size, block = self.many(axis), self.config.block(axis)
+        if size.isdigit():
+            return str(-(-int(size) // block))
+        return "across" if axis == "f" else f"tl.cdiv({size}, {block})"
+
+    def pieces(self) -> None:
+        """`pieces` of a row, each of which is a tile of columns."""
+        if not self.many("f").isdigit():
+            self.write(f"across = tl.cdiv({self.many('f')}, {self.config.block_f})")
+        counts = [self.across(a) for a in self.layout.axes if a != "m"]
+        self.write(f"pieces = {' * '.join(counts)}")
+
+    def masks(self, axis: str) -> bool:
+        """Whether a tile may reach beyond the end of an axis."""
+        if axis == "m":
+            return self.masks_rows
+        size = self.many(axis)
+        return not size.isdigit() or int(size) % self.config.block(axis) != 0
+
+    # -- tiles
+
+    @property
+    def axes(self) -> str:
+        return self.layout.axes
+
+    def shape(self, axes: str | None = None) -> str:
+        """Of a tile, or of what has some of its axes."""
+        axes = self.axes if axes is None else axes
+        return f"[{', '.join(str(self.config.block(a)) for a in axes)}]"
+
+    def along(self, axis: str, axes: str | None = None) -> str:
+        """The subscript that gives a vector along one axis all of them."""
+        axes = self.axes if axes is None else axes
+        if len(axes) == 1:
+            return ""
+        return f"[{', '.join(':' if a == axis else 'None' for a in axes)}]"
+
+    def mask(self, own: str | None = None, axes: str | None = None) -> str:
+        """What is there along the axes `own` of something that has `axes`; empty where all is."""
+        names = {"m": "in_rows", "u": "in_u", "f": "in_f"}
+        axes = self.axes if axes is None else axes
+        own = axes if own is None else own
+        return " & ".join(f"{names[a]}{self.along(a, axes)}" for a in own if self.masks(a))
+
+    def at(self, name: str) -> str:
+        """Pointers to a tile of a tensor, one wide along axes that it does not have."""
+        layout = self.layout
+        own, outer = layout.of(name), layout.outer
+        axes, last = layout.tile_axes(name), len(own) - 1
+        terms = [f"{name}_row{self.along('m') if 'm' in axes else ''}"]
+        for dim in range(outer, last):
+            if own[dim]:
+                index = "u" if last - outer == 1 else f"q{dim - outer}"
+                step = f"({index} * {self.number(f'{name}_{dim}')})"
+                terms.append(f"{step}{self.along('u')}")
+        if own[last]:
+            terms.append(f"(f * {self.number(f'{name}_{last}')}){self.along('f')}")
+        return " + ".join(terms)
+
+    def load(self, name: str, dtype: torch.dtype, into: str) -> Value:
+        """A tile of a tensor, in the registers that hold its dtype."""
+        mask = self.mask(self.layout.tile_axes(name))
+        zero = "0.0" if dtype.is_floating_point else "0"
+        given = f", mask={mask}, other={zero}" if mask else ""
+        cast = ".to(tl.float32)" if dtype in HALVES else ""
+        self.write(f"{into} = tl.load({self.at(name)}{given}){cast}")
+        return Value(into, dtype)
+
+    def store(self, name: str, value: Value) -> None:
+        """A tile of a tensor that has all axes."""
+        mask = self.mask()
+        given = f", mask={mask}" if mask else ""
+        one = "" if self.layout.tile_axes(name) else f" + tl.zeros({self.shape()}, tl.int32)"
+        self.write(f"tl.store({self.at(name)}{one}, {value.text}{given})")
+
+    def full(self, text: str, *, masked: bool = True) -> str:
+        """An expression in the shape of a tile; zero beyond the ends where it is `masked`."""
+        mask = self.mask() if masked else ""
+        text = f"tl.where({mask}, {text}, 0.0)" if mask else text
+        return f"tl.broadcast_to({text}, {self.shape()})"
+
+    def total(self, text: str, keep: str) -> str:
+        """An expression that has all axes, added up over those that are not kept."""
+        for position in reversed(range(len(self.axes))):
+            if self.axes[position] not in keep:
+                text = f"tl.sum({text}, {position})"
+        return text
+
+    # -- programs
+
+    def emitter(self) -> Emitter:
+        """One whose names nobody else assigns."""
+        self._emitters += 1
+        return Emitter(self.write, f"{'xyzvw'[self._emitters - 1]}")
+
+    @contextmanager
+    def emitting(self) -> Generator[Emitter]:
+        """An emitter, of whose functions the kernel's head is told."""
+        emitter = self.emitter()
+        yield emitter
+        self.functions |= emitter.functions
+
+    def inputs(self, program: Program) -> dict[str, Input]:
+        known = {f"c{i}": dtype for i, dtype in enumerate(self.layout.dtypes)}
+        known["n"] = self.layout.spec.norm_dtype
+        return {name: Input(known[name]) for name in program.inputs}
+
+    def operands(self, names: Iterable[str]) -> dict[str, Value]:
+        """Loads tiles of operands."""
+        return {name: self.load(name, self.dtype(name), f"{name}_tile") for name in names}
+
+    def result_dtype(self, program: Program) -> torch.dtype:
+        graph = trace(program, self.inputs(program))
+        return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
+
+    def run(self, emitter: Emitter, program: Program, values: dict[str, Value]) -> Value:
+        (value,) = emitter.run(trace(program, self.inputs(program)), values)
+        return emitter.tensor(value)
+
+
+def _wide(text: str, cast: str) -> str:
+    return f"({text}){cast}" if cast else text
+
+
+_QUOTED = str.maketrans({'"': "'", "\\": "/"})
+
+
+def header(layout: Layout, origin: str, functions: Iterable[str]) -> str:
+    """The opening of a generated module: what it computes, for whom, and its imports."""
+    spec, write = layout.spec, Source()
+    place = " ".join(origin.encode("ascii", "replace").decode().translate(_QUOTED).split())
+    write('"""Generated by fuser' + (f" for {place}." if place else "."))
+    write()
+    write(f"x = {spec.before}")
+    write(f"y = {spec.after}")
+    moment = "variance" if spec.centred else "squares"
+    moment = f"{'sum' if spec.summed else 'mean'} of squares" if not spec.centred else moment
+    root = f"root of the {moment}, at least {spec.eps:g}" if spec.floor else (
+        f"root of the {moment} + {spec.eps:g}"
+    )  # fmt: skip
+    write(f"n: x{' less its mean' if spec.centred else ''} over the {root}")
+    names = [f"r{i}" for i in range(layout.outer)] + [f"s{i}" for i in range(len(layout.inner))]
+    for i, dtype in enumerate(layout.dtypes):
+        own = [n for n, varies in zip(names, layout.of(f"c{i}"), strict=True) if varies]
+        write(f"c{i}: {dtype}, [{', '.join(own)}]")
+    kept = f", x: {spec.kept}" if spec.kept else ""
+    write(f"n: {spec.norm_dtype}, y: {spec.dtype}{kept}; rows [{', '.join(names[: layout.outer])}]")
+    write('"""')
+    write()
+    write("import triton")
+    write("import triton.language as tl")
+    if used := sorted(functions):
+        write()
+        write(f"from fuser.lowering.triton.functions import {', '.join(used)}")
+    return write.text.replace("torch.", "")

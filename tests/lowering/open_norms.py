@@ -1,0 +1,90 @@
+"""Opens the operator of generated norms as AOTAutograd does on a GPU, with none present.
+
+Run as a process of its own, since what is interpreted never opens. Prints JSON: by case, the
+kernels that are launched in the forward and in the backward, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._functorch.aot_autograd import aot_function
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+import fuser.lowering  # noqa: F401  registers the operators
+from fuser.specs import NormSpec
+from tests.lowering.norms import modulated, norm, row_norm, scaled, total
+from tests.lowering.open_operators import Launch, launches, pretend, symbol
+
+HALF = torch.bfloat16
+
+
+def training(
+    spec: NormSpec, *shapes: Sequence[int], symbols: Sequence[int] = (), order: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Launches of forward and backward, and the order of the result in memory.
+
+    Args:
+        spec: what is computed.
+        shapes: of the operands.
+        symbols: sizes that are symbols.
+        order: of the dimensions of the first operand in memory.
+    """
+    found: dict[str, list[Launch]] = {}
+
+    def keep(which: str) -> Callable[..., Any]:
+        def compiler(graph: GraphModule, _: Any) -> Any:
+            found[which] = launches(graph)
+            return graph
+
+        return compiler
+
+    def function(*x: Any) -> Any:
+        results = torch.ops.fuser.generated_norm(x, spec.to_text(), "a test", True)
+        return results[: len(spec.dtypes)]
+
+    env = ShapeEnv()
+    known = {size: symbol(env, size) for size in symbols}
+    with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True):
+        sized = [[known.get(s, s) for s in shape] for shape in shapes]
+        x = [torch.empty(s, dtype=HALF, device="meta") for s in sized]
+        if order:
+            back = [order.index(d) for d in range(len(order))]
+            x[0] = x[0].permute(tuple(order)).contiguous().permute(back)
+        x = [t.requires_grad_() for t in x]
+        results = aot_function(function, keep("forward"), keep("backward"))(*x)
+        torch.autograd.grad(results, x, [torch.empty_like(y) for y in results])
+    last = [[d for d, s in enumerate(y.stride()) if s == 1] for y in results]
+    return {**found, "fastest": last}
+
+
+def main() -> None:
+    pretend()
+    layer = norm(dtype=HALF)
+    residual = norm(total, scaled, centred=False, dtype=HALF, kept=HALF)
+    modulate = norm(after=modulated, norm_dtype=HALF, dtype=HALF)
+    group = norm(inner=2, dtype=HALF)
+    large, along = (2, 32, 4, 65536), (1, 32, 4, 1)
+    found = {
+        "layer": training(layer, *row_norm(8192, 1024)),
+        "residual": training(residual, (8192, 1024), (8192, 1024), (1, 1024)),
+        "modulate": training(modulate, (4, 4096, 1024), (4, 1, 1024), (4, 1, 1024)),
+        "long": training(layer, *row_norm(8192, 20000)),
+        "group": training(group, large, along, along),
+        "channels_last": training(group, large, along, along, order=(0, 3, 1, 2)),
+        "dynamic": training(layer, *row_norm(8192, 1024), symbols=(8192,)),
+        "dynamic group": training(group, large, along, along, symbols=(2, 65536)),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your compiler for AOTAutograd")
+        main()
