@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 
 from .builder import Builder
 from .errors import ReplacementMismatchError
+from .graph.axes import same_size
 from .graph.ops import value
 from .swallowed import swallow
 from .torch_private import (
@@ -25,6 +26,7 @@ from .torch_private import (
     faked,
     known_true,
     memory,
+    to_expr,
 )
 
 _MAX_FOLLOWED = 24
@@ -177,9 +179,21 @@ def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True):
         if isinstance(size, int) and size == 1:
             continue
-        if not known_true(x == y):
+        if not known_true(x == y) and not same_size(_of_some(x), _of_some(y)):
             return False
     return True
+
+
+def _of_some(stride: int | torch.SymInt) -> Any:
+    """A stride of a tensor that is not empty: one that is has `Max(1, size)` in its strides."""
+    found: Any = to_expr(stride)
+    if isinstance(found, int):
+        return found
+    return found.replace(_is_at_least_one, lambda e: next(a for a in e.args if a != 1))
+
+
+def _is_at_least_one(e: Any) -> bool:
+    return type(e).__name__ == "Max" and len(e.args) == 2 and 1 in e.args
 
 
 def _restride(builder: Builder, pattern: str, index: int, old: torch.Tensor, new: Node) -> Node:

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
-from fuser.graph.axes import Dims, leaves, same_size, size_of
+from fuser.graph.axes import Dims, leaves, size_of
 from fuser.graph.ops import value
 from fuser.pattern import Call, Operand
 from fuser.specs import NormSpec
@@ -37,12 +37,14 @@ class _Plan:
 
     Attributes:
         target: of x.
+        parameters: of weight and bias.
         size: of its normalised dimensions, or groups.
     """
 
     function: Any
     affine: Affine
     target: Dims
+    parameters: Dims
     size: int
 
 
@@ -99,7 +101,7 @@ def _placed_as(call: Call, affine: Affine) -> _Plan | str:
         return "there is a bias, but no weight"
     if all(found == list(leaves(inner)) for found in axes):
         function = torch.ops.fuser.layer_norm.default
-        return _Plan(function, affine, arranged, spec.inner)
+        return _Plan(function, affine, arranged, inner, spec.inner)
     return _groups(call, affine, outer, inner, axes)
 
 
@@ -112,14 +114,15 @@ def _groups(
     rest = [a for a in leaves(inner) if a not in channels]
     groups = [a for a in leaves(outer) if a in channels]
     ordered = [*batch, *channels, *rest] == [*leaves(outer), *leaves(inner)]
-    if not ordered or any(found != channels for found in axes) or not rest:
+    if not channels or not ordered or any(found != channels for found in axes) or not rest:
         return "the weight is neither along what is normalised nor along channels"
     count = size_of(groups)
     if not isinstance(count, int):
         return "the number of groups is not known while compiling"
     spatial = _spatial(call, channels, rest)
     target = (tuple(batch), tuple(channels), *spatial)
-    return _Plan(torch.ops.fuser.group_norm.default, affine, target, count)
+    parameters = (tuple(channels),)
+    return _Plan(torch.ops.fuser.group_norm.default, affine, target, parameters, count)
 
 
 def _spatial(call: Call, channels: list[Any], rest: list[Any]) -> Dims:
@@ -143,7 +146,7 @@ def _emit(builder: Builder, call: Call, plan: _Plan) -> list[Node]:
     else:
         wide = x
     weight, bias = (
-        _flat(builder, call.operands[name]) if name else None
+        _placed(builder, call.operands[name], plan.parameters) if name else None
         for name in (plan.affine.weight, plan.affine.bias)
     )
     results = builder.call(plan.function, wide, weight, bias, plan.size, spec.eps)
@@ -178,16 +181,6 @@ def _read_after(affine: Affine) -> set[Any]:
 def _placed(builder: Builder, operand: Operand, target: Dims) -> Node:
     node = builder.current(operand.node)
     return builder.arrange(node, operand.dims, target)
-
-
-def _flat(builder: Builder, operand: Operand) -> Node:
-    """A weight or bias without dimensions of size one."""
-    node = builder.current(operand.node)
-    kept = tuple(dim for dim in operand.dims if leaves((dim,)))
-    same = all(same_size(size_of(a), size_of(b)) for a, b in zip(kept, operand.dims, strict=False))
-    if len(kept) == len(operand.dims) and same:
-        return node
-    return builder.arrange(node, operand.dims, kept)
 
 
 __all__ = ["Library", "kernels"]

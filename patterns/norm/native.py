@@ -89,6 +89,8 @@ def _by_channels(op: Op, node: Node, x: Node) -> Core:
 
 def _unit(op: Op, node: Node, x: Node) -> Core:
     """`F.normalize`: a division by the norm, or by eps where the norm is less."""
+    if not value(x).ndim:
+        raise Declined("it is one number", node)
     p, dim = op.args.get("p", 2.0), op.args.get("dim", 1)
     if p != 2 or op.args.get("out") is not None:
         raise Declined("it divides by another norm than the square root of a sum of squares", node)

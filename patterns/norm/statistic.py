@@ -89,7 +89,7 @@ class Fall:
         if op.name in ("norm", "vector_norm"):
             if op.args.get("p", op.args.get("ord", 2)) not in (2, "fro"):
                 raise Declined("the norm is no square root of a sum of squares", node)
-            return node, Row(root=1, summed=True)
+            return node, Row(root=1, summed=True, floor=True)
         self._require_biased(op, node)
         if op.name != "var_mean":
             return node, Row(root=int(op.name == "std"))
@@ -203,7 +203,7 @@ def dims_of(op: Op, rank: int) -> tuple[int, ...] | None:
     """Dimensions of a reduction, counted from the first; None where they are not given."""
     found = op.args.get("dim")
     dims = [found] if isinstance(found, int) and not isinstance(found, bool) else found
-    if not isinstance(dims, (list, tuple)) or not all(isinstance(d, int) for d in dims):
+    if not rank or not isinstance(dims, (list, tuple)) or not all(isinstance(d, int) for d in dims):
         return None
     return tuple(sorted(d % rank for d in dims))
 
