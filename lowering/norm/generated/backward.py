@@ -32,6 +32,7 @@ from .config import Config, Way
 from .forward import (
     at_row,
     before,
+    less_mean,
     load_parts,
     normalised,
     own_part,
@@ -169,7 +170,7 @@ def _place(text: Text, needs: Needs) -> None:
     text.place_operands(_operands(layout))
     text.place("grad", pointer(spec.dtype))
     mask = ", mask=in_rows, other=0.0" if text.masks_rows else ""
-    own = {"means": "mean"} if spec.centred else {}
+    own = {"means": "rough", "lows": "rest"} if spec.centred else {}
     for name, value in {**own, "scales": "root" if spec.floor else "scale"}.items():
         text.place(name, FP32)
         write(f"{value} = tl.load({at_row(text, name)}{mask})")
@@ -234,8 +235,7 @@ class _Gradients:
         spec, write = text.layout.spec, text.write
         self._values = text.operands(_operands(text.layout))
         self._x = before(text, emitter, self._values)
-        centred = f"x - mean{text.along('m')}" if spec.centred else "x"
-        write(f"d = {text.full(centred)}")
+        write(f"d = {text.full(less_mean(text))}")
         n = normalised(text, emitter)
         self._grad = text.load("grad", spec.dtype, "grad_tile")
         wanted = [c for c in needs.operands if c in spec.after.inputs]

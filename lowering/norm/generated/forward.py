@@ -175,7 +175,7 @@ def scale(text: Text, squares: str) -> None:
 def keep_statistics(text: Text) -> None:
     """Stores the mean, and the scale or, where eps is a floor, the root."""
     spec = text.layout.spec
-    names = {"means": "rough + rest"} if spec.centred else {}
+    names = {"means": "rough", "lows": "rest"} if spec.centred else {}
     for name, value in {**names, "scales": "root" if spec.floor else "scale"}.items():
         text.place(name, FP32)
         mask = ", mask=in_rows" if text.masks_rows else ""

@@ -58,7 +58,11 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     names = [f"c{i}" for i, d in enumerate(dtypes) if d.is_floating_point]
     tensors = [f"c{i}" for i in range(spec.captured)] + [f"d{n}" for n in names]
     tensors += ["y", "x_out", "grad", "grad_x"]
-    varies = [*((n, (True, True)) for n in tensors), ("means", (True, False))]
+    varies = [
+        *((n, (True, True)) for n in tensors),
+        ("means", (True, False)),
+        ("lows", (True, False)),
+    ]
     layout = Layout(
         spec, tuple(dtypes), 0, 1, (64,), (*varies, ("scales", (True, False))), False, False
     )

@@ -32,10 +32,13 @@ class Statistics:
 
     Attributes:
         means: empty where x is not centred.
+        lows: what these lack: a mean is two numbers, as their sum would be rounded as coarsely as a
+            number of x.
         scales: what x was multiplied with; where eps is a floor, divided by.
     """
 
     means: Tensor
+    lows: Tensor
     scales: Tensor
 
 
@@ -86,7 +89,8 @@ class Problem:
         def row(kept: bool) -> Tensor:
             return self.captured[0].new_empty(self.rows if kept else 0, dtype=torch.float32)
 
-        return Statistics(row(keep and self.spec.centred), row(keep))
+        centred = keep and self.spec.centred
+        return Statistics(row(centred), row(centred), row(keep))
 
     @property
     def empty(self) -> bool:
@@ -111,7 +115,8 @@ class Problem:
         return {f"c{i}": c for i, c in enumerate(self.captured)}
 
     def _stored(self, found: Statistics) -> dict[str, Tensor]:
-        return {"scales": found.scales, **({"means": found.means} if self.spec.centred else {})}
+        centred = {"means": found.means, "lows": found.lows} if self.spec.centred else {}
+        return {"scales": found.scales, **centred}
 
     def _parts(self, launch: Launching) -> Any:
         return _product(launch.space.rest) * launch.parts

@@ -12,12 +12,12 @@ from fuser.torch_private import known_true
 from .problem import Problem, Statistics
 
 
-def forward(of: Problem, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(of: Problem, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The results, and what the backward starts from: see `operator`."""
     y, x, found = of.result(of.spec.dtype), of.result(of.spec.kept), of.statistics(keep=keep)
     if not of.empty:
         of.forward(y, x, found, keep=keep)
-    return y, x, found.means, found.scales
+    return y, x, found.means, found.lows, found.scales
 
 
 def backward(
