@@ -205,4 +205,5 @@ def test_models(name: str, lowering: str) -> None:
     ours = compiled(model, (), inputs, dynamic=True)
     assert_near(ours, run(model, (), inputs), run(wide(model), (), wide(inputs)))
     assert ours.rewrites() >= case.attentions
-    assert all(lowering in r.lowering for r in ours.record.rewritten)
+    attentions = [r for r in ours.record.rewritten if r.pattern.startswith("attention.")]
+    assert all(lowering in r.lowering for r in attentions)
