@@ -325,7 +325,7 @@ def run(scenario: Scenario, given: Given, mesh: DeviceMesh) -> Found:
         out.detach(),
         own,
         grads,
-        [r.pattern for r in record.rewritten],
+        [r.pattern for r in record.rewritten if r.pattern.startswith("moe.")],
         [n.reason for n in record.near_misses],
     )
 
