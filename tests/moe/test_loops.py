@@ -86,13 +86,13 @@ def test_generated_kernels(form: type[Mixture]) -> None:
     torch.manual_seed(2)
     x = torch.randn(TOKENS, FEATURES, requires_grad=True)
     ours = check(form().eval(), x, **{"fuser.lowering": "triton"})
-    assert [r.lowering for r in ours.record.rewritten] == ["triton, interpreted"]
+    assert {r.lowering for r in ours.record.rewritten} == {"triton, interpreted"}
 
 
 def test_stacked_matrices_stay_stacked() -> None:
     """One tensor for all experts, whose gradient is written once and not once an expert."""
     ours = captured(StackedLoop().eval(), torch.randn(TOKENS, FEATURES), **GROUPED)
-    (rewritten,) = ours.record.rewritten
+    (rewritten,) = (r for r in ours.record.rewritten if r.pattern == "moe.loop")
     assert '"separate":false' in "".join(rewritten.added)
 
 
