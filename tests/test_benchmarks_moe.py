@@ -138,7 +138,7 @@ def test_every_contestant_computes_the_workload(name: str) -> None:
     assert errors.keys() == result.measures.keys()
     assert max(errors.values()) < 0.02
     assert errors[FUSER_ALWAYS] < 3 * errors[EAGER]
-    assert list(result.measures[FUSER_ALWAYS].rewrites.values()) == [1]
+    assert result.measures[FUSER_ALWAYS].rewrites["moe.mixture"] == 1
 
 
 @pytest.mark.parametrize("name", ["many_experts", "mixtral"])
