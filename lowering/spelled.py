@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fuser.builder import Builder
 
 
-def spell(builder: Builder, graph: Graph, known: Mapping[Node, Any]) -> Any:
-    """The result of a program's graph.
+class Speller:
+    """Spells nodes of programs out, each once, and nothing that no result needs."""
 
-    Args:
-        known: nodes of the user's graph by those of the program; inputs that are read, at least.
-    """
-    made = dict(known)
-    for node in graph.nodes:
-        if node in made or node.op == "placeholder":
-            continue
+    def __init__(
+        self,
+        builder: Builder,
+        read: Callable[[str], Node],
+        known: Mapping[Node, Node] | None = None,
+    ) -> None:
+        """
+        Args:
+            builder: of the user's graph.
+            read: the user's node of an input, by its name.
+            known: what stands for nodes of the program already.
+        """
+        self.builder, self._read = builder, read
+        self._made: dict[Node, Any] = dict(known or {})
+
+    def __call__(self, part: Any) -> Any:
+        """What stands for a node of a program; numbers stand for themselves."""
+        if not isinstance(part, Node):
+            return part
+        if part not in self._made:
+            self._made[part] = self._spelled(part)
+        return self._made[part]
+
+    def _spelled(self, node: Node) -> Any:
+        if node.op == "placeholder":
+            return self._read(str(node.target))
+        args, kwargs = map_arg((node.args, node.kwargs), self)
         if node.op == "output":
-            return made[node.args[0]]
-        try:
-            args, kwargs = map_arg((node.args, node.kwargs), made.__getitem__)
-        except KeyError:
-            continue  # what leads to a known node alone
+            return args[0]
         if node.op == "call_method":
-            made[node] = builder.method(str(node.target), *args, **kwargs)
-        else:
-            made[node] = builder.call(node.target, *args, **kwargs)
-    raise AssertionError("a program without a result")
+            return self.builder.method(str(node.target), *args, **kwargs)
+        return self.builder.call(node.target, *args, **kwargs)  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from fuser.builder import Builder
 from fuser.graph.arrange import Permute, Reshape, Select, steps
 from fuser.graph.axes import leaves
 from fuser.graph.fold import Folder
@@ -128,26 +127,3 @@ def _apply(
             return None
         start = start * other if how == "mul" else start / other
     return start
-
-
-class FreeEmitter:
-    """Emits free nodes of a call's programs as ordinary nodes of the user's graph."""
-
-    def __init__(self, builder: Builder, call: Call) -> None:
-        self.builder, self.call = builder, call
-        self._nodes: dict[Node, Any] = {}
-
-    def __call__(self, node: Free) -> Any:
-        if not isinstance(node, Node):
-            return node
-        if node not in self._nodes:
-            self._nodes[node] = self._emit(node)
-        return self._nodes[node]
-
-    def _emit(self, node: Node) -> Any:
-        if node.op == "placeholder":
-            return self.builder.operand(self.call.operands[str(node.target)])
-        args, kwargs = map_arg(node.args, self), map_arg(node.kwargs, self)
-        if node.op == "call_method":
-            return self.builder.method(str(node.target), *args, **kwargs)
-        return self.builder.call(node.target, *args, **kwargs)  # type: ignore[arg-type]

@@ -15,9 +15,9 @@ from fuser.pattern import Call
 from fuser.specs import AttentionSpec
 
 from ..base import Context
+from ..spelled import Speller
 from . import affine
 from .banded import emit_banded
-from .evaluate import FreeEmitter
 from .form import Factors, Form, dtype_of, is_guarded
 from .reference import operands
 from .relative import reversed_rows
@@ -32,7 +32,7 @@ class Emitter:
     def __init__(self, builder: Builder, call: Call, form: Form, context: Context) -> None:
         self.builder, self.call, self.form, self.context = builder, call, form, context
         self.spec: AttentionSpec = call.spec
-        self.free = FreeEmitter(builder, call)
+        self.free = Speller(builder, lambda name: builder.operand(call.operands[name]))
 
     def run(self) -> Node:
         q, k, v, features = self._operands()

@@ -17,7 +17,7 @@ from fuser.specs import NormSpec
 from fuser.torch_private import known_true
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from ..spelled import spell
+from ..spelled import Speller
 from . import kernels
 from .affine import Affine, leading
 
@@ -161,10 +161,11 @@ def _spatial(call: Call, channels: list[Any], rest: list[Any]) -> Dims:
 
 def _emit(builder: Builder, call: Call, plan: _Plan) -> list[Node]:
     spec: NormSpec = call.spec
-    graph = spec.before.graph
-    inputs = {n: n.target for n in graph.nodes if n.op == "placeholder"}
-    known = {n: _placed(builder, call.operands[str(t)], plan.target) for n, t in inputs.items()}
-    x = spell(builder, graph, known)
+
+    def read(name: str) -> Node:
+        return _placed(builder, call.operands[name], plan.target)
+
+    x = Speller(builder, read)(spec.before.graph.output_node())
     if value(x).dtype is not plan.affine.dtype:
         wide = builder.method("to", x, dtype=plan.affine.dtype)
     else:
@@ -174,30 +175,11 @@ def _emit(builder: Builder, call: Call, plan: _Plan) -> list[Node]:
         for name in (plan.affine.weight, plan.affine.bias)
     )
     results = builder.call(plan.function, wide, weight, bias, plan.size, spec.eps)
-    after = {
-        n: _placed(builder, call.operands[str(n.target)], plan.target)
-        for n in plan.affine.graph.nodes
-        if n.op == "placeholder" and n.target in _read_after(plan.affine)
-    }
     end = builder.call(operator.getitem, results, 0)
-    y = spell(builder, plan.affine.graph, {**after, plan.affine.end: end})
+    y = Speller(builder, read, {plan.affine.end: end})(plan.affine.graph.output_node())
     arranged = next(iter(call.operands.values())).target
     given = [y] if spec.kept is None else [y, x]
     return [builder.arrange(node, plan.target, arranged) for node in given]
-
-
-def _read_after(affine: Affine) -> set[Any]:
-    """Operands that the rest of the program reads."""
-    found: set[Any] = set()
-    pending = [node for node in affine.graph.nodes if node.op == "output"]
-    while pending:
-        for node in pending.pop().all_input_nodes:
-            if node is affine.end:
-                continue
-            if node.op == "placeholder":
-                found.add(node.target)
-            pending.append(node)
-    return found
 
 
 def _placed(builder: Builder, operand: Operand, target: Dims) -> Node:
