@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ def single(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float64 else x.float()
 
 
-class Router(nn.Module):
+class Router(nn.Module, ABC):
     """Sizes are arguments, so that a router can be had with many experts, or one choice."""
 
     def __init__(self, experts: int = EXPERTS, choices: int = CHOICES) -> None:
@@ -26,8 +27,9 @@ class Router(nn.Module):
         generator = torch.Generator().manual_seed(experts)
         self.correction = nn.Parameter(torch.rand(experts, generator=generator))
 
+    @abstractmethod
     def forward(self, logits: Tensor) -> Routed:
-        raise NotImplementedError
+        """Weights and indices, and whatever else is given."""
 
 
 class Mixtral(Router):
