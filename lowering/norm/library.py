@@ -62,11 +62,11 @@ class Library(Lowering):
     def prepare(self, call: Call, context: Context) -> Emission | Refusal:
         if context.device.type != "cpu":
             return Refusal("the library's kernel was measured on a CPU alone")
-        if not context.native:
-            return Refusal(_CANCELS)
         plan = _plan(call)
         if isinstance(plan, str):
             return Refusal(plan)
+        if not context.native:
+            return Refusal(_CANCELS)
 
         def emit(builder: Builder) -> list[Node]:
             return _emit(builder, call, plan)

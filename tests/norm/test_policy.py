@@ -29,6 +29,15 @@ def group_norm(x: Tensor, w: Tensor) -> Tensor:
     return F.silu(F.group_norm(x, 2, w, w))
 
 
+def spelled_rms(x: Tensor, w: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * w
+
+
+def spelled(x: Tensor, w: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6) * w + w
+
+
 ROWS, IMAGE = torch.randn(4, 8), torch.randn(2, 8, 4, 4)
 LAST = IMAGE.contiguous(memory_format=torch.channels_last)
 
@@ -45,6 +54,8 @@ LAST = IMAGE.contiguous(memory_format=torch.channels_last)
         (group_norm, IMAGE, True, "here they do not"),
         (activated, ROWS, True, "what stands around it"),
         (rms, ROWS, True, "no kernel of its own"),
+        (spelled_rms, ROWS, False, "no kernel of its own"),
+        (spelled, ROWS, True, "loses digits where the mean is large"),
     ],
 )
 def test_what_pays(fn: Callable[..., Tensor], x: Tensor, grad: bool, why: str) -> None:
