@@ -122,7 +122,7 @@ def run(task: Task) -> object:
     """Runs a stage in a config."""
     name, stage, config = task
     step = runner_of(name, stage)
-    with torch.no_grad(), tune.trying({stage: config}), kernels_launched():
+    with torch.no_grad(), tune.TUNER.trying({stage: config}), kernels_launched():
         return step()
 
 
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def tune_rule(name: str, stage: str) -> Config:
     """What the rule chooses."""
     of = problem_of(name)
-    with tune.trying({}):
+    with tune.TUNER.trying({}):
         return of.config(stage, rows=tune.together(of.sizes))
 
 

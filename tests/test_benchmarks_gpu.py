@@ -24,6 +24,7 @@ from benchmarks.providers import (
     Provider,
     choose,
 )
+from tests.every import some
 from tests.fake_gpu import FakeGpu
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_rates_of_an_unknown_device_are_measured() -> None:
 # -- numbers
 
 
-@pytest.mark.parametrize("name", list(PROGRAMS))
+@pytest.mark.parametrize("name", some(list(PROGRAMS), 3))
 def test_every_contestant_computes_the_workload(name: str, tmp_path: Path) -> None:
     """Gradients too, where there are any; a generated kernel is one rewrite, as near to fp64."""
     work, gpu = workload(name), FakeGpu()

@@ -42,12 +42,6 @@ class Experts:
         """Features of the result."""
         return self.matrices[-1].shape[-2]
 
-    @property
-    def first_widths(self) -> list[Any]:
-        """Columns of each first product."""
-        each = self.spec.experts if self.spec.separate else 1
-        return [m.shape[-2] for m in self.matrices[::each]][:-1]
-
     def of(self, expert: int) -> tuple[list[Tensor], list[Tensor]]:
         """Matrices `(out, in)` and biases `(out,)` of one."""
         return self._part(self.matrices, expert), self._part(self.biases, expert)
@@ -56,6 +50,20 @@ class Experts:
         if self.spec.separate:
             return list(tensors[expert :: self.spec.experts])
         return [x[expert] for x in tensors]
+
+
+def of_product(spec: MoeSpec, tensors: Sequence[Tensor], number: int) -> list[Tensor]:
+    """What all experts have for one product: one tensor with their number first, or one each.
+
+    Args:
+        spec: of the mixture.
+        tensors: as `MoeSpec.matrices` or `MoeSpec.added` names them.
+        number: of the product, among those that have such a tensor.
+    """
+    if not spec.separate:
+        return [tensors[number]]
+    own = list(tensors[number * spec.experts : (number + 1) * spec.experts])
+    return [own[0].unsqueeze(0)] if len(own) == 1 else own
 
 
 def apply(
@@ -132,16 +140,15 @@ def from_the_start(indices: Tensor, experts: int) -> Tensor:
     return torch.where(indices < 0, indices + experts, indices)
 
 
-def numbered(indices: Tensor, spec: MoeSpec) -> Tensor:
-    """Indices of experts from the start; `spec.experts` for choices that are dropped.
+def numbered(indices: Tensor, experts: int, dropping: bool) -> Tensor:
+    """Indices of experts from the start; `experts` for choices that are dropped.
 
     Raises:
         IndexError: one is of no expert, where none may be dropped.
     """
-    if not spec.dropping:
-        return from_the_start(indices, spec.experts)
-    known = (indices >= 0) & (indices < spec.experts)
-    return torch.where(known, indices, spec.experts)
+    if not dropping:
+        return from_the_start(indices, experts)
+    return torch.where((indices >= 0) & (indices < experts), indices, experts)
 
 
 def is_choice(indices: Tensor, spec: MoeSpec) -> Tensor:

@@ -20,10 +20,11 @@ from torch.fx import Node
 
 from fuser.builder import Builder
 from fuser.pattern import Call
-from fuser.specs import TOKEN, MoeSpec
+from fuser.specs import MoeSpec
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ..triton.launch import target_of
+from .composite import Places, compose
 from .cost import LIBRARY
 from .experts import accumulating, is_choice, spec_of
 from .operators import OPERANDS, emit
@@ -45,7 +46,6 @@ def library_moe(
     A choice of no expert is dropped, or, where indexing by it would stop, gives NaN.
     """
     of = spec_of(spec)
-    (tokens, choices), dtype = indices.shape, of.product_dtype
     experts, known = indices.long(), is_choice(indices, of)
     experts = torch.where(experts < 0, experts + of.experts, experts)
     flat = torch.where(known, experts, of.experts).reshape(-1)  # the others come last
@@ -53,39 +53,23 @@ def library_moe(
     chosen = flat[order]
     numbers = torch.arange(of.experts, dtype=chosen.dtype, device=chosen.device)
     ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
-    # each choice has a copy of its token, so that gradients are added up in one order
-    copies = x.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
-    there = (chosen < of.experts).unsqueeze(-1)
+    places = Places(order, order.argsort(), ends, known)
+    owner = chosen.clamp(0, of.experts - 1)
 
     def kept(rows: Tensor) -> Tensor:
         """Behind the last run the library leaves anything, in results and in gradients."""
-        return torch.where(there, rows, 0.0) if of.dropping else rows
-
-    rows, weight = kept(copies[order]), weights.reshape(-1)[order].unsqueeze(-1)
-    if of.weights_first:
-        rows = rows * weight
-    added = iter(biases)
-    owner = chosen.clamp(0, of.experts - 1)
+        return places.kept(rows) if of.dropping else rows
 
     def product(rows: Tensor, p: int) -> Tensor:
+        dtype = rows.dtype
         matrix = matrices[p].to(dtype).transpose(-1, -2)
-        made = kept(F.grouped_mm(kept(rows.to(dtype)), matrix, offs=ends))
+        made = kept(F.grouped_mm(kept(rows), matrix, offs=ends))
         if not of.biases[p]:
             return made
-        bias = next(added).to(accumulating(dtype))  # in which its gradient is added up
+        bias = biases[sum(of.biases[:p])].to(accumulating(dtype))  # so is its gradient added up
         return kept((made + bias[owner]).to(dtype))
 
-    first = [product(rows, p) for p in range(of.products - 1)]
-    sources = [rows.to(dtype) if c.product == TOKEN else first[c.product] for c in of.columns]
-    columns = zip(sources, of.columns, strict=True)
-    parts = [source[:, c.start : c.stop : c.step] for source, c in columns]
-    hidden = of.activation(**{f"h{i}": part for i, part in enumerate(parts)})
-    y = product(hidden, of.products - 1)
-    if not of.weights_first:
-        y = y * weight
-    each = y[order.argsort()].view(tokens, choices, -1)
-    each = torch.where(known.unsqueeze(-1), each, 0.0 if of.dropping else torch.nan)
-    return each.sum(1, dtype=accumulating(of.dtype)).to(of.dtype)
+    return compose(of, x, weights, places, product, 0.0 if of.dropping else torch.nan)
 
 
 torch.library.define(

@@ -51,51 +51,17 @@ def define(name: str, forward: Forward, backward: Backward) -> None:
     gradients = _custom(f"{name}_backward", schema, differentiate, _fake_gradients)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs, ())
+        x, indices, weights, matrices, biases, ctx.spec = inputs
+        ctx.count = len(matrices)
+        ctx.save_for_backward(x, indices, weights, *matrices, *biases)
 
     def formula(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return _differentiated(ctx, grad, gradients)
-
-    operator.register_autograd(formula, setup_context=save)
-
-
-def define_saving(
-    name: str,
-    forward: Callable[[Experts, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]],
-    backward: Callable[..., Sequence[Tensor]],
-    fake_saved: Callable[[Experts, Tensor, Tensor, bool], Tensor],
-) -> None:
-    """The same, `fuser::name(..., keep) -> (Tensor, Tensor)`, where `backward` is given, after the
-    gradient, what the forward saves: anything, or nothing at all where `keep` was false."""
-
-    def run(x: Tensor, indices: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        *operands, keep = rest
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(_experts(*operands), x, indices, weights, keep)
-
-    def differentiate(grad: Tensor, saved: Tensor, x: Tensor, *operands: Any) -> list[Tensor]:
-        indices, weights, *rest, needs = operands
-        with torch.autocast(x.device.type, enabled=False):
-            return list(backward(grad, saved, _experts(*rest), x, indices, weights, needs))
-
-    def fake(x: Tensor, indices: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        *operands, keep = rest
-        saved = fake_saved(_experts(*operands[1:]), x, indices, keep)
-        return _fake(x, indices, *operands), saved
-
-    def fake_gradients(grad: Tensor, saved: Tensor, *rest: Any) -> Any:
-        return _fake_gradients(grad, *rest)
-
-    operator = _custom(name, f"({OPERANDS}, bool keep) -> (Tensor, Tensor)", run, fake)
-    schema = f"(Tensor grad, Tensor saved, {OPERANDS}, bool[] needs) -> Tensor[]"
-    gradients = _custom(f"{name}_backward", schema, differentiate, fake_gradients)
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        _save(ctx, inputs[:-1], output[1:])
-
-    def formula(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-        return (*_differentiated(ctx, grad, gradients), None)
+        x, indices, weights, *rest = ctx.saved_tensors
+        needs = [t.is_floating_point() and t.requires_grad for t in (x, weights, *rest)]
+        matrices, biases = rest[: ctx.count], rest[ctx.count :]
+        found = iter(gradients(grad, x, indices, weights, matrices, biases, ctx.spec, needs))
+        own_x, own_weights, *others = [next(found) if n else None for n in needs]
+        return own_x, None, own_weights, others[: ctx.count], others[ctx.count :], None
 
     operator.register_autograd(formula, setup_context=save)
 
@@ -205,20 +171,3 @@ def _fake_gradients(grad: Tensor, x: Tensor, indices: Tensor, weights: Tensor, *
     matrices, biases, _, needs = rest
     inputs = [x, weights, *matrices, *biases]
     return [t.new_empty(t.shape) for t, n in zip(inputs, needs, strict=True) if n]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], saved: Sequence[Tensor]) -> None:
-    x, indices, weights, matrices, biases, ctx.spec = inputs
-    ctx.counts = (len(saved), len(matrices))
-    ctx.save_for_backward(*saved, x, indices, weights, *matrices, *biases)
-
-
-def _differentiated(ctx: Any, grad: Tensor, gradients: Any) -> tuple[Any, ...]:
-    """Gradients of an operator, which another one gives."""
-    extra, count = ctx.counts
-    saved, (x, indices, weights, *rest) = ctx.saved_tensors[:extra], ctx.saved_tensors[extra:]
-    needs = [t.is_floating_point() and t.requires_grad for t in (x, weights, *rest)]
-    matrices, biases = rest[:count], rest[count:]
-    found = iter(gradients(grad, *saved, x, indices, weights, matrices, biases, ctx.spec, needs))
-    own_x, own_weights, *others = [next(found) if n else None for n in needs]
-    return own_x, None, own_weights, others[:count], others[count:], None

@@ -34,7 +34,7 @@ def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor
         `(T, Dout)`.
     """
     spec = experts.spec
-    indices = numbered(indices, spec)
+    indices = numbered(indices, spec.experts, spec.dropping)
     out = x.new_zeros(x.shape[0], experts.width, dtype=accumulating(spec.dtype))
     for expert in range(spec.experts):
         token, choice = torch.where(indices == expert)

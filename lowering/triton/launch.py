@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fuser.torch_private import packaging
+from fuser.torch_private import known_true, packaging
 
 from .kernel import Kernel
 
@@ -81,6 +81,14 @@ def target_of(device: torch.device) -> Target:
         arch, found.multi_processor_count, shared, found.warp_size,
         tma=nvidia and found.major >= 9, warp_specialize=arch == "sm_100",
     )  # fmt: skip
+
+
+def describable(x: torch.Tensor) -> bool:
+    """Whether the hardware takes a descriptor of a tensor: what is along the last dimension beside
+    each other, and the rest at multiples of 16 bytes, as far as that is known of symbols."""
+    aligned = [x.storage_offset(), *x.stride()[:-1]]
+    whole = all(known_true(n * x.itemsize % 16 == 0) for n in aligned)
+    return whole and known_true(x.stride(-1) == 1)
 
 
 def run(

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from hypothesis import HealthCheck, given, settings
 
 from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.every import EVERY
 
 from .random_attention import Case, attention_cases, perturbed_cases, sound_cases
 
-TIMES = 3 if os.environ.get("FUSER_EVERY") == "1" else 1
+TIMES = 3 if EVERY else 1
 FIXED = settings(
     deadline=None,
     derandomize=True,

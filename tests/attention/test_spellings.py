@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.every import some
 from tests.inner import CATCH, caught, operators
 
 from .cases import SK, B, S, Spelling
@@ -31,7 +32,6 @@ PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "mm")
 
 MODES = [(s, grad) for s in SPELLINGS for grad in (False, True) if s.trains or not grad]
 IDS = [f"{s.name}-{'training' if grad else 'inference'}" for s, grad in MODES]
-EACH_THIRD = SPELLINGS[::3]
 
 
 def _name(spelling: Spelling) -> str:
@@ -70,14 +70,14 @@ def test_rewritten(case: Spelling, grad: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", EACH_THIRD, ids=_name)
+@pytest.mark.parametrize("case", some(SPELLINGS, 5), ids=_name)
 def test_half_precision(case: Spelling, dtype: torch.dtype) -> None:
     """Inference in 16 bits."""
     ours = _check(case, dtype, False)
     assert ours.rewrites() == case.attentions, ours.reasons()
 
 
-@pytest.mark.parametrize("case", SPELLINGS, ids=_name)
+@pytest.mark.parametrize("case", some(SPELLINGS, 2), ids=_name)
 def test_dynamic(case: Spelling) -> None:
     """Batch and sequence lengths are symbolic."""
     inputs = case.inputs(torch.float32)

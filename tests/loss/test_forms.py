@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -13,19 +12,19 @@ import torch
 
 from fuser.lowering.loss import sweep
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import some
 
 from .forms import BATCH, CLASSES, FEATURES, FORMS, LENGTH, Each, Head, labels
 from .lookalikes import LOOKALIKES, LookAlike
 
 ATEN: dict[str, Any] = {"fuser.lowering": "aten"}
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 CASES = [
     *((form, "aten") for form in FORMS),
-    *((form, "reference") for form in (FORMS if EVERY else FORMS[::3])),
+    *((form, "reference") for form in some(FORMS, 3)),
 ]
 HALVED = [
-    *((form, torch.bfloat16) for form in (FORMS if EVERY else FORMS[::2])),
-    *((form, torch.float16) for form in (FORMS if EVERY else FORMS[1::4])),
+    *((form, torch.bfloat16) for form in some(FORMS, 2)),
+    *((form, torch.float16) for form in some(FORMS, 4, 1)),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from fuser.lowering.attention.generated import problem
 from fuser.lowering.attention.generated.block_table import lists
 from fuser.lowering.attention.visible import visible
+from tests.every import EVERY
 from tests.lowering.generated import Operands, check, operands, spec
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 ROWS, KEYS = 140, 150
 """Nine tiles each way, the last of them not whole."""
 

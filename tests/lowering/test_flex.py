@@ -14,6 +14,7 @@ from fuser.graph.program import IDENTITY_TEXT, Program, ProgramBuilder
 from fuser.lowering.attention import flex_kernel
 from fuser.specs import AttentionSpec
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import some
 
 
 class Projected(nn.Module):
@@ -88,7 +89,7 @@ def test_layout_is_as_declared(order: tuple[int, ...], mask: tuple[str, int]) ->
 
 
 def test_code_and_blocks_agree() -> None:
-    for mask in (("none", 0), ("causal", 0), ("sliding window", 9), ("prefix", 20)):
+    for mask in some((("none", 0), ("causal", 0), ("sliding window", 9), ("prefix", 20)), 2, 1):
         arguments = (*_operands((0, 2, 1, 3)), _spec(factor=0.3).to_text(), *mask)
         code, plain = (flex_kernel.OPERATOR(*arguments, c) for c in (True, False))
         assert code.stride() == plain.stride()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,10 +22,10 @@ from fuser.lowering.attention.generated.run_backward import PROGRAMS, parts_of
 from fuser.lowering.attention.generated.run_forward import forward, splits_of
 from fuser.lowering.triton import launch
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY, crossed, some
 from tests.lowering.generated import Operands, check, generated, operands, outcome, reference, spec
 
 torch.fx.wrap("gather")
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if EVERY else [])]
 
 
@@ -77,21 +76,24 @@ def test_odd_sizes(rows: int, keys: int, dtype: torch.dtype) -> None:
     check(spec(plus, dtype=dtype), x)
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(1, 517), (5, 160), (5, 517), (40, 160)])
-@pytest.mark.parametrize("name", ["none", "bottom right", "window"])
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    crossed([(1, 517), (5, 160), (5, 517), (40, 160)], ("none", "bottom right", "window")),
+    ids=str,
+)
 def test_keys_are_split_over_all_processors(
-    name: str, keys: int, rows: int, monkeypatch: pytest.MonkeyPatch
+    name: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts have the same number of tiles, but for the last one, which may end in one."""
     monkeypatch.setattr(launch, "INTERPRETER", replace(launch.INTERPRETER, processors=132))
-    x = operands(batch=1, heads=2, kv=1, rows=rows, keys=keys)
+    x = operands(batch=1, heads=2, kv=1, rows=sizes[0], keys=sizes[1])
     of = spec() if name == "none" else replace(_masked(name), dead_rows_are_zero=True)
     with recording() as entries:
         check(of, x)
     assert any(e.stage == "combine" for e in entries.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", some([torch.float32, torch.bfloat16], 2), ids=str)
 @pytest.mark.parametrize(
     ("shape", "in_parts"),
     [((20, 28), True), ((1, 2, 20, 28), True), ((5, 1, 20, 28), False), ((5, 2, 20, 28), False)],
@@ -141,21 +143,19 @@ def test_many_queries_and_keys() -> None:
     check(spec(mask=lambda iq, ik: (ik <= iq) & (iq - ik < 100)), x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (2, 4, 20, 28), (1, 4, 20, 28), (2, 1, 20, 28), (20, 28), (2, 1, 1, 28), (1, 4, 1, 28),
-        (28,), (4, 1, 1), (2, 1, 20, 1), (1, 4, 20, 1), (2, 1, 1, 1), (1,), (),
-    ],
-    ids=str,
-)  # fmt: skip
+CAPTURED = [
+    (2, 4, 20, 28), (1, 4, 20, 28), (2, 1, 20, 28), (20, 28), (2, 1, 1, 28), (1, 4, 1, 28),
+    (28,), (4, 1, 1), (2, 1, 20, 1), (1, 4, 20, 1), (2, 1, 1, 1), (1,), (),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "dtype"), crossed(CAPTURED, DTYPES), ids=str)
 def test_captured_tensors_of_any_shape_train(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     program = plus if shape[-1:] == (28,) else bent
     check(spec(program, dtype=dtype), operands(shape, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", some(DTYPES, 2), ids=str)
 @pytest.mark.parametrize(("score", "kept"), [(hidden, 0.6), (hidden, 0.03), (lowest, 0.03)])
 def test_masks_from_data(score: object, kept: float, dtype: torch.dtype) -> None:
     """Queries without any key give NaN where eager does, and a mean where it does that."""
@@ -185,9 +185,13 @@ def test_dead_rows_are_zero() -> None:
     assert (out == 0).all(-1).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 4, 20, 1), (1, 1, 1, 1)], ids=str)
-@pytest.mark.parametrize("rows", [20, 1])
+SINKS = [(1, 4, 1, 1), (2, 4, 20, 1), (1, 1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "dtype"),
+    crossed(SINKS, (20, 1), (torch.float32, torch.float16)), ids=str,
+)  # fmt: skip
 def test_sinks(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     shape = tuple(rows if size == 20 else size for size in shape)
     x = operands(shape, rows=rows, keys=100, dtype=dtype)
@@ -214,7 +218,7 @@ def test_products_of_different_depth() -> None:
     check(spec(lambda s0, s1: s0 * 0.2 + s1), x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", some(DTYPES, 2), ids=str)
 @pytest.mark.parametrize(
     "probs",
     [
@@ -249,8 +253,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("rows", [50, 3])
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("name", "rows"), crossed(MASKS, (50, 3)))
 def test_structured_masks(name: str, rows: int) -> None:
     x = operands(rows=rows, keys=64)
     if name == "documents":
@@ -327,7 +330,7 @@ def test_gradients_are_the_same_in_every_run() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.grads, second.grads, strict=True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", some(DTYPES, 2), ids=str)
 @pytest.mark.parametrize(
     ("score", "shapes", "fields"),
     [
@@ -347,7 +350,7 @@ def test_atomics(
     check(of, x, atomics=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", some(DTYPES, 2), ids=str)
 @pytest.mark.parametrize("shape", [(), (2, 1, 1, 28), (2, 4, 20, 28)], ids=str)
 def test_dk_and_dv_apart(
     shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

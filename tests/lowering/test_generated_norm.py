@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from fuser.lowering.norm.generated.problem import problem
 from fuser.lowering.norm.reference import normalise
 from fuser.specs import NormSpec
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY
 from tests.lowering.generated import DEVICE, FACTOR
 from tests.lowering.norms import (
     FP32,
@@ -37,7 +37,6 @@ from tests.lowering.norms import (
     total,
 )
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 DTYPES = [FP32, HALF, *([torch.float16] if EVERY else [])]
 ROWS = {"whole": (3, 5, 40), "long": (2, 2, 600), "split": (1, 2, 600)}
 """Shapes that are read in different ways."""

@@ -1,6 +1,6 @@
 """Spellings of attention by generated kernels, in Triton's interpreter, beside the reference.
 
-The interpreter is slow: every twentieth one, in training. `FUSER_EVERY=1` takes all, in both modes.
+The interpreter is slow: every fortieth one, in training. `FUSER_EVERY=1` takes all, in both modes.
 Kinds of attention at odd sizes, with head dimensions from 16 to 256, are held to twice the
 reference's error and a rounding of the largest number.
 """
@@ -8,7 +8,6 @@ reference's error and a rounding of the largest number.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from tests.attention.cases import Spelling
 from tests.attention.spellings import SPELLINGS
 from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.every import EVERY, some
 from tests.lowering.generated import (
     FACTOR,
     Operands,
@@ -32,10 +32,9 @@ from tests.lowering.generated import (
 TRITON = {"fuser.lowering": "triton"}
 REPLACED = "replacement"
 """The lowering of a composite that is replaced as a whole, with the library's call in it."""
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 MODES = [
     (s, grad)
-    for s in (SPELLINGS if EVERY else SPELLINGS[::20])
+    for s in some(SPELLINGS, 40)
     for grad in ((False, True) if EVERY and s.trains else (s.trains,))
 ]
 IDS = [f"{s.name}-{'training' if grad else 'inference'}" for s, grad in MODES]
@@ -63,7 +62,7 @@ IN_HALF = [
     (case, dtype)
     for i, case in enumerate(SPELLINGS)
     for j, dtype in enumerate(HALVES)
-    if EVERY or i % 60 == 30 * j + 3
+    if EVERY or i % 120 == 60 * j + 3
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fuser.lowering.moe.grouped
+import fuser.lowering.moe.runs
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.specs import Columns, MoeSpec
 from tests.compiled import TOLERANCES
@@ -25,8 +24,8 @@ def reference(*args: Any) -> Tensor:
     return torch.ops.fuser.moe(*args)
 
 
-def grouped(*args: Any, keep: bool = True) -> Tensor:
-    return torch.ops.fuser.grouped_moe(*args, keep)[0]
+def grouped(*args: Any) -> Tensor:
+    return torch.ops.fuser.grouped_moe(*args)
 
 
 OPERATORS = (reference, grouped)
@@ -100,14 +99,13 @@ def test_indices_of_no_expert(operator: Any, wrong: int) -> None:
 def test_opcheck(separate: bool) -> None:
     args = operands(6, torch.float32, separate=separate, first=False)
     torch.library.opcheck(torch.ops.fuser.moe.default, args)
-    torch.library.opcheck(torch.ops.fuser.grouped_moe.default, (*args, True))
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_the_backward_computes_again_what_was_not_kept(first: bool) -> None:
-    args = operands(7, torch.float32, separate=True, first=first)
-    kept, again = (outcome(partial(grouped, keep=k), args) for k in (True, False))
-    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    indices, (matrices, biases) = args[1], args[3:5]
+    order, _, ends = torch.ops.fuser.sort_choices(indices, EXPERTS, False)
+    torch.library.opcheck(torch.ops.fuser.sort_choices.default, (indices, EXPERTS, False))
+    each = EXPERTS if separate else 1
+    rows = args[0][order // CHOICES].detach().requires_grad_()
+    product = (rows, matrices[:each], biases[:each], ends, True)
+    torch.library.opcheck(torch.ops.fuser.sorted_product.default, product)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -118,7 +116,7 @@ def test_one_product_for_all_experts(
     """Of few rows each; the same as one after the other."""
     args = operands(9, dtype, separate=False, first=first, out=4)
     together = outcome(grouped, args)
-    monkeypatch.setattr(fuser.lowering.moe.grouped, "ROWS", 0)
+    monkeypatch.setattr(fuser.lowering.moe.runs, "ROWS", 0)
     apart = outcome(grouped, args)
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2 * TOLERANCES[dtype])

@@ -15,6 +15,7 @@ from tests.attention.cases import SK, B, H, S, Spelling
 from tests.attention.spellings import SPELLINGS
 from tests.attention.spellings_forms import FORMS
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import some
 from tests.lowering.absorbing import REFERENCE, Absorbed, absorbed, elements
 
 BY_NAME = {case.name: case for case in SPELLINGS}
@@ -56,22 +57,22 @@ def test_inference(case: Spelling) -> None:
         assert found.spec.captured <= 2 * found.before.captured
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=_id)
+@pytest.mark.parametrize("case", some(TRAINED, 2), ids=_id)
 def test_training(case: Spelling) -> None:
     _check(case, grad=True)
 
 
-@pytest.mark.parametrize("case", CAPTURING[::2], ids=_id)
+@pytest.mark.parametrize("case", some(CAPTURING, 5), ids=_id)
 def test_dynamic(case: Spelling) -> None:
     _check(case, grad=False, dynamic=True)
 
 
-@pytest.mark.parametrize("case", TRAINED[::3], ids=_id)
+@pytest.mark.parametrize("case", some(TRAINED, 9), ids=_id)
 def test_dynamic_training(case: Spelling) -> None:
     _check(case, grad=True, dynamic=True)
 
 
-@pytest.mark.parametrize("case", CAPTURING[1::3], ids=_id)
+@pytest.mark.parametrize("case", some(CAPTURING, 6, 1), ids=_id)
 def test_half_precision(case: Spelling) -> None:
     _check(case, grad=False, dtype=torch.bfloat16)
 
@@ -116,7 +117,7 @@ def test_masks_leave_the_score(name: str) -> None:
         assert whole == []
 
 
-@pytest.mark.parametrize("name", [n for n, mask in MASKS.items() if mask == CAUSAL])
+@pytest.mark.parametrize("name", some([n for n, mask in MASKS.items() if mask == CAUSAL], 2))
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_masks_of_symbolic_sizes(name: str, grad: bool) -> None:
     for found in _check(BY_NAME[name], grad=grad, dynamic=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +17,12 @@ import fuser
 from fuser.backend import listening
 from fuser.events import Record
 from tests.compiled import Run, assert_near, run, wide
+from tests.every import some
 
 from .forms import EXPERTS, FEATURES, TOKENS, Mixture
 from .loop_lookalikes_experts import OtherActivation
 from .loops import MistralLoop, MixtralLoop, SwitchLoop, Top1Mask, Top1Nonzero
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 AOT = {"fuser.inner": "aot_eager"}
 FLAG = "capture_dynamic_output_shape_ops"
 OPTIONS: dict[str, Any] = {
@@ -96,7 +95,7 @@ class Twice(nn.Module):
         return x + self.second(self.norm(x))
 
 
-@pytest.mark.parametrize("form", FORMS if EVERY else FORMS[::2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", some(FORMS, 2), ids=lambda f: f.__name__)
 def test_loops_are_captured(form: type[Mixture]) -> None:
     module, x = form().eval(), tokens().requires_grad_()
     found = ours(module, x, **AOT)
@@ -140,7 +139,7 @@ def test_an_attempt_that_failed_is_not_counted() -> None:
     torch.testing.assert_close(found.outputs[0], both(x))
 
 
-@pytest.mark.parametrize("form", FORMS if EVERY else FORMS[::2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", some(FORMS, 2), ids=lambda f: f.__name__)
 def test_no_recompile_from_one_routing_to_the_next(form: type[Mixture]) -> None:
     module = form().eval()
     compiled = fuser.compile(module, options=OPTIONS, dynamic=True)

@@ -13,10 +13,11 @@ from torch._dynamo.utils import counters
 
 import fuser
 from tests.compiled import assert_near, run, wide
+from tests.every import EVERY
 from tests.models import CASES
 
 from .forms import EXPERTS, FEATURES
-from .test_compile import EVERY, OPTIONS
+from .test_compile import OPTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 

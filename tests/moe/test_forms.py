@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY, some
 from tests.moe.capacities import BestTwo
 from tests.moe.chains import SharedBetween
 from tests.moe.forms import (
@@ -24,11 +24,10 @@ from tests.moe.forms import (
 from tests.moe.sorting import ScatteredToTokens
 
 HALVED: list[tuple[type[Mixture], str]] = [
-    *((form, "triton") for form in FORMS[::3]),
+    *((form, "triton") for form in some(FORMS, 6)),
     *((form, "aten") for form in (BestTwo, SharedBetween, ScatteredToTokens)),
 ]
 """With the lowering."""
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 LOWERINGS: list[dict[str, Any]] = [
     {"fuser.lowering": kind} for kind in (("reference",) if EVERY else ()) + ("aten", "triton")
 ]
@@ -44,7 +43,7 @@ def test_forms(form: type[Mixture], options: dict[str, Any]) -> None:
     assert_near(ours, run(module, (x,), grad=True), run(wide(module), wide((x,)), grad=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", some([torch.bfloat16, torch.float16], 2), ids=str)
 @pytest.mark.parametrize(("form", "lowering"), HALVED, ids=lambda f: getattr(f, "__name__", str(f)))
 def test_half_precision(form: type[Mixture], lowering: str, dtype: torch.dtype) -> None:
     torch.manual_seed(2)

@@ -15,12 +15,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 import fuser
 from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
+from tests.every import EVERY
 
 from . import conditions, hits
 from .conditions import CONDITIONS, IfAny, IfNone
 from .forms import EXPERTS, Mixture
 from .hits import HITS, Hit, HitStacked, Popular, Used
-from .test_compile import EVERY, OPTIONS, ours, tokens
+from .test_compile import OPTIONS, ours, tokens
 
 ANY = [*HITS, *CONDITIONS]
 LOOK_ALIKES = [*hits.LOOK_ALIKES, *conditions.LOOK_ALIKES]

@@ -5,19 +5,17 @@ Every second one with gradients; `FUSER_EVERY=1` takes all so.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY
 
 from .forms import FEATURES, TOKENS
 from .lookalikes import LOOKALIKES, LookAlike
 from .lookalikes_places import PLACES
 from .lookalikes_rows import ROWS
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 CASES = [
     pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
     for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.every import EVERY, some
 from tests.inner import CATCH, caught, operators
 
 from .forms import EXPERTS, FEATURES, TOKENS, Mixture
@@ -33,8 +33,7 @@ GROUPED: dict[str, Any] = {"fuser.lowering": "aten", "inner": "eager"}
 """Run node by node, which compiles in half the time."""
 REFERENCE: dict[str, Any] = {**GROUPED, "fuser.lowering": "reference"}
 KINDS = [MixtralLoop, MistralLoop, Top1Nonzero, Top1Mask]
-EVERY = os.environ.get("FUSER_EVERY") == "1"
-SOME = KINDS if EVERY else KINDS[1::2]
+SOME = some(KINDS, 2, 1)
 HALVES = [torch.bfloat16, torch.float16] if EVERY else [torch.bfloat16]
 ALIKE = [case for case in LOOP_LOOKALIKES if EVERY or case.reason]
 

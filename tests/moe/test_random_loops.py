@@ -3,7 +3,6 @@ fp64 as eager, with all gradients. `FUSER_EVERY=1` draws many."""
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass
 
@@ -13,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY
 
 from .forms import EXPERTS, FEATURES, TOKENS, Mixture
 from .loops import CAPTURE
 
-SEEDS = range(400 if os.environ.get("FUSER_EVERY") == "1" else 12)
+SEEDS = range(400 if EVERY else 12)
 
 _RIGHT = ["", "reversed"]
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.every import EVERY
 
 from .route import ALONE, EXPERTS, TOKENS, DeepSeekV3, Mixtral, Router
 from .routers import ROUTERS
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 FACTOR = 2.0
 CASES = [
     pytest.param(form, lowering, id=f"{form.__name__}-{lowering}")

@@ -5,13 +5,13 @@ Each in one of the lowerings, every second one with gradients; `FUSER_EVERY=1` t
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY
 
 from .capacities import CAPACITIES
 from .chains import CHAINS
@@ -21,7 +21,6 @@ from .gathering import GATHERED
 from .routers import ROUTERS
 from .sorting import SORTED
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 SPELLINGS = [*CAPACITIES, *CHAINS, *DENSE_WEIGHTS, *GATHERED, *ROUTERS, *SORTED]
 LOWERINGS = ["aten", "reference"]
 CASES = [

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fuser.specs import AttentionSpec
-from fuser.torch_private import hint, known_true
+from fuser.torch_private import hint
 
-from ...triton.launch import Target, run, target_of
+from ...triton.launch import Target, describable, run, target_of
 from ..gpu import share
 from . import tune
 from .block_table import FEWEST_TILES, lists
@@ -117,7 +117,7 @@ class Problem:
         rows = self.q[0].shape[2] * (self.sizes["GROUP"] if arguments[:1] == (True,) else 1)
         record(self.layout, stage, arguments, rows, self._visits)
         loaded = [*self.q, *self.k, self.v, *(given[n][0] for n in ("do",) if n in given)]
-        if config.tma and not all(map(_has_descriptor, loaded)):
+        if config.tma and not all(map(describable, loaded)):
             config = replace(config, tma=False, warp_specialize=False)
         whole = self._whole(config) if stage in tune.STAGES else (False, False)
         kernel = build(self.layout, stage, arguments, config, self.origin, whole=whole)
@@ -204,14 +204,6 @@ def problem(
 def spec_of(text: str) -> AttentionSpec:
     """The spec that an operator's argument describes."""
     return AttentionSpec.from_text(text)
-
-
-def _has_descriptor(x: Tensor) -> bool:
-    """Whether the hardware takes a descriptor of a tensor: features beside each other, and the rest
-    at multiples of 16 bytes, as far as that is known of symbols."""
-    aligned = [x.storage_offset(), *x.stride()[:-1]]
-    whole = all(known_true(n * x.itemsize % 16 == 0) for n in aligned)
-    return whole and known_true(x.stride(-1) == 1)
 
 
 def tiles(size: int, block: int) -> int:

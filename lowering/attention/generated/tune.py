@@ -1,19 +1,15 @@
 """Configs of the generated kernels by measurement, where the user asks for that.
 
 The rule's config has neighbours: tiles of another size that fit too, other numbers of warps and
-stages, tiles that are loaded by descriptors, warps with tasks of their own. For each stage of an
-attention they are timed once on random operands, by running the whole forward, or that part of the
-backward, with one stage cut another way; the fastest is kept beside the other measurements
-(`fuser.measure`).
+stages, tiles that are loaded by descriptors, warps with tasks of their own. Each is timed by
+running the whole forward, or that part of the backward.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +22,7 @@ from fuser.torch_private import hint, kernels_launched
 from ...triton.aot import Failure
 from ...triton.launch import Target
 from ...triton.pool import compile_all
+from ...triton.tuning import Question, Tuner
 from .catalogue import recording
 from .config import DECODING, SHAPES, Config, _fits, choose
 from .layout import AXES, Layout
@@ -37,8 +34,7 @@ STAGES = ("forward", "rows", "keys", "dk", "dv", "tiles", "delta")
 """What is tuned; adding up parts of the keys takes no time."""
 NEARBY = 2
 """Other tiles that are tried: so many larger ones and so many smaller ones."""
-
-_trial: ContextVar[Mapping[str, Config] | None] = ContextVar("trial", default=None)
+TUNER = Tuner("an attention", Config)
 
 
 def lookup(
@@ -62,55 +58,29 @@ def lookup(
     Returns:
         None where the rule is to choose: nothing is to be measured, or that is impossible.
     """
-    trial = _trial.get()
-    if trial is not None:
-        return trial.get(stage)
-    if target.arch == "interpreter" or stage not in STAGES or not measure.is_wanted(device):
-        return None
-    known = {name: hint(size) for name, size in sizes.items()}
-    numbers = {name: size for name, size in known.items() if size is not None}
-    if len(numbers) < len(known) or any(c.rank >= 0 for c in layout.captured):
-        return None  # indices of a table that is made up may lie outside of it
-    return _recalled(layout, stage, target, numbers, visits, device)
+
+    def question() -> Question[Config] | None:
+        known = {name: hint(size) for name, size in sizes.items()}
+        numbers = {name: size for name, size in known.items() if size is not None}
+        if len(numbers) < len(known) or any(c.rank >= 0 for c in layout.captured):
+            return None  # indices of a table that is made up may lie outside of it
+        return Question(
+            _about(layout, numbers),
+            lambda: runner(_problem(layout, numbers, device), stage),
+            lambda run: _safe(
+                run, stage, target,
+                neighbours(layout, stage, target, rows=together(numbers), visits=visits),
+            ),
+        )  # fmt: skip
+
+    return TUNER.lookup(stage, target, device, question) if stage in STAGES else None
 
 
-def _recalled(
-    layout: Layout,
-    stage: str,
-    target: Target,
-    sizes: Mapping[str, int],
-    visits: float,
-    device: torch.device,
-) -> Config | None:
-    key = _key(layout, stage, sizes, device)
-    found = measure.recall(key)
-    if found is None or (found and _config(found) is None):
-        configs = neighbours(layout, stage, target, rows=together(sizes), visits=visits)
-        measure.remember(key, {}, on_disk=False)
-        found = _measured(layout, stage, sizes, device, target, configs)
-        measure.remember(key, found, on_disk=bool(found))
-    return _config(found)
-
-
-def _config(found: Any) -> Config | None:
-    """From JSON; None where nothing was found, or another version wrote it."""
-    try:
-        return Config(**found["config"])
-    except (KeyError, TypeError):
-        return None
-
-
-def _key(
-    layout: Layout, stage: str, sizes: Mapping[str, int], device: torch.device
-) -> dict[str, Any]:
-    """Everything that the fastest config depends on; sizes by powers of two."""
-    parts = {f.name: repr(getattr(layout, f.name)) for f in fields(layout)}
+def _about(layout: Layout, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What the fastest config depends on; sizes by powers of two."""
     return {
-        "question": "which config",
-        **measure.environment(device),
-        **parts,
+        **{f.name: repr(getattr(layout, f.name)) for f in fields(layout)},
         "spec": layout.spec.to_text(),
-        "stage": stage,
         "sizes": {name: measure.bucket(size) for name, size in sizes.items()},
     }
 
@@ -152,31 +122,6 @@ def _varied(config: Config, target: Target) -> Iterator[Config]:
         yield replace(config, num_warps=warps, tma=True, warp_specialize=True)
 
 
-def _measured(
-    layout: Layout,
-    stage: str,
-    sizes: Mapping[str, int],
-    device: torch.device,
-    target: Target,
-    configs: Sequence[Config],
-) -> dict[str, Any]:
-    """The fastest config and its time; empty, after one warning, where none could be timed."""
-    try:
-        with measure.undisturbed(device), torch.no_grad():
-            run = _runner(layout, stage, sizes, device)
-            configs = _safe(run, stage, target, configs)
-            makers = {str(i): partial(_making, run, stage, c) for i, c in enumerate(configs)}
-            times = measure.compare(makers, device)
-            spent = {name: t for name, t in times.items() if isinstance(t, float)}
-            if not spent:
-                raise next(t for t in times.values() if isinstance(t, Exception))
-    except Exception as error:
-        measure.failed(f"how to cut the {stage} kernel of an attention", error)
-        return {}
-    best = min(spent, key=lambda name: spent[name])
-    return {"config": asdict(configs[int(best)]), "milliseconds": spent[best]}
-
-
 def _safe(
     run: Callable[[], object], stage: str, target: Target, configs: Sequence[Config]
 ) -> list[Config]:
@@ -188,37 +133,12 @@ def _safe(
     if not asked:
         return list(configs)
     with recording() as entries:
-        _making(run, stage, configs[0])()
+        TUNER.making(run, stage, configs[0])()
     kernels = [e for e in entries.values() if e.stage == stage]
     tasks = [(e.cut(c), target.arch) for c in asked for e in kernels]
     found = iter(compile_all(tasks))
     fails = {c for c in asked for _ in kernels if isinstance(next(found), Failure)}
     return [c for c in configs if c not in fails]
-
-
-def _making(run: Callable[[], object], stage: str, config: Config) -> measure.Run:
-    def once() -> object:
-        with trying({stage: config}), kernels_launched():
-            return run()
-
-    return once
-
-
-@contextmanager
-def trying(configs: Mapping[str, Config]) -> Generator[None]:
-    """Within the block, `lookup` answers with these."""
-    token = _trial.set(configs)
-    try:
-        yield
-    finally:
-        _trial.reset(token)
-
-
-def _runner(
-    layout: Layout, stage: str, sizes: Mapping[str, int], device: torch.device
-) -> Callable[[], object]:
-    """Runs one stage on random operands."""
-    return runner(_problem(layout, sizes, device), stage)
 
 
 def runner(of: Problem, stage: str) -> Callable[[], object]:
@@ -234,7 +154,7 @@ def runner(of: Problem, stage: str) -> Callable[[], object]:
     if stage == "forward":
         return partial(forward, of)
     layout = of.layout
-    with trying({}), kernels_launched():
+    with TUNER.trying({}), kernels_launched():
         out, row_max, row_sum = forward(of)
     grad = torch.randn_like(out)
     count, captured = len(of.q), len(of.captured)

@@ -45,9 +45,17 @@ def hidden_text(layout: Layout, config: Config) -> Text:
         "hidden", "Gradients of the first products of each row, and of its weight.", layout, config,
         arguments, numbers,
     )  # fmt: skip
-    write = text.write
-    text.tile_of_expert(layout.hidden)
-    text.matrix(f"m{p}")
+    text.describe(p, config.block_k, config.block_n)
+    with text.tiles_of_experts(layout.hidden):
+        _hidden(text)
+    return text
+
+
+def _hidden(text: Text) -> None:
+    """The tile of `hidden_text`."""
+    write, layout, config = text.write, text.layout, text.config
+    spec = layout.spec
+    text.matrix(f"m{layout.last}")
     if spec.weights_first:
         first_tensors(text, matrices=False)
     rows_times_matrix(
@@ -55,11 +63,7 @@ def hidden_text(layout: Layout, config: Config) -> Text:
         a="grad + token[:, None] * grad_t + inner[None, :] * grad_d",
         a_step="first_i * grad_d",
         a_dtype=spec.dtype,
-        b=f"m{p}_own + inner[:, None] * m{p}_o + column[None, :] * m{p}_i",
-        b_step=f"first_i * m{p}_o",
-        b_dtype=layout.matrices[p],
-        inner=layout.width,
-        columns=layout.hidden,
+        axes="oi",
     )
     across, part = -(-layout.hidden // config.block_n), config.block_n // config.parts
     if config.parts > 1:
@@ -70,12 +74,10 @@ def hidden_text(layout: Layout, config: Config) -> Text:
     for n in range(config.parts):
         if config.parts > 1:
             write(f"total = total_{n}")
-            first = f"within // {config.group} * {config.block_n} + {n * part}"
-            write(f"column = {first} + tl.arange(0, {part})")
+            write(f"column = first_column + {n * part} + tl.arange(0, {part})")
         _epilogue(text)
-    write(f"at_partial = partial + choice.to(tl.int64) * {across} + within // {config.group}")
+    write(f"at_partial = partial + choice.to(tl.int64) * {across} + share")
     write("tl.store(at_partial, shares, mask=in_rows)")
-    return text
 
 
 def _epilogue(text: Text) -> None:
@@ -121,10 +123,17 @@ def tokens_text(layout: Layout, config: Config) -> Text:
         "tokens", "Gradients of the first products of each row times their matrices.", layout,
         config, arguments, ("K", *numbers),
     )  # fmt: skip
-    write = text.write
-    text.tile_of_expert(layout.features)
-    first_matrices = range(layout.last)
-    for p in first_matrices:
+    for p in range(layout.last):
+        text.describe(p, config.block_k, config.block_n)
+    with text.tiles_of_experts(layout.features):
+        _tokens(text)
+    return text
+
+
+def _tokens(text: Text) -> None:
+    """The tile of `tokens_text`."""
+    write, layout, config, spec = text.write, text.layout, text.config, text.layout.spec
+    for p in range(layout.last):
         text.matrix(f"m{p}")
     write(f"inner = tl.arange(0, {config.block_k})")
     text.zeros("total", config.block_m, config.block_n)
@@ -133,17 +142,25 @@ def tokens_text(layout: Layout, config: Config) -> Text:
     for i, c in enumerate(layout.columns):
         step = f" * {c.step}" if c.step > 1 else ""
         start = f" + {i * layout.hidden}" if i else ""
+        # beyond a column's last row is the next one's first, which may be no number
+        described = text.is_described(c) and layout.hidden % config.block_k == 0
         write(f"at_dh = dh + row64[:, None] * {wide}{start} + inner[None, :]")
-        write(f"at_m = m{c.product}_own + ({c.start} + inner{step})[:, None] * m{c.product}_o"
-              f" + column[None, :] * m{c.product}_i")  # fmt: skip
+        if not described:
+            write(f"at_m = m{c.product}_own + ({c.start} + inner{step})[:, None] * m{c.product}_o"
+                  f" + column[None, :] * m{c.product}_i")  # fmt: skip
         with write.block(f"for first_i in range(0, {layout.hidden}, {config.block_k}):"):
             there = beyond("first_i + inner", layout.hidden, config.block_k, "")
             of_a = ["in_rows[:, None]", f"{there}[None, :]" if there else None]
-            of_b = [f"{there}[:, None]" if there else None,
-                    f"{in_columns}[None, :]" if in_columns else None]  # fmt: skip
             write(f"tile_dh = {text.load('at_dh + first_i', layout.dtype, of_a)}")
-            at = f"at_m + first_i{step} * m{c.product}_o"
-            write(f"tile_m = {text.load(at, layout.matrices[c.product], of_b)}")
+            if described:
+                first = f"{c.start} + first_i"
+                tile = text.described_tile(c.product, first, "first_column", "oi")
+            else:
+                of_b = [f"{there}[:, None]" if there else None,
+                        f"{in_columns}[None, :]" if in_columns else None]  # fmt: skip
+                at = f"at_m + first_i{step} * m{c.product}_o"
+                tile = text.load(at, layout.matrices[c.product], of_b)
+            write(f"tile_m = {tile}")
             text.dot("tile_dh", "tile_m", "total")
     value = "total"
     if spec.weights_first:
@@ -152,7 +169,6 @@ def tokens_text(layout: Layout, config: Config) -> Text:
     mask = "in_rows[:, None]" + (f" & {in_columns}[None, :]" if in_columns else "")
     write(f"at_dx = dx + choice.to(tl.int64)[:, None] * {layout.features} + column[None, :]")
     write(f"tl.store(at_dx, {text.stored(value, layout.tokens)}, mask={mask})")
-    return text
 
 
 def matrix_text(layout: Layout, config: Config, column: int | None) -> Text:

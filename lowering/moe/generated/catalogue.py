@@ -47,13 +47,13 @@ class Entry:
     def cut(self, config: Config) -> Kernel:
         """The kernel, cut otherwise."""
         layout = replace(self.layout, interpreted=False)
-        return _for_contiguous(build(layout, self.stage, self.arguments, config))
+        return _for_contiguous(build(layout, self.stage, self.arguments, config), layout)
 
     def to_json(self) -> str:
         layout = self.layout
         matrices = [
-            [rows, layout.hidden if p == layout.last else layout.features, _name(dtype)]
-            for p, (rows, dtype) in enumerate(zip(layout.sizes, layout.matrices, strict=True))
+            [rows, layout.inner(p), _name(layout.matrices[p]), layout.along[p]]
+            for p, rows in enumerate(layout.sizes)
         ]
         fields = {
             "kind": KIND,
@@ -77,7 +77,7 @@ class Entry:
             MoeSpec.from_text(data["spec"]),
             getattr(torch, data["tokens"]),
             getattr(torch, data["weights"]),
-            [Matrix(rows, columns, getattr(torch, d)) for rows, columns, d in data["matrices"]],
+            [Matrix(m, n, getattr(torch, d), along) for m, n, d, along in data["matrices"]],
             [getattr(torch, d) for d in data["biases"]],
             precision=data["precision"],
         )
@@ -91,10 +91,12 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _for_contiguous(kernel: Kernel) -> Kernel:
+def _for_contiguous(kernel: Kernel, layout: Layout) -> Kernel:
     """With what the JIT would specialise: strides of one, and multiples of 16."""
     numbers = [n for n, t in kernel.signature if t == "i32"]
-    ones = {n for n in numbers if n.endswith(("_d", "_i")) or n.endswith("s_k")}
+    ones = {n for n in numbers if n.endswith("_d") or n.endswith("s_k")}
+    fast = [f"m{p}_{axis or 'i'}" for p, axis in enumerate(layout.along)]
+    ones |= {n for n in numbers if n.removeprefix("d") in fast}
     ones |= {n for n in numbers if n.startswith(("b", "db")) and n.endswith("_o")}
     plain = {"K", "CHOICES", "PARTS", "indices_t", "weights_t"}
     rest = frozenset(n for n, _ in kernel.signature if n not in ones and n not in plain)
@@ -168,8 +170,8 @@ def _spec(
 
 def _stages(label: str, spec: MoeSpec, rows: int, hidden: int, firsts: int = 1) -> Iterator[Entry]:
     dtype = spec.product_dtype
-    own = [Matrix(rows, 2048, dtype)] * firsts
-    matrices = [*own, Matrix(2048, hidden, dtype)]
+    own = [Matrix(rows, 2048, dtype, "i")] * firsts
+    matrices = [*own, Matrix(2048, hidden, dtype, "i")]
     biases = [dtype for has in spec.biases if has]
     layout = layout_of(spec, dtype, dtype, matrices, biases)
     label = f"{label}, {_name(dtype)}"

@@ -25,6 +25,9 @@ class Config:
         num_stages: depth of the software pipeline.
         parts: of the columns that are worked on one after the other once they are added up, so
             that fewer registers are in use; one or two.
+        tma: matrices that lie as descriptors want them are loaded through those.
+        persistent: programs to a processor, each of which goes from tile to tile; 0: every tile
+            has a program.
     """
 
     block_m: int
@@ -34,6 +37,8 @@ class Config:
     num_stages: int = 3
     group: int = 8
     parts: int = 1
+    tma: bool = False
+    persistent: int = 0
 
 
 INTERPRETED = Config(16, 32, 32, group=2, parts=2)

@@ -67,16 +67,25 @@ def up_text(layout: Layout, config: Config, keep: bool, hidden: bool = True) -> 
         "up", "Tokens times the first matrices of their experts, and the activation.", layout,
         config, arguments, ("K", *numbers),
     )  # fmt: skip
-    write = text.write
-    text.tile_of_expert(layout.hidden)
+    for p in range(layout.last):
+        text.describe(p, config.block_n, config.block_k)
+    with text.tiles_of_experts(layout.hidden):
+        _up(text, keep, hidden)
+    return text
+
+
+def _up(text: Text, keep: bool, hidden: bool) -> None:
+    """The tile of `up_text`."""
+    write, layout, config, spec = text.write, text.layout, text.config, text.layout.spec
     first_tensors(text)
     in_columns = beyond("column", layout.hidden, config.block_n, "")
     write(f"inner = tl.arange(0, {config.block_k})")
     write("at_x = x + token[:, None] * x_t + inner[None, :] * x_d")
     for i, c in enumerate(layout.columns):
-        rows = f"({c.start} + column{f' * {c.step}' if c.step > 1 else ''})"
-        write(f"at_m{i} = m{c.product}_own + {rows}[None, :] * m{c.product}_o"
-              f" + inner[:, None] * m{c.product}_i")  # fmt: skip
+        if not text.is_described(c):
+            rows = f"({c.start} + column{f' * {c.step}' if c.step > 1 else ''})"
+            write(f"at_m{i} = m{c.product}_own + {rows}[None, :] * m{c.product}_o"
+                  f" + inner[:, None] * m{c.product}_i")  # fmt: skip
         text.zeros(f"sum_{i}", config.block_m, config.block_n)
     with write.block(f"for first_d in range(0, {layout.features}, {config.block_k}):"):
         there = beyond("first_d + inner", layout.features, config.block_k, "")
@@ -85,8 +94,13 @@ def up_text(layout: Layout, config: Config, keep: bool, hidden: bool = True) -> 
         for i, c in enumerate(layout.columns):
             masks = [f"{there}[:, None]" if there else None,
                      f"{in_columns}[None, :]" if in_columns else None]  # fmt: skip
-            at = f"at_m{i} + first_d * m{c.product}_i"
-            write(f"tile_m{i} = {text.load(at, layout.matrices[c.product], masks)}")
+            if text.is_described(c):
+                first = f"{c.start} + first_column"
+                tile = text.described_tile(c.product, first, "first_d", "io")
+            else:
+                at = f"at_m{i} + first_d * m{c.product}_i"
+                tile = text.load(at, layout.matrices[c.product], masks)
+            write(f"tile_m{i} = {tile}")
             text.dot("tile_x", f"tile_m{i}", f"sum_{i}")
     mask = "in_rows[:, None]" + (f" & {in_columns}[None, :]" if in_columns else "")
     if spec.weights_first:
@@ -102,7 +116,6 @@ def up_text(layout: Layout, config: Config, keep: bool, hidden: bool = True) -> 
         at = f"hidden + row64[:, None] * {layout.hidden} + column[None, :]"
         write(f"tl.store({at}, {result.text}, mask={mask})")
     text.functions |= emitter.functions
-    return text
 
 
 def at_saved(layout: Layout, column: int, name: str = "saved") -> str:
@@ -156,19 +169,23 @@ def down_text(layout: Layout, config: Config) -> Text:
         "down", "Hidden columns times the last matrix of their expert, and the weight.", layout,
         config, arguments, ("K", *numbers),
     )  # fmt: skip
-    write = text.write
-    text.tile_of_expert(layout.width)
+    text.describe(p, config.block_n, config.block_k)
+    with text.tiles_of_experts(layout.width):
+        _down(text)
+    return text
+
+
+def _down(text: Text) -> None:
+    """The tile of `down_text`."""
+    write, layout, config = text.write, text.layout, text.config
+    spec, p = layout.spec, layout.last
     text.matrix(f"m{p}")
     rows_times_matrix(
         text,
         a=f"hidden + row64[:, None] * {layout.hidden} + inner[None, :]",
         a_step="first_i",
         a_dtype=layout.dtype,
-        b=f"m{p}_own + column[None, :] * m{p}_o + inner[:, None] * m{p}_i",
-        b_step=f"first_i * m{p}_i",
-        b_dtype=layout.matrices[p],
-        inner=layout.hidden,
-        columns=layout.width,
+        axes="io",
         guard_rows=True,
     )
     in_columns = beyond("column", layout.width, config.block_n, "")
@@ -184,43 +201,40 @@ def down_text(layout: Layout, config: Config) -> Text:
     mask = "in_rows[:, None]" + (f" & {in_columns}[None, :]" if in_columns else "")
     write(f"at_y = y + choice.to(tl.int64)[:, None] * {layout.width} + column[None, :]")
     write(f"tl.store(at_y, {text.stored(value, spec.dtype)}, mask={mask})")
-    return text
 
 
 def rows_times_matrix(
-    text: Text,
-    *,
-    a: str,
-    a_step: str,
-    a_dtype: torch.dtype,
-    b: str,
-    b_step: str,
-    b_dtype: torch.dtype,
-    inner: int,
-    columns: int,
-    guard_rows: bool = False,
+    text: Text, *, a: str, a_step: str, a_dtype: torch.dtype, axes: str, guard_rows: bool = False
 ) -> None:
-    """`total` = a tile of rows times a tile of columns, in fp32.
+    """`total` = a tile of rows times a tile of the last product's matrix, in fp32.
 
     Args:
         text: of the kernel.
-        a, b: where the first tiles are, over `row`, `inner` and `column`.
-        a_step, b_step: what is added to that for the tiles from `first_i` on.
-        a_dtype, b_dtype: of what is there.
-        inner: size of the dimension that is added up.
-        columns: how many there are.
+        a: where the first tile of rows is, over `row` and `inner`.
+        a_step: what is added to that for the tile from `first_i` on.
+        a_dtype: of what is there.
+        axes: of the tile of the matrix; the first one is added up.
         guard_rows: whether rows beyond the last one may be out of memory.
     """
-    write, config = text.write, text.config
+    write, config, layout, p = text.write, text.config, text.layout, text.layout.last
+    inner, columns = (layout.width if axis == "o" else layout.hidden for axis in axes)
     write(f"inner = tl.arange(0, {config.block_k})")
     write(f"at_a = {a}")
-    write(f"at_b = {b}")
+    if p not in text.described:
+        own = f"inner[:, None] * m{p}_{axes[0]} + column[None, :] * m{p}_{axes[1]}"
+        write(f"at_b = m{p}_own + {own}")
     text.zeros("total", config.block_m, config.block_n)
     in_columns = beyond("column", columns, config.block_n, "[None, :]")
     with write.block(f"for first_i in range(0, {inner}, {config.block_k}):"):
         there = beyond("first_i + inner", inner, config.block_k, "")
         of_a = [f"{there}[None, :]" if there else None, "in_rows[:, None]" if guard_rows else None]
-        of_b = [f"{there}[:, None]" if there else None, in_columns]
         write(f"tile_a = {text.load(f'at_a + {a_step}', a_dtype, of_a)}")
-        write(f"tile_b = {text.load(f'at_b + {b_step}', b_dtype, of_b)}")
+        if p in text.described:
+            first = {axes[0]: "first_i", axes[1]: "first_column"}
+            tile = text.described_tile(p, first["o"], first["i"], axes)
+        else:
+            of_b = [f"{there}[:, None]" if there else None, in_columns]
+            at = f"at_b + first_i * m{p}_{axes[0]}"
+            tile = text.load(at, layout.matrices[p], of_b)
+        write(f"tile_b = {tile}")
         text.dot("tile_a", "tile_b", "total")

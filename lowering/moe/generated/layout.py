@@ -39,6 +39,8 @@ class Layout:
         sizes: rows of each product's matrix; those of the last are features of the result.
         columns: what the inputs of the activation are made of.
         matrices, biases: dtypes, product by product; None where nothing is added.
+        along: of each product, what lies beside each other in memory, in rows at multiples of 16
+            bytes: `i`, a row of a matrix; `o`, a column of it; nothing where neither is known.
         precision: of products in fp32.
         interpreted: the kernels run in Triton's interpreter.
     """
@@ -52,6 +54,7 @@ class Layout:
     columns: tuple[Column, ...]
     matrices: tuple[torch.dtype, ...]
     biases: tuple[torch.dtype | None, ...]
+    along: tuple[str, ...]
     precision: str = "ieee"
     interpreted: bool = False
 
@@ -70,6 +73,10 @@ class Layout:
         """In which tiles are multiplied."""
         return self.spec.product_dtype
 
+    def inner(self, product: int) -> int:
+        """Columns of a product's matrix."""
+        return self.hidden if product == self.last else self.features
+
     def covered(self, product: int) -> bool:
         """Whether the activation reads every row of a first product."""
         own = sum(c.product == product for c in self.columns)
@@ -78,11 +85,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A product's matrix of one expert, `(rows, columns)`; sizes may be symbols."""
+    """A product's matrix of one expert, `(rows, columns)`; sizes may be symbols. See `Layout` for
+    `along`."""
 
     rows: Any
     columns: Any
     dtype: torch.dtype
+    along: str = ""
 
 
 def layout_of(
@@ -127,6 +136,7 @@ def layout_of(
         columns,
         tuple(m.dtype for m in matrices),
         tuple(next(found) if has else None for has in spec.biases),
+        tuple(m.along for m in matrices),
         precision,
         interpreted,
     )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fuser.torch_private import hint, known_true
 
-from ...triton.launch import Target, run, target_of
+from ...triton.launch import Target, describable, run, target_of
 from ..experts import Experts, accumulating, is_choice
+from . import tune
 from .build import build
 from .catalogue import record
 from .config import Config, choose
@@ -78,7 +79,8 @@ class Problem:
 
     def config(self, stage: str) -> Config:
         """How a stage is cut."""
-        return choose(stage, self.layout, self.target.arch, self._each)
+        found = tune.lookup(self, stage)
+        return found or choose(stage, self.layout, self.target.arch, self._each)
 
     # -- stages
 
@@ -188,12 +190,13 @@ class Problem:
             numbers: its own numbers.
         """
         record(self.layout, stage, arguments, self._each)
-        kernel = build(self.layout, stage, arguments, self.config(stage), self.origin)
+        config = self.config(stage)
+        kernel = build(self.layout, stage, arguments, config, self.origin)
         values: dict[str, Any] = {"K": self.choices, **numbers, **given}
         for name, _ in kernel.signature:
             if name not in values:
                 values[name] = _stride(name, given)
-        run(kernel, (programs,), values)
+        run(kernel, (programs,), values, scratch_on=self.x.device if config.tma else None)
 
     def _rows(self, places: Places) -> dict[str, Tensor]:
         return {
@@ -217,7 +220,10 @@ class Problem:
         partial: Any = torch.sym_min(self.rows, self.layout.spec.experts)
         tiles = self.rows // config.block_m + partial
         strips = -(-tiles // config.group)
-        return strips * config.group * -(-columns // config.block_n)
+        programs: Any = strips * config.group * -(-columns // config.block_n)
+        if config.persistent:
+            return torch.sym_min(programs, config.persistent * self.target.processors)
+        return programs
 
     def _by_token(self, rows: Tensor) -> Tensor:
         """Sums over the choices of each token. A choice of no expert is dropped, or, where eager
@@ -266,9 +272,12 @@ def problem(x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origi
 
 
 def _matrix(tensor: Tensor) -> Matrix:
-    """Where a size is a symbol, `int` guards it."""
+    """Where a size is a symbol, `int` guards it. A matrix that an expert has for itself needs no
+    `along`: there is no descriptor for several."""
     *_, rows, columns = tensor.shape
-    return Matrix(int(rows), int(columns), tensor.dtype)
+    views = {"i": tensor, "o": tensor.mT} if tensor.ndim == 3 else {}
+    along = next((axis for axis, view in views.items() if describable(view)), "")
+    return Matrix(int(rows), int(columns), tensor.dtype, along)
 
 
 def _alike(tensors: Sequence[Tensor], each: int) -> list[Tensor]:

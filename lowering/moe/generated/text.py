@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from ...triton.kernel import Kernel, pointer
 from ...triton.source import Source
 from ...triton.trace import Input, trace, trace_gradient
 from .config import Config
-from .layout import Layout
+from .layout import Column, Layout
 
 I32, FP32 = pointer(torch.int32), pointer(torch.float32)
 
@@ -42,6 +43,8 @@ class Text:
     numbers: Sequence[str] = ()
     write: Source = field(default_factory=Source)
     functions: set[str] = field(default_factory=set[str])
+    described: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    """Products whose matrices are loaded through a descriptor, with rows and columns of a tile."""
 
     def kernel(self, origin: str) -> Kernel:
         """The finished kernel."""
@@ -58,26 +61,47 @@ class Text:
 
     # -- where a program is
 
-    def tile_of_expert(self, columns: int) -> None:
-        """Which rows and columns a program owns: `expert`, `row`, `in_rows`, `choice`, `token` and
-        `column`. Tiles of rows are counted expert by expert; who has none ends at once."""
+    @contextmanager
+    def tiles_of_experts(self, columns: int) -> Generator[None]:
+        """Within the block a program has a tile: rows of one `expert` (`row`, `in_rows`, `choice`
+        and `token`), and columns (`first_column`, `column`), the `share`-th ones.
+
+        Tiles of rows are counted expert by expert. A program goes from one to another, or has one,
+        and ends at once where that is not there.
+        """
         write, config = self.write, self.config
-        across = -(-columns // config.block_n)
-        write(f"strip = tl.program_id(0) // {config.group * across}")
-        write(f"within = tl.program_id(0) % {config.group * across}")
-        write(f"tile = strip * {config.group} + within % {config.group}")
-        self.find_expert("tile")
-        with write.block("if tile >= tiles:"):
-            write("return")
+        across, group = -(-columns // config.block_n), config.group
+        self.count_tiles()
+        if config.persistent:
+            everything = f"tl.program_id(0), tiles * {across}, tl.num_programs(0)"
+            with write.block(f"for number in range({everything}):"):
+                write(f"strip = number // {group * across}")
+                write(f"high = tl.minimum(tiles - strip * {group}, {group})")
+                self._own("number", across, "high")
+                yield
+            return
+        write(f"strip = tl.program_id(0) // {group * across}")
+        self._own("tl.program_id(0)", across, str(group))
+        yield
+
+    def _own(self, number: str, across: int, high: str) -> None:
+        """The rows and columns of a tile by its number; a strip has `high` tiles of rows."""
+        write, config = self.write, self.config
+        write(f"within = {number} % {config.group * across}")
+        write(f"tile = strip * {config.group} + within % {high}")
+        if not config.persistent:
+            with write.block("if tile >= tiles:"):
+                write("return")
+        self.find_expert()
         write(f"row = start + (tile - before) * {config.block_m} + tl.arange(0, {config.block_m})")
         write("in_rows = row < end")
-        write(f"column = within // {config.group} * {config.block_n} + "
-              f"tl.arange(0, {config.block_n})")  # fmt: skip
+        write(f"share = within // {high}")
+        write(f"first_column = share * {config.block_n}")
+        write(f"column = first_column + tl.arange(0, {config.block_n})")
         self.choices()
 
-    def find_expert(self, tile: str) -> None:
-        """`expert` of a tile of rows, `start` and `end` of its places, `before` it and `tiles` of
-        all experts."""
+    def count_tiles(self) -> None:
+        """Tiles of rows: by expert the `last` one, and how many `tiles` there are."""
         write, count = self.write, self.layout.spec.experts
         width = power_of_two(count)
         there = f", mask=experts < {count}, other=0" if width > count else ""
@@ -87,8 +111,12 @@ class Text:
         block = self.config.block_m
         write(f"last = tl.cumsum((own + {block - 1}) // {block}, 0)")
         write("tiles = tl.max(last, 0)")
-        write(f"expert = tl.minimum(tl.sum((last <= {tile}).to(tl.int32), 0), {count - 1})")
-        write(f"before = tl.max(tl.where(last <= {tile}, last, 0), 0)")
+
+    def find_expert(self) -> None:
+        """`expert` of a `tile`, `start` and `end` of its places, and the tiles `before` it."""
+        write, count = self.write, self.layout.spec.experts
+        write(f"expert = tl.minimum(tl.sum((last <= tile).to(tl.int32), 0), {count - 1})")
+        write("before = tl.max(tl.where(last <= tile, last, 0), 0)")
         write("start = tl.load(starts + expert)")
         write("end = tl.load(starts + expert + 1)")
 
@@ -110,6 +138,52 @@ class Text:
             write(f"{name}_own = tl.where(expert == {e}, {name}_{e}, {name}_own)")
 
     # -- tiles
+
+    def describe(self, product: int, rows: int, columns: int) -> None:
+        """A descriptor for tiles of a product's matrices, where there is to be one.
+
+        Beyond the last row and column it gives zeros.
+
+        Args:
+            product: whose.
+            rows, columns: of a tile.
+        """
+        layout = self.layout
+        if not self.config.tma or layout.spec.separate or not layout.along[product]:
+            return
+        self.described[product] = rows, columns
+        name, (a, b) = f"m{product}", self._memory_order(product)
+        size = {"o": layout.sizes[product], "i": layout.inner(product)}
+        tile = {"o": rows, "i": columns}
+        shape = f"[{layout.spec.experts}, {size[a]}, {size[b]}]"
+        self.write(f"{name}_tiles = tl.make_tensor_descriptor(")
+        self.write(f"    {name}, {shape}, [{name}_e, {name}_{a}, 1], [1, {tile[a]}, {tile[b]}]")
+        self.write(")")
+
+    def described_tile(self, product: int, row: str, column: str, axes: str) -> str:
+        """An expression for a tile of a product's matrix, as an operand.
+
+        Args:
+            product: whose; it is `described`.
+            row, column: its first ones.
+            axes: of the tile, `oi` or `io`.
+        """
+        order = self._memory_order(product)
+        first = dict(zip("oi", (row, column), strict=True))
+        size = dict(zip("oi", self.described[product], strict=True))
+        (a, b), matrices = order, f"m{product}_tiles"
+        tile = f"{matrices}.load([expert, {first[a]}, {first[b]}]).reshape([{size[a]}, {size[b]}])"
+        tile = tile if order == axes else f"tl.trans({tile})"
+        return self.operand(tile, self.layout.matrices[product])
+
+    def is_described(self, column: Column) -> bool:
+        """Whether rows of a first matrix are loaded through a descriptor: those of a described one
+        that are beside each other, from where a descriptor may begin."""
+        aligned = column.start * self.layout.matrices[column.product].itemsize % 16 == 0
+        return column.product in self.described and column.step == 1 and aligned
+
+    def _memory_order(self, product: int) -> str:
+        return "oi" if self.layout.along[product] == "i" else "io"
 
     def operand(self, text: str, dtype: torch.dtype) -> str:
         """A tile that was loaded, or computed in fp32, as an operand of a product."""

@@ -1,0 +1,135 @@
+"""Rows in the order of their experts, and products with the tensors of those.
+
+Where experts have few rows each, all are multiplied at once, with rows of zeros for those that have
+fewer than others; else one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Targets: TypeAlias = "Sequence[Tensor | None]"
+"""Gradients to be filled in, where they are wanted."""
+ROWS = 256
+"""Up to so many rows of every expert, products of all experts at once are faster than one after the
+other."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows of each expert, one after the other; behind them those of none.
+
+    Attributes:
+        ends: by expert, the place after its last row.
+    """
+
+    ends: Sequence[int]
+
+    @property
+    def count(self) -> int:
+        """Rows of all experts."""
+        return self.ends[-1]
+
+    def each(self) -> Iterator[tuple[int, slice]]:
+        """Experts that have rows, and their places."""
+        start = 0
+        for expert, end in enumerate(self.ends):
+            if end > start:
+                yield expert, slice(start, end)
+            start = end
+
+    @cached_property
+    def longest(self) -> int:
+        """Rows of the expert that has the most."""
+        return max((run.stop - run.start for _, run in self.each()), default=0)
+
+    @cached_property
+    def together(self) -> bool:
+        """Whether to multiply all experts at once: most of them have rows, and few each."""
+        return 2 * sum(1 for _ in self.each()) > len(self.ends) and self.longest <= ROWS
+
+    @cached_property
+    def expert(self) -> Tensor:
+        """By place, its expert."""
+        return torch.repeat_interleave(torch.tensor([0, *self.ends]).diff())
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """By place, the number of its row where every expert has as many as `longest`."""
+        first = torch.tensor([0, *self.ends[:-1]])
+        shift = torch.arange(len(self.ends)) * self.longest - first
+        return torch.arange(self.count) + shift[self.expert]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """`(E, longest, ...)`."""
+        padded = rows.new_zeros(len(self.ends) * self.longest, rows.shape[1])
+        padded.index_copy_(0, self.padded, rows[: self.count])
+        return padded.unflatten(0, (-1, self.longest))
+
+    # -- products; the tensors of all experts are one, or one each
+
+    def times(self, rows: Tensor, matrices: Sequence[Tensor], *, turned: bool) -> Tensor:
+        """Rows times the matrices of their experts.
+
+        Args:
+            rows: `(R, in)`, by place.
+            matrices: one `(E, in, out)`, or `(in, out)` each.
+            turned: of matrices `(out, in)`.
+
+        Returns:
+            `(R, out)`, with zeros for rows of no expert.
+        """
+        matrices = [m.to(rows.dtype) for m in matrices] if len(matrices) == 1 else matrices
+        matrices = [m.mT for m in matrices] if turned else matrices
+        out = rows.new_empty(len(rows), matrices[0].shape[-1])
+        out[self.count :] = 0
+        if len(matrices) == 1 and self.together:
+            found = torch.bmm(self.pad(rows), matrices[0]).flatten(0, 1)
+            torch.index_select(found, 0, self.padded, out=out[: self.count])
+            return out
+        for expert, run in self.each():
+            torch.mm(rows[run], _own(matrices, expert).to(rows.dtype), out=out[run])
+        return out
+
+    def add(self, rows: Tensor, biases: Sequence[Tensor]) -> None:
+        """Adds what experts add to a product, one `(E, out)` or `(out,)` each, to its rows."""
+        for expert, run in self.each():
+            rows[run] += _own(biases, expert).to(rows.dtype)
+
+    def outer(self, a: Tensor, b: Tensor, targets: Targets) -> None:
+        """Fills `targets`, one `(E, m, n)` or `(m, n)` each, with aᵀb over each expert's rows."""
+        if len(targets) == 1 and self.together and targets[0] is not None:
+            targets[0].copy_(torch.bmm(self.pad(a).mT, self.pad(b)))
+            return
+        for target, run in self._filled(targets):
+            if target.dtype is a.dtype:
+                torch.mm(a[run].t(), b[run], out=target)
+            else:
+                target.copy_(a[run].t() @ b[run])
+
+    def total(self, rows: Tensor, targets: Targets) -> None:
+        """Fills `targets`, one `(E, m)` or `(m,)` each, with sums over each expert's rows."""
+        for target, run in self._filled(targets):
+            target.copy_(rows[run].sum(0))
+
+    def _filled(self, targets: Targets) -> Iterator[tuple[Tensor, slice]]:
+        """Targets of experts that have rows; the others become zero."""
+        wanted = [t for t in targets if t is not None]
+        runs = dict(self.each())
+        for expert in range(len(self.ends) if wanted else 0):
+            target = _own(wanted, expert) if len(targets) == 1 else targets[expert]
+            if target is not None and expert in runs:
+                yield target, runs[expert]
+            elif target is not None:
+                target.zero_()
+
+
+def _own(tensors: Sequence[Tensor], expert: int) -> Tensor:
+    """What one expert has."""
+    return tensors[0][expert] if len(tensors) == 1 else tensors[expert]

@@ -1,0 +1,26 @@
+"""How much is tried: `make test` takes some of the many variants, `FUSER_EVERY=1` takes all."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EVERY = os.environ.get("FUSER_EVERY") == "1"
+
+
+def some(cases: Sequence[T], each: int, start: int = 0) -> Sequence[T]:
+    """Every so many of the cases, from `start` on; all of them under `FUSER_EVERY`."""
+    return cases if EVERY else cases[start::each]
+
+
+def crossed(first: Iterable[Any], *others: Iterable[Any]) -> Sequence[tuple[Any, ...]]:
+    """Each value of the first axis with one combination of the others, by turns; under
+    `FUSER_EVERY`, with all of them."""
+    if EVERY:
+        return [*itertools.product(first, *others)]
+    turns = itertools.cycle(itertools.product(*others))
+    return [(one, *more) for one, more in zip(first, turns, strict=False)]
