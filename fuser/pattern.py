@@ -77,6 +77,8 @@ class Match:
             its output, instead of `result` and `dims`.
         lesser: a smaller region for the same, where this one is not sound or another rewrite has a
             part of it.
+        any_size: sizes of what it reads and gives may be counted while running: of those that must
+            be equal that is proved, and the replacement takes any, zero too.
     """
 
     pattern: str
@@ -97,7 +99,7 @@ class Match:
     keeps_result: bool = True
     parts: tuple[tuple[Dims, Dims], ...] = ()
     lesser: Callable[[], Match] | None = None
-    lesser: Callable[[], Match] | None = None
+    any_size: bool = False
 
 
 @dataclass(frozen=True)

@@ -100,22 +100,36 @@ def pull_contraction(op: Op, node: Node, dims: Dims) -> Contraction:
 
 def is_contraction(op: Op) -> bool:
     """A product of two tensors that `pull_contraction` understands."""
-    if op.kind is not Kind.CONTRACT:
-        return False
-    return op.name != "einsum" or (
-        isinstance(op.args.get("equation"), str) and len(op.args.get("operands", ())) == 2
-    )
+    return op.kind is Kind.CONTRACT and (op.name != "einsum" or is_einsum(op, 2))
+
+
+def is_einsum(op: Op, operands: int) -> bool:
+    """Whether it is an einsum of so many tensors."""
+    known = op.name == "einsum" and isinstance(op.args.get("equation"), str)
+    return known and len(op.args.get("operands", ())) == operands
 
 
 def _pull_einsum(op: Op, dims: Dims) -> Contraction:
-    a, b = op.args["operands"]
-    terms, out = _einsum_terms(op.args["equation"], [len(value(x).shape) for x in (a, b)])
+    (a, b), inner = pull_einsum(op, dims)
+    return Contraction(*a, *b, inner)
+
+
+def pull_einsum(op: Op, dims: Dims) -> tuple[list[tuple[Node, Dims]], Dim]:
+    """The operands of an einsum with their axes, and those that are added up, each of which two
+    operands have at least.
+
+    Raises:
+        Unproven: it is more than a sum of products of different indices.
+    """
+    operands = op.args["operands"]
+    terms, out = _einsum_terms(op.args["equation"], [len(value(x).shape) for x in operands])
     if len(set(out)) != len(out):
         raise Unproven("an einsum that repeats an index in its result")
     axes: dict[str, Dim] = dict(zip(out, resolve(dims), strict=True))
-    inner_names = [n for n in terms[0] if n in terms[1] and n not in axes]
+    named = [name for names in terms for name in names]
+    inner_names = [n for n in dict.fromkeys(named) if named.count(n) > 1 and n not in axes]
     sizes: dict[str, Any] = {}
-    for operand, names in zip((a, b), terms, strict=True):
+    for operand, names in zip(operands, terms, strict=True):
         if len(set(names)) != len(names):
             raise Unproven("an einsum that takes a diagonal")
         if any(n not in axes and n not in inner_names for n in names):
@@ -129,9 +143,9 @@ def _pull_einsum(op: Op, dims: Dims) -> Contraction:
             broadcast((axes[name],), (size,))[0]
             for name, size in zip(names, value(operand).shape, strict=True)
         )
-        for operand, names in zip((a, b), terms, strict=True)
+        for operand, names in zip(operands, terms, strict=True)
     ]
-    return Contraction(a, pulled[0], b, pulled[1], leaves([axes[n] for n in inner_names]))
+    return [*zip(operands, pulled, strict=True)], leaves([axes[n] for n in inner_names])
 
 
 def _einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:

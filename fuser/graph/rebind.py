@@ -16,7 +16,7 @@ from .ops import Kind, value
 from .view import GraphView
 
 _WRITERS = (Kind.POINTWISE, Kind.DROPOUT)
-_ADDS_ROWS = "index_add"
+_ADDS_ROWS = ("index_add", "scatter_add")
 
 Rebound = list[tuple[Node, Any, Any]]
 """Nodes that were changed, in order, with the arguments that they had."""
@@ -27,7 +27,7 @@ def rebind(view: GraphView) -> Rebound:
     changed: Rebound = []
     for writer in view.nodes:
         op = view.op(writer)
-        if not op.inplace or (op.kind not in _WRITERS and op.name != _ADDS_ROWS):
+        if not op.inplace or (op.kind not in _WRITERS and op.name not in _ADDS_ROWS):
             continue
         target = op.args.get("input")
         if not isinstance(target, Node) or not _is_itself(target, writer):

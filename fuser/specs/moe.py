@@ -42,6 +42,13 @@ class MoeSpec:
     a token at each place, and `dispatch: (T, E, C)`, not zero where it was sent, instead of indices
     and weights, which follow from them. A choice for which a token has no place is dropped: its
     index is E.
+
+    Where rows come in `runs`, one for each expert, a token is a row and has one choice, which
+    follows from `ends: (E,)`, integers, instead of indices: expert e has the rows from
+    `ends[e - 1]`, or zero, up to `ends[e]`. Instead of `ends` there may be `counts`, of which they
+    are the sums so far. `weights: (T, 1)` may be missing. Rows of no run give zeros. Ends do not
+    decrease: where they do, PyTorch's grouped product lets a later run replace what an earlier one
+    gave on a CPU, as plain lowerings do, and is undefined on a GPU, as generated kernels are.
     """
 
     experts: int
@@ -65,6 +72,8 @@ class MoeSpec:
     """To how many experts a token is sent at the most, where there are places; else 0."""
     scale: float = 1.0
     """Of the result; operators are given weights that have it, or their result gets it."""
+    runs: bool = False
+    """Rows are sorted by their experts already. Implies `dropping`."""
 
     @property
     def products(self) -> int:
@@ -96,6 +105,7 @@ class MoeSpec:
             **({"dropping": True} if self.dropping else {}),
             **({"sent": self.sent} if self.sent else {}),
             **({"scale": self.scale.hex()} if self.scale != 1 else {}),
+            **({"runs": True} if self.runs else {}),
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -114,4 +124,5 @@ class MoeSpec:
             data.get("dropping", False),
             data.get("sent", 0),
             float.fromhex(data.get("scale", "0x1p0")),
+            data.get("runs", False),
         )

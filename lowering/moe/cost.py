@@ -35,7 +35,7 @@ def _sizes(call: Call) -> tuple[int, int] | None:
     """Tokens, and the choices of each, as far as they are known."""
     spec: MoeSpec = call.spec
     tokens = size(call, "x", 0)
-    choices = spec.sent or size(call, "indices", 1)
+    choices = 1 if spec.runs else spec.sent or size(call, "indices", 1)
     return None if tokens is None or choices is None else (tokens, choices)
 
 

@@ -140,6 +140,15 @@ def from_the_start(indices: Tensor, experts: int) -> Tensor:
     return torch.where(indices < 0, indices + experts, indices)
 
 
+def owners(ends: Tensor, rows: int) -> Tensor:
+    """Which expert's run each row is in, `(rows, 1)`; E where it is in none."""
+    at = torch.arange(rows, device=ends.device).unsqueeze(1)
+    inside = (F.pad(ends[:-1], (1, 0)) <= at) & (at < ends)
+    numbers = torch.arange(1, ends.shape[0] + 1, device=ends.device)
+    last = (inside * numbers).amax(1, keepdim=True)
+    return torch.where(last > 0, last - 1, ends.shape[0])
+
+
 def numbered(indices: Tensor, experts: int, dropping: bool) -> Tensor:
     """Indices of experts from the start; `experts` for choices that are dropped.
 

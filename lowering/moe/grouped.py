@@ -72,7 +72,7 @@ def sorted_product(
     Returns:
         `(R, out)`, with zeros for rows behind the last end.
     """
-    runs = Runs(ends.tolist())
+    runs = Runs.of(ends, len(rows))
     out = runs.times(rows, matrices, turned=turned)
     if biases:
         runs.add(out, biases)
@@ -94,7 +94,7 @@ def sorted_gradients(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of the matrices and biases of `sorted_product`, where `needs` says so."""
-    runs, tensors = Runs(ends.tolist()), (*matrices, *biases)
+    runs, tensors = Runs.of(ends, len(rows)), (*matrices, *biases)
     found = [torch.empty_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
     runs.outer(grad, rows, found[: len(matrices)])
     runs.total(grad, found[len(matrices) :])
@@ -141,8 +141,11 @@ def grouped_moe(
         IndexError: an index is of no expert, and none may be dropped.
     """
     of = spec_of(spec)
-    known = is_choice(indices, of) if of.dropping else None
-    places = Places(*sort_choices(indices, of.experts, of.dropping), known)
+    if of.runs:
+        places = Places.of_runs(indices, x.shape[0])
+    else:
+        known = is_choice(indices, of) if of.dropping else None
+        places = Places(*sort_choices(indices, of.experts, of.dropping), known)
 
     def product(rows: Tensor, p: int) -> Tensor:
         own = of_product(of, matrices, p)

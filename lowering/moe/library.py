@@ -26,7 +26,7 @@ from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ..triton.launch import target_of
 from .composite import Places, compose
 from .cost import LIBRARY
-from .experts import accumulating, is_choice, spec_of
+from .experts import accumulating, is_choice, owners, spec_of
 from .operators import OPERANDS, emit
 
 ALIGNED = 16
@@ -46,14 +46,11 @@ def library_moe(
     A choice of no expert is dropped, or, where indexing by it would stop, gives NaN.
     """
     of = spec_of(spec)
-    experts, known = indices.long(), is_choice(indices, of)
-    experts = torch.where(experts < 0, experts + of.experts, experts)
-    flat = torch.where(known, experts, of.experts).reshape(-1)  # the others come last
-    order = flat.argsort(stable=True)
-    chosen = flat[order]
-    numbers = torch.arange(of.experts, dtype=chosen.dtype, device=chosen.device)
-    ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
-    places = Places(order, order.argsort(), ends, known)
+    if of.runs:
+        chosen = owners(indices, x.shape[0]).squeeze(1)
+        places = Places.of_runs(indices.int(), x.shape[0])
+    else:
+        chosen, places = _sorted(indices, of)
     owner = chosen.clamp(0, of.experts - 1)
 
     def kept(rows: Tensor) -> Tensor:
@@ -63,13 +60,25 @@ def library_moe(
     def product(rows: Tensor, p: int) -> Tensor:
         dtype = rows.dtype
         matrix = matrices[p].to(dtype).transpose(-1, -2)
-        made = kept(F.grouped_mm(kept(rows), matrix, offs=ends))
+        made = kept(F.grouped_mm(kept(rows), matrix, offs=places.ends))
         if not of.biases[p]:
             return made
         bias = biases[sum(of.biases[:p])].to(accumulating(dtype))  # so is its gradient added up
         return kept((made + bias[owner]).to(dtype))
 
     return compose(of, x, weights, places, product, 0.0 if of.dropping else torch.nan)
+
+
+def _sorted(indices: Tensor, of: MoeSpec) -> tuple[Tensor, Places]:
+    """The expert at each place, E for choices of none, which come last; and the places."""
+    experts, known = indices.long(), is_choice(indices, of)
+    experts = torch.where(experts < 0, experts + of.experts, experts)
+    flat = torch.where(known, experts, of.experts).reshape(-1)
+    order = flat.argsort(stable=True)
+    chosen = flat[order]
+    numbers = torch.arange(of.experts, dtype=chosen.dtype, device=chosen.device)
+    ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
+    return chosen, Places(order, order.argsort(), ends, known)
 
 
 torch.library.define(

@@ -78,6 +78,8 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
     if spec.sent:
         indices, weights = _sent(builder, place, spec)
+    elif spec.runs:
+        indices, weights = _ends(builder, place), _of_rows(builder, place, spec.dtype)
     else:
         weights = _weights(builder, place, spec.dtype)
         indices = place["indices"]
@@ -118,6 +120,23 @@ def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[N
     indices = builder.call(torch.where, kept, chosen, spec.experts)
     dense = builder.call(torch.sum, place["combine"], -1)
     return indices, builder.call(torch.gather, dense, 1, chosen)
+
+
+def _ends(builder: Builder, place: Mapping[str, Node]) -> Node:
+    """Where the runs of experts end, `(E,)`."""
+    counts = place.get("counts")
+    return place["ends"] if counts is None else builder.method("cumsum", counts, 0)
+
+
+def _of_rows(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
+    """The product of all factors of rows, `(T, 1)`; ones where there are none."""
+    column = builder.method("narrow", place["x"], 1, 0, 1)
+    factor = _product(builder, place, "weights")
+    if factor is None:
+        return builder.call(torch.ones_like, column, dtype=dtype)
+    if not value(factor).is_floating_point():
+        factor = builder.method("to", factor, dtype=dtype)
+    return builder.method("expand_as", factor, column)
 
 
 def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:

@@ -15,7 +15,7 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import differentiable
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
-from .experts import Experts, accumulating, apply, numbered
+from .experts import Experts, accumulating, apply, numbered, owners
 from .operators import define, emit
 
 WORK = 10.0
@@ -27,13 +27,15 @@ def mix(experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor
     Args:
         experts: their weights.
         x: `(T, D)`.
-        indices: `(T, K)`, of experts.
+        indices: `(T, K)`, of experts; or the ends of runs.
         weights: `(T, K)`.
 
     Returns:
         `(T, Dout)`.
     """
     spec = experts.spec
+    if spec.runs:
+        indices = owners(indices, x.shape[0])
     indices = numbered(indices, spec.experts, spec.dropping)
     out = x.new_zeros(x.shape[0], experts.width, dtype=accumulating(spec.dtype))
     for expert in range(spec.experts):

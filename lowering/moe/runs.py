@@ -31,10 +31,16 @@ class Runs:
 
     ends: Sequence[int]
 
+    @staticmethod
+    def of(ends: Tensor, rows: int) -> Runs:
+        """Those of so many rows; where ends decrease, a run may have rows of one before it, of
+        which it replaces what that gave."""
+        return Runs([min(max(end, 0), rows) for end in ends.tolist()])
+
     @property
     def count(self) -> int:
         """Rows of all experts."""
-        return self.ends[-1]
+        return max(self.ends)
 
     def each(self) -> Iterator[tuple[int, slice]]:
         """Experts that have rows, and their places."""
@@ -52,7 +58,8 @@ class Runs:
     @cached_property
     def together(self) -> bool:
         """Whether to multiply all experts at once: most of them have rows, and few each."""
-        return 2 * sum(1 for _ in self.each()) > len(self.ends) and self.longest <= ROWS
+        most = 2 * sum(1 for _ in self.each()) > len(self.ends) and self.longest <= ROWS
+        return most and list(self.ends) == sorted(self.ends)
 
     @cached_property
     def expert(self) -> Tensor:

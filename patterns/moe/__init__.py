@@ -25,7 +25,8 @@ places      which place of an expert a token has, and that nobody else has it
 router      the pattern: the best experts of each token, and their weights
 ranking     from weights and choices up to the logits
 grouping    experts in groups, of which the best are looked at
-local       experts whose tokens were chosen elsewhere: told, and left
+local       the pattern: experts whose rows come sorted
+runs        the rows of each of them
 """
 
 from . import local, loop, mixture, router  # register their patterns

@@ -13,6 +13,7 @@ from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
 
 from .expert import Expert, ExpertWalk, same_rows
+from .products import Product
 from .rows import rows_of
 from .space import Place, Space, part_of, require
 from .weights import Weights, same_weights
@@ -220,3 +221,39 @@ def _shapes(expert: Expert) -> list[object]:
         found.append(None if bias is None else tuple(value(bias.node).shape))
         found.append(value(product.matrix.node).dtype)
     return found
+
+
+def in_one(view: GraphView, experts: Sequence[Expert]) -> Sequence[Expert]:
+    """One expert for all, where their tensors are those of one stack each."""
+    count, first = len(experts), experts[0]
+    products: list[Product] = []
+    for p, product in enumerate(first.products):
+        if not all(_arranged(e.products[p]) == _arranged(product) for e in experts):
+            return experts
+        matrix = _stack(view, [e.products[p].matrix for e in experts])
+        biases = [e.products[p].bias for e in experts]
+        known = [b for b in biases if b is not None]
+        bias = _stack(view, known) if len(known) == count else None
+        if matrix is None or (known and bias is None):
+            return experts
+        products.append(replace(product, matrix=matrix, bias=bias))
+    return [replace(first, products=products)]
+
+
+def _arranged(product: Product) -> list[bool] | Product:
+    """Which dimensions of a matrix are contracted; where one is several axes, the product itself,
+    which is like no other."""
+    inner, dims = set(leaves((product.inner,))), resolve(product.matrix.dims)
+    return [set(dim) <= inner for dim in dims] if all(len(d) < 2 for d in dims) else product
+
+
+def _stack(view: GraphView, places: Sequence[Place]) -> Place | None:
+    """A tensor of which each of these is the part of one expert, in order."""
+    parts = [column(view, place) for place in places]
+    whole = parts[0]
+    if whole is None or value(whole[0]).shape[0] != len(parts):
+        return None
+    for number, part in enumerate(parts):
+        if part is None or part[0] is not whole[0] or part[3] != number or part[1][0] != part[2]:
+            return None
+    return Place(whole[0], whole[1], whole[2])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, Unproven, fresh, leaves, resolve
@@ -23,10 +22,9 @@ from fuser.specs import TOKEN, Columns
 from ..declined import Declined, spelled
 from .products import Product, Products
 from .space import CASTS, COPIES, Place, Space, part_of, require
-from .weights import Weights, same_weights, weighted
+from .weights import Weights, same_weights, unchanged, weighted
 
 MAX_NODES = 256
-HALVES = {torch.float16, torch.bfloat16}
 
 
 @dataclass
@@ -116,7 +114,7 @@ class ExpertWalk:
             last: the product.
             error: why nothing was found before it; raised where that cannot be the tokens.
         """
-        if not isinstance(error, Declined) or self.space.order is not None:
+        if not isinstance(error, Declined) or self.space.sorted:
             raise error
         builder, self.first = ProgramBuilder(), [last]
         try:
@@ -356,25 +354,6 @@ class ExpertWalk:
             return None
         own = set(leaves(found[0].factors[0].dims))
         return found if self.space.chosen_axes & own else None
-
-
-def unchanged(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
-    """The input of a node that changes no number, but for a rounding to the dtype of the sum."""
-    op = space.view.op(node)
-    if op.inplace:
-        return None
-    if op.kind is Kind.VIEW:
-        return pull_view(op, node, dims)
-    source = op.args.get("input")
-    if not is_tensor(source):
-        return None
-    if op.name in COPIES or (op.kind is Kind.DROPOUT and not draws(node, op)):
-        return source, dims
-    before, after = value(source).dtype, value(node).dtype
-    if op.name in CASTS and before.is_floating_point and after.is_floating_point:
-        rounds = after.itemsize < before.itemsize or {before, after} == HALVES
-        return None if rounds and after is not space.dtype else (source, dims)
-    return None
 
 
 def _with(product: Product, bias: Place | None) -> Product:

@@ -27,12 +27,11 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import GuardOnDataDependentSymNode, to_expr
 
 from ..declined import Declined
-from .branches import column, same
+from .branches import in_one, same
 from .choices import experts_among
 from .expert import Expert, ExpertWalk, NoExpert
 from .hits import with_parts
 from .masks import Chosen, chosen
-from .products import Product
 from .region import Mixture, matched
 from .routing import Routing
 from .rows import rows_of
@@ -125,7 +124,7 @@ def _prove(view: GraphView, found: Accumulator) -> Match | None:
         _require_weight(turn, first, anchor)
     space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), first.space.chosen)
     mixture = Mixture(
-        _stacked(view, experts),
+        in_one(view, experts),
         len(experts),
         first.chosen.indices,
         first.weights,
@@ -289,33 +288,6 @@ def _require_weight(turn: Turn, first: Turn, anchor: Node) -> None:
         apart = not axes and not set(leaves(place.dims)) & set(leaves((turn.space.row,)))
         require(apart, "rows are weighted with what is not the weight of their choice", anchor)
     require(same_weights(own, other), "weights of experts come from different tensors", anchor)
-
-
-def _stacked(view: GraphView, experts: Sequence[Expert]) -> Sequence[Expert]:
-    """One expert for all, where their tensors are those of one stack each."""
-    count, first = len(experts), experts[0]
-    products: list[Product] = []
-    for p, product in enumerate(first.products):
-        matrix = _stack(view, [e.products[p].matrix for e in experts])
-        biases = [e.products[p].bias for e in experts]
-        known = [b for b in biases if b is not None]
-        bias = _stack(view, known) if len(known) == count else None
-        if matrix is None or (known and bias is None):
-            return experts
-        products.append(replace(product, matrix=matrix, bias=bias))
-    return [replace(first, products=products)]
-
-
-def _stack(view: GraphView, places: Sequence[Place]) -> Place | None:
-    """A tensor of which each of these is the part of one expert, in order."""
-    parts = [column(view, place) for place in places]
-    whole = parts[0]
-    if whole is None or value(whole[0]).shape[0] != len(parts):
-        return None
-    for number, part in enumerate(parts):
-        if part is None or part[0] is not whole[0] or part[3] != number or part[1][0] != part[2]:
-            return None
-    return Place(whole[0], whole[1], whole[2])
 
 
 def _whole(

@@ -16,7 +16,13 @@ from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, size_of
 from fuser.graph.ops import is_tensor, value
-from fuser.graph.pull import Contraction, is_contraction, pull_contraction
+from fuser.graph.pull import (
+    Contraction,
+    is_contraction,
+    is_einsum,
+    pull_contraction,
+    pull_einsum,
+)
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
@@ -58,7 +64,7 @@ class MixtureOfExperts(Pattern):
         tensors = [node for node in view.nodes if is_tensor(node)]
         for node in tensors:
             op = view.op(node)
-            if op.name in (*_SUMS, *_ADDS_ROWS) or is_contraction(op):
+            if op.name in (*_SUMS, *_ADDS_ROWS) or is_contraction(op) or is_einsum(op, 3):
                 yield node
         for node in reversed(tensors):  # the longest chain first
             if view.op(node).name == "add":
@@ -94,6 +100,8 @@ def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
         return chain(view, anchor, out_dims)
     if op.name in _ADDS_ROWS:
         return _onto(view, anchor, out_dims)
+    if is_einsum(op, 3):
+        return _of_three(view, anchor, out_dims, *pull_einsum(op, out_dims))
     return _contracted(view, anchor, out_dims, pull_contraction(op, anchor, out_dims))
 
 
@@ -149,8 +157,39 @@ def _along(
     return None
 
 
-def _fused(view: GraphView, anchor: Node, out_dims: Dims, product: Contraction) -> Match | None:
-    """A mixture whose last product contracts experts, or choices, with hidden features."""
+def _of_three(
+    view: GraphView,
+    anchor: Node,
+    out_dims: Dims,
+    operands: Sequence[tuple[Node, Dims]],
+    inner: Dim,
+) -> Match | None:
+    """A mixture by a product of three: weights, hidden features, and the last matrices."""
+    for i, (node, dims) in enumerate(operands):
+        a, b = (pair for j, pair in enumerate(operands) if j != i)
+        summed_twice = set(leaves((inner,))) <= set(leaves(a[1])) & set(leaves(b[1]))
+        if not summed_twice or set(leaves(dims)) & set(leaves(out_dims[-1:])):
+            continue
+        product = Contraction(*a, *b, inner)
+        found = _fused(view, anchor, out_dims, product, Weights((Place(node, dims),)))
+        if found is not None:
+            return found
+    return None
+
+
+def _fused(
+    view: GraphView,
+    anchor: Node,
+    out_dims: Dims,
+    product: Contraction,
+    weights: Weights | None = None,
+) -> Match | None:
+    """A mixture whose last product contracts experts, or choices, with hidden features.
+
+    Args:
+        product: of those and the last matrices.
+        weights: what it is multiplied with, for each expert or choice.
+    """
     dtype, tokens = value(anchor).dtype, leaves(out_dims[:-1])
     sides = [(product.a, product.a_dims), (product.b, product.b_dims)]
     for axis in leaves((product.inner,)):
@@ -164,6 +203,9 @@ def _fused(view: GraphView, anchor: Node, out_dims: Dims, product: Contraction) 
                 continue
             try:
                 expert = ExpertWalk(space).through(last)
+                for factor in weights.factors if weights is not None else ():
+                    own = Weights((space.weight(factor),))
+                    expert = replace(expert, inside=expert.inside.times(own))
                 return mixture(space, anchor, out_dims, [expert], expert.inside)
             except NoExpert:
                 continue

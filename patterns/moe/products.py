@@ -90,15 +90,15 @@ class Products:
 
     def _grouped(self, node: Node, dims: Dims) -> Product | None:
         """`grouped_mm(rows, matrices, ends)`, of rows that are sorted by their experts."""
-        order, names = self.space.order, ("input", "weight", "offs")
-        given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        rows, matrices, ends = (given.get(name) for name in names)
-        if order is None or not (is_tensor(rows) and is_tensor(matrices) and is_tensor(ends)):
+        given = grouped_arguments(node)
+        rows, matrices, ends = (given.get(name) for name in ("input", "weight", "offs"))
+        known = is_tensor(rows) and is_tensor(matrices) and is_tensor(ends)
+        if not self.space.sorted or not known:
             return None
         if value(matrices).ndim != 3 or len(dims) != 2 or given.get("bias") is not None:
             return None
         count, width = value(matrices).shape[:2]
-        if not isinstance(count, int) or not order.holds_ends(self.view, ends, count):
+        if not isinstance(count, int) or not self.space.ends_at(ends, count):
             raise Declined("rows are cut elsewhere than where the next expert begins", node)
         experts, inner = fresh((count,), "e")[0], fresh((width,), "inner")[0]
         place = self.space.locate(matrices, (experts, inner, dims[1]))
@@ -126,6 +126,12 @@ def _product(op: Op, dims: Dims) -> Contraction:
     a, b = op.args["mat1"], op.args["mat2"]
     inner = fresh((value(a).shape[1],), "inner")[0]
     return Contraction(a, (dims[0], inner), b, (inner, dims[1]), inner)
+
+
+def grouped_arguments(node: Node) -> dict[str, Any]:
+    """What a grouped product is given, by name."""
+    names = ("input", "weight", "offs", "bias")
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
 def is_grouped(node: Node) -> bool:

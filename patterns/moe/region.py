@@ -24,8 +24,9 @@ from .space import Place, Space, part_of, require
 from .terms import only_sends
 from .weights import Weights
 
-ID = "moe.mixture"
+ID, LOCAL = "moe.mixture", "moe.local"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NUMBERS = ("indices", "ends", "counts")
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,44 @@ def sent(space: Space, anchor: Node, out_dims: Dims, found: Sent) -> Match:
     return replace(match, facts={**match.facts, **facts}, drops_nonfinite=True)
 
 
+def in_runs(
+    space: Space, anchor: Node, out_dims: Dims, experts: Sequence[Expert], cut: Mapping[str, Node]
+) -> Match:
+    """The region of experts whose rows come in runs.
+
+    Args:
+        space: of the rows.
+        anchor, out_dims: the result, with the axes of x as far as rows go.
+        experts: one for all, or one each in order.
+        cut: by its name, what tells where runs are: their `ends`, or `counts` of their rows.
+
+    Raises:
+        Declined: its tensors do not fit together.
+    """
+    view, first = space.view, experts[0]
+    rows, features = leaves(out_dims[:1]), leaves(out_dims[-1:])
+    separate = len(experts) > 1
+    count = len(experts) if separate else size_of(first.products[-1].matrix.experts)
+    assert isinstance(count, int)
+    runs = fresh((count,), "e")
+    own = {
+        "weights" + (f"_{i}" if i else ""): _operand(view, anchor, factor, (rows, ()), whole=False)
+        for i, factor in enumerate(first.inside.factors)
+    }
+    operands = {
+        "x": _operand(view, anchor, first.x, (rows, first.features)),
+        **{name: _operand(view, anchor, Place(t, runs), runs) for name, t in cut.items()},
+        **_experts(view, anchor, experts, features),
+        **own,
+    }
+    spec = replace(
+        _spec(experts, count, anchor), dropping=True, runs=True, scale=first.inside.scale
+    )
+    match = _region(space, anchor, out_dims, rows, Call(spec, operands), experts)
+    facts = {**match.facts, "experts": f"{count}, each with a run of rows"}
+    return replace(match, pattern=LOCAL, facts=facts, native=True, any_size=True)
+
+
 def _spec(experts: Sequence[Expert], count: int, anchor: Node) -> MoeSpec:
     first = experts[0]
     dtypes = {value(p.node).dtype for expert in experts for p in expert.products}
@@ -255,7 +294,8 @@ def _region(
         result=(tokens, leaves(out_dims[-1:])),
         dims=resolve(out_dims),
         facts={"activation": call.spec.activation.formula()},
-        native=space.order is not None,
+        native=space.sorted,
+        followed=frozenset(space.followed),
     )
 
 
@@ -316,7 +356,7 @@ def _require_dtypes(operands: Mapping[str, Operand], anchor: Node) -> None:
         dtype = value(operand.node).dtype
         counts = name.startswith(("dense", "weights", "dispatch"))
         counted = counts and not dtype.is_floating_point
-        if name != "indices" and not counted and dtype not in _DTYPES:
+        if name not in _NUMBERS and not counted and dtype not in _DTYPES:
             raise Declined(f"a part of it is {str(dtype)[6:]}", operand.node)
     if value(anchor).dtype not in _DTYPES:
         raise Declined(f"its result is {str(value(anchor).dtype)[6:]}", anchor)

@@ -18,7 +18,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from .arange import divided, repeated
-from .filling import filled_with, is_fresh, put
+from .filling import filled_with, is_fresh, put, writer
 from .order import Order, ordered, picked, undone
 from .space import selected
 
@@ -34,11 +34,13 @@ class Restored:
         rows: them.
         order: which that is.
         passed: what else was made to put them back.
+        write: the statement that did it in place, if it was one.
     """
 
     rows: Node
     order: Order
     passed: tuple[Node, ...] = ()
+    write: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,17 @@ def restored(view: GraphView, node: Node) -> Restored | None:
         order = None if index is None else undone(view, index)
         whole = value(op.args["input"]).shape == value(node).shape
         return None if order is None or not whole else Restored(op.args["input"], order)
-    write = _written(view, op, node)
+    statement = writer(view, node) if view.is_written(node) else None
+    by = node if statement is None else statement
+    write = _written(view, view.op(by), by)
     if write is None or value(write.base).shape != value(write.rows).shape:
         return None
-    if not is_fresh(view, write.base):
+    if not is_fresh(view, write.base) or (statement is not None and write.base is not node):
         return None
-    if write.adds and filled_with(view, write.base, view.order[node]) != 0:
+    if write.adds and filled_with(view, write.base, view.order[by]) != 0:
         return None
     order = ordered(view, write.index)
-    return None if order is None else Restored(write.rows, order, (write.base,))
+    return None if order is None else Restored(write.rows, order, (write.base, by), statement)
 
 
 def added(view: GraphView, node: Node) -> Added | None:
@@ -121,10 +125,16 @@ def _written(view: GraphView, op: Op, node: Node) -> _Write | None:
         if index is None or not first or not same:
             return None
         return _Write(base, index, rows, op.name in _ADDING)
-    found = put(view, node) if op.name == "index_put" else None
-    if found is None or len(found[1]) != 1 or not (is_tensor(found[1][0]) and is_tensor(found[2])):
+    found = put(view, node)
+    if found is None:
         return None
-    base, (index,), rows = found
+    base, parts, rows = found
+    index, *rest = parts
+    whole = all(part is Ellipsis or part == slice(None) for part in rest)
+    if not (whole and is_tensor(index) and is_tensor(rows)):
+        return None
+    if value(base).dtype is not value(rows).dtype:
+        return None
     return _Write(base, index, rows, bool(op.args.get("accumulate", False)))
 
 

@@ -8,10 +8,10 @@ from torch.fx import Node
 
 from fuser.graph.axes import Dims, resolve
 
-from .expert import MAX_NODES, unchanged
+from .expert import MAX_NODES
 from .restoring import restored
 from .space import Space
-from .weights import Weights, weighted
+from .weights import Weights, unchanged, weighted
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,6 @@ def _unsorted(space: Space, node: Node, dims: Dims, passed: list[Node]) -> tuple
     if found is None:
         return None
     passed += found.passed
+    if found.write is not None:
+        space.followed.add(found.write)
     return found.rows, space.sort(found.order, dims)

@@ -64,7 +64,11 @@ class Picked(Space):
 
     @property
     def token_axes(self) -> set[Axis]:
-        return super().token_axes | set(leaves((self.row,)))
+        return super().token_axes | self.picked_axes
+
+    @property
+    def picked_axes(self) -> set[Axis]:
+        return set(leaves((self.row,)))
 
     def locate(self, node: Node, dims: Dims) -> Place:
         """What a tensor is a view of, each row read at its token and choice.

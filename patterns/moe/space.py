@@ -51,6 +51,7 @@ class Space:
         indices: which experts were chosen, once that is known.
         order: in which rows are sorted, once they are.
         interior: nodes that were passed.
+        followed: those of them that write in place.
     """
 
     view: GraphView
@@ -62,6 +63,7 @@ class Space:
     indices: Place | None = None
     order: Order | None = None
     interior: set[Node] = field(default_factory=set)
+    followed: set[Node] = field(default_factory=set)
 
     @property
     def token_axes(self) -> set[Axis]:
@@ -75,6 +77,20 @@ class Space:
     @property
     def row_axes(self) -> set[Axis]:
         return self.token_axes | self.chosen_axes
+
+    @property
+    def picked_axes(self) -> set[Axis]:
+        """Axes of rows of which nothing outside knows: they were picked by a mask."""
+        return set()
+
+    @property
+    def sorted(self) -> bool:
+        """Whether rows are in the order of their experts."""
+        return self.order is not None
+
+    def ends_at(self, ends: Node, experts: int) -> bool:
+        """Whether the rows of each expert end where a tensor says."""
+        return self.order is not None and self.order.holds_ends(self.view, ends, experts)
 
     def locate(self, node: Node, dims: Dims) -> Place:
         """What a tensor is a view of, and for each row a part of.
@@ -120,7 +136,25 @@ class Space:
         return found if one else Place(place.node, resolve(place.dims))
 
     def _as_it_is(self, node: Node, dims: Dims) -> Place:
-        return Place(node, dims, self._experts_among(dims))
+        return Place(self._first_cast(node), dims, self._experts_among(dims))
+
+    def _first_cast(self, node: Node) -> Node:
+        """Where a tensor is cast several times alike, the first of these casts."""
+        view, op = self.view, self.view.op(node)
+        source = op.args.get("input")
+        if op.name not in CASTS or op.inplace or not is_tensor(source):
+            return node
+        alike = [
+            user
+            for user in source.users
+            if (user.op, user.target, user.args, user.kwargs)
+            == (node.op, node.target, node.args, node.kwargs)
+            and value(user).requires_grad == value(node).requires_grad
+            and not view.is_written(user)
+        ]
+        first = min([node, *alike], key=lambda n: view.order[n])
+        since = view.mutated_between(source, view.order[first], view.order[node])
+        return first if since is None else node
 
     def _placed(self, index: Node, dims: Dims) -> Dim | None:
         """What the first dimension of a tensor is that is read at the places of sorted rows."""

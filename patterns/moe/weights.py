@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Dims, leaves, resolve
-from fuser.graph.ops import Op, is_tensor
-from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise
+from fuser.graph.effects import draws
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
 
-from .space import Place, Space
+from .space import CASTS, COPIES, Place, Space
+
+_HALVES = {torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,22 @@ def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Nod
         return None if leaves((product.inner,)) else _split(space, sides)
     if op.name not in ("mul", "div") or op.args.get("rounding_mode") is not None:
         return None
-    source, other = op.args.get("input"), op.args.get("other")
-    number = next((n for n in (source, other) if type(n) in (int, float)), None)
+    number = _number(op)
     if number is not None:
-        divides = op.name == "div"
-        if not is_tensor(source if divides or number is other else other):
-            return None
-        if divides and (number is source or number == 0):
-            return None
-        inner = source if number is other else other
         ((rows, own),) = pull_pointwise(op, node, dims).items()
-        assert rows is inner
-        return Weights(scale=1 / number if divides else float(number)), rows, own
+        return Weights(scale=number), rows, own
     return None if op.name == "div" else _split(space, list(pull_pointwise(op, node, dims).items()))
+
+
+def _number(op: Op) -> float | None:
+    """By which number a tensor is multiplied, if it is by one."""
+    source, other = op.args.get("input"), op.args.get("other")
+    if is_tensor(source) and type(other) in (int, float):
+        if op.name == "div":
+            return None if other == 0 else 1 / other
+        return float(other)
+    by_tensor = op.name == "mul" and is_tensor(other) and type(source) in (int, float)
+    return float(source) if by_tensor else None  # type: ignore[arg-type]
 
 
 def _split(space: Space, inputs: Sequence[tuple[Node, Dims]]) -> tuple[Weights, Node, Dims] | None:
@@ -58,7 +65,53 @@ def _split(space: Space, inputs: Sequence[tuple[Node, Dims]]) -> tuple[Weights, 
     if len(inputs) != 2 or len(plain) != 1:
         return None
     ((rows, own),) = (pair for pair in inputs if pair is not plain[0])
-    return Weights((space.weight(Place(*plain[0])),)), rows, own
+    return _factors(space, *plain[0]), rows, own
+
+
+def _factors(space: Space, node: Node, dims: Dims) -> Weights:
+    """A factor; where it was computed for rows that were picked, what it was computed of."""
+    place = space.weight(Place(node, dims))
+    whole = Weights((place,))
+    if not space.picked_axes & set(leaves(place.dims)):
+        return whole
+    passed = {place.node}
+    while node is not place.node:
+        passed.add(node)
+        node = space.view.op(node).args["input"]
+    dims, op = place.dims, space.view.op(node)
+    step = unchanged(space, node, dims)
+    if step is not None:
+        found = _factors(space, *step)
+    elif op.name not in ("mul", "div") or op.inplace or op.args.get("rounding_mode") is not None:
+        return whole
+    else:
+        number, inputs = _number(op), list(pull_pointwise(op, node, dims).items())
+        if number is None and (op.name == "div" or len(inputs) != 2):
+            return whole
+        found = Weights(scale=1.0 if number is None else number)
+        for source in inputs:
+            found = found.times(_factors(space, *source))
+    space.interior |= passed
+    return found
+
+
+def unchanged(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
+    """The input of a node that changes no number, but for a rounding to the dtype of the sum."""
+    op = space.view.op(node)
+    if op.inplace:
+        return None
+    if op.kind is Kind.VIEW:
+        return pull_view(op, node, dims)
+    source = op.args.get("input")
+    if not is_tensor(source):
+        return None
+    if op.name in COPIES or (op.kind is Kind.DROPOUT and not draws(node, op)):
+        return source, dims
+    before, after = value(source).dtype, value(node).dtype
+    if op.name in CASTS and before.is_floating_point and after.is_floating_point:
+        rounds = after.itemsize < before.itemsize or {before, after} == _HALVES
+        return None if rounds and after is not space.dtype else (source, dims)
+    return None
 
 
 def same_weights(one: Weights, other: Weights) -> bool:

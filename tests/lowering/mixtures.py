@@ -114,6 +114,14 @@ def mixture(
     return spec, Operands(leaves[0], indices, leaves[1], leaves[2 : 2 + n], leaves[2 + n :])
 
 
+def in_runs(counts: Sequence[int], extra: int = 0, **kind: Any) -> tuple[MoeSpec, Operands]:
+    """The same of rows that come in runs of so many rows, and extra ones behind them."""
+    tokens = sum(counts) + extra
+    spec, x = mixture(tokens=tokens, choices=1, experts=len(counts), **kind)
+    ends = torch.tensor(counts, device=DEVICE).cumsum(0).int()
+    return replace(spec, runs=True, dropping=True), replace(x, indices=ends)
+
+
 def in_fp64(spec: MoeSpec) -> MoeSpec:
     return replace(spec, dtype=torch.float64, product_dtype=torch.float64)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fuser.lowering  # noqa: F401  registers the operators
-from tests.lowering.mixtures import mixture
+from tests.lowering.mixtures import in_runs, mixture
 from tests.lowering.open_operators import Launch, launches, pretend
 from tests.lowering.routers import KINDS, operands
 
@@ -66,10 +66,11 @@ def routing() -> dict[str, list[Launch]]:
 
 
 def training(
-    *, dynamic: bool = False, library: bool = False, **more: Any
+    *, dynamic: bool = False, library: bool = False, runs: Sequence[int] = (), **more: Any
 ) -> dict[str, list[Launch]]:
     """Launches of forward and backward, as autograd puts them together."""
-    spec, x = mixture(dtype=torch.bfloat16, **more)
+    given: dict[str, Any] = {"dtype": torch.bfloat16, **more}
+    spec, x = in_runs(runs, **given) if runs else mixture(**given)
     text, count = spec.to_text(), len(x.matrices)
 
     def function(*t: Any) -> Any:
@@ -90,6 +91,8 @@ def main() -> None:
         "many tokens": training(tokens=3000, experts=8),
         "library": training(library=True, biases=True, features=32, hidden=16, width=24),
         "dynamic": training(tokens=3000, experts=8, dynamic=True),
+        "runs": training(runs=(40, 0, 60), biases=True),
+        "runs, dynamic": training(runs=(40, 0, 60), dynamic=True),
         "router": routing(),
     }
     print(json.dumps(found))

@@ -17,7 +17,7 @@ from fuser.lowering.triton.aot import Failure, Resources
 from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.pool import compile_all
 from tests import accepted
-from tests.lowering.mixtures import clamped, mixture, outcome, swiglu
+from tests.lowering.mixtures import clamped, in_runs, mixture, outcome, swiglu
 from tests.lowering.opened import opened as launches_of
 from tests.lowering.test_generated_moe import generated
 
@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "activation": clamped, "in_pairs": True, "biases": True, "first": True, "experts": 3,
     },
     "separate": {"activation": swiglu, "separate": True, "products": 2, "experts": 3},
+    "runs": {"counts": (9, 0, 12), "activation": swiglu},
 }  # fmt: skip
 SAMPLE = {
     ("SwiGLU, 128 experts, bfloat16", "up"): ["sm_90", "gfx942"],
@@ -47,7 +48,8 @@ SAMPLE = {
 
 def launched(**kind: Any) -> list[Entry]:
     """The kernels of a step of training."""
-    spec, x = mixture(dtype=torch.bfloat16, **kind)
+    make = in_runs if "counts" in kind else mixture
+    spec, x = make(dtype=torch.bfloat16, **kind)
     with recording() as found:
         outcome(generated, spec, x)
     return list(found.values())
@@ -123,6 +125,9 @@ def _own(name: str) -> tuple[str, list[str]]:
         ("many tokens", SORTED, [*BACKWARD, *MATRICES]),
         ("dynamic", SORTED, [*BACKWARD, *MATRICES]),
         ("library", [], []),
+        ("runs", FORWARD[1:], [*BACKWARD, *MATRICES, ("bias_kernel", ["db0"]),
+                               ("bias_kernel", ["db0"]), ("bias_kernel", ["db1"])]),
+        ("runs, dynamic", FORWARD[1:], [*BACKWARD, *MATRICES]),
         ("router", [("router_kernel", ["indices", "weights"])],
          [("router_backward_kernel", ["dlogits"])]),
     ],

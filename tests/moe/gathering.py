@@ -134,7 +134,35 @@ class MixtralBmm(Mixture):
         return (out.view(-1, CHOICES, FEATURES) * weights.unsqueeze(-1)).sum(1)
 
 
+class ProductOfThree(Mixture):
+    """Weights, hidden features and the last matrices in one einsum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("td,ehd->teh", x, self.up).relu()
+        return torch.einsum("te,teh,edh->td", self.weights(x), hidden, self.down)
+
+
+class ProductOfThreeInSequences(Mixture):
+    """Operands in another order; tokens in two dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(2, -1, FEATURES)
+        weights = self.weights(x.reshape(-1, FEATURES)).view(2, -1, EXPERTS)
+        hidden = torch.einsum("bsd,ehd->bseh", x, self.up).square()
+        return torch.einsum("bseh,edh,bse->bsd", hidden, self.down, weights)
+
+
+class ProductOfThreeTaken(Taken):
+    """Of the chosen matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        hidden = torch.einsum("td,tkhd->tkh", x, self.take(self.up, chosen)).relu()
+        return torch.einsum("tk,tkh,tkdh->td", weights, hidden, self.take(self.down, chosen))
+
+
 GATHERED: list[type[Mixture]] = [
     Taken, BySelection, ByEmbedding, ByGather, AlongDimension, BySlices, ChoiceByChoice,
     InOut, AddedByBaddbmm, AddedByAddmm, LinearOfTransposed, SquareMatrix, MixtralBmm,
+    ProductOfThree, ProductOfThreeInSequences, ProductOfThreeTaken,
 ]  # fmt: skip

@@ -143,6 +143,92 @@ class AddedTwice(Grouped):
         return out.index_add(0, order // self.choices, rows, alpha=2.0)
 
 
+class PutBackTwice(Grouped):
+    """The rows are there, and then some of them are others."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.empty_like(rows)
+        placed[order] = rows
+        placed[:1] = 1.0
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class PutBackInPart(Grouped):
+    """The last place keeps what was there."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.zeros_like(rows)
+        placed[order[:-1]] = rows[:-1]
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class PutBackElsewhere(Grouped):
+    """Where each choice is among the sorted ones is no place of a choice."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.empty_like(rows)
+        placed[order.argsort()] = rows
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class CopiedElsewhere(Grouped):
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.zeros_like(rows)
+        placed.index_copy_(0, order.flip(0), rows)
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class ReadBeforeItIsPut(Grouped):
+    """What is read is what was there before."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.ones_like(rows)
+        kept = placed + 0.0
+        placed[order] = rows
+        return kept.view(-1, self.choices, FEATURES).sum(1) + placed.sum()
+
+
+class RoundedInPlace(Grouped):
+    """Rows are rounded where they are put."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.empty_like(rows, dtype=torch.bfloat16)
+        placed[order] = rows
+        return placed.view(-1, self.choices, FEATURES).sum(1).to(rows.dtype)
+
+
+class AddedToOnes(Grouped):
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.ones_like(rows)
+        placed.index_add_(0, order, rows)
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class SoftByThree(Mixture):
+    """All experts, by a softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("td,ehd->teh", x, self.up).relu()
+        return torch.einsum("te,teh,edh->td", F.softmax(self.gate(x), -1), hidden, self.down)
+
+
+class OtherTokensByThree(Mixture):
+    """Weights of all tokens are added up for each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("td,ehd->teh", x, self.up).relu()
+        return torch.einsum("se,teh,edh->td", self.weights(x), hidden, self.down)
+
+
+class FeaturesByThree(Mixture):
+    """The weight is another number for every feature."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("td,ehd->teh", x, self.up).relu()
+        weights = self.weights(x).unsqueeze(-1) * self.down_bias
+        return torch.einsum("ted,teh,edh->td", weights, hidden, self.down)
+
+
 class OtherWeights(Grouped):
     """Weights in the order of tokens, of rows in the order of experts."""
 
@@ -246,6 +332,11 @@ ROWS = [
         FiniteMask, BestOfTokens,
     )),
     *(LookAlike(module, PLACES) for module in (CountedElsewhere, CountedTwice)),
+    *(LookAlike(module) for module in (
+        PutBackTwice, PutBackInPart, PutBackElsewhere, CopiedElsewhere, ReadBeforeItIsPut,
+        RoundedInPlace, AddedToOnes, OtherTokensByThree, FeaturesByThree,
+    )),
+    LookAlike(SoftByThree, EVERY),
     LookAlike(ScaledApart, "experts have other weights beside the columns of one tensor"),
     LookAlike(IntoTheShared, "experts are added in place to what something else has made"),
     LookAlike(Swapped, "a choice is weighted with the weight of another one"),

@@ -209,6 +209,43 @@ class OtherWeights(Mixture):
         return out
 
 
+class SquaredForRows(Mixture):
+    """The weight of a choice counts twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            own = weights[t, k, None]
+            out.index_add_(0, t, expert(x[t]) * (own * own))
+        return out
+
+
+class ScaledByExpert(Mixture):
+    """Each expert with a number of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * ((e + 1) * weights[t, k, None]))
+        return out
+
+
+class MovedWeights(Mixture):
+    """A number is added to the weights of the rows of an expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * (weights[t, k, None] + 0.5))
+        return out
+
+
 LOOP_LOOKALIKES = [
     *(LookAlike(module) for module in (
         OneRowForAll, AssertedCapacity, CountsItsTokens, CountsBySize,
@@ -228,6 +265,10 @@ LOOP_LOOKALIKES = [
     LookAlike(OtherActivation, "experts have different activations"),
     LookAlike(OtherShape, "experts have tensors of different shapes"),
     LookAlike(OtherTokens, "products of an expert multiply different tensors"),
+    *(LookAlike(module, "weighted with what is not the weight of their choice") for module in (
+        SquaredForRows, MovedWeights,
+    )),
+    LookAlike(ScaledByExpert, "weights of experts come from different tensors"),
     LookAlike(SwappedWeights, "weighted with what is not the weight of their choice"),
     LookAlike(OtherColumn, "weighted with what is not the weight of their choice"),
     LookAlike(IdentityExpert, "`getitem` stands where an expert's product was expected"),

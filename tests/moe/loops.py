@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .forms import EXPERTS, FEATURES, Mixture, Plain
 
@@ -273,8 +273,52 @@ class LastExpertUnused(Mixture):
         return out
 
 
+class ScaledLoop(Mixture):
+    """Weights have a factor, and are divided and cast, for the rows of each expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            own = (0.5 * weights[t, k, None]).to(x.dtype) / 0.25
+            out.index_add_(0, t, expert(x[t]) * own)
+        return out
+
+
+class WeightedTwice(Mixture):
+    """Two numbers of a token, multiplied for the rows of each expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        trust, out = x.square().mean(-1), torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, k = torch.where(chosen == e)
+            own = weights[t, k] * trust[t]
+            out[t] += expert(x[t]) * own.unsqueeze(-1)
+        return out
+
+
+class TransposedOnce(Mixture):
+    """One expert's matrices are taken the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square = nn.Parameter(self.up.detach()[:, :FEATURES].contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            t, k = torch.where(chosen == e)
+            own = self.square[e].T if e == 1 else self.square[e]
+            out.index_add_(0, t, (x[t] @ own).relu() @ own * weights[t, k, None])
+        return out
+
+
 LOOPS: list[type[Mixture]] = [
     MixtralLoop, MixtralBlock, SharedInPlace, MistralLoop, StackedLoop, TransposedLoop,
     ResidualLoop, Top1Nonzero, Top1Mask, Top1Onto, BatchedMask, FlatLoop, SwitchLoop,
     SwitchBatched, CapacityOfChoices, ShiftedIndices, LastExpertUnused, Unweighted,
+    ScaledLoop, WeightedTwice, TransposedOnce,
 ]  # fmt: skip

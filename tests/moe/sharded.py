@@ -273,6 +273,7 @@ class Scenario:
         dtype: of everything.
         whole: sizes that are read from tensors do not break the graph.
         rewrites: regions on each rank.
+        pattern: of these.
         reason: why there are none; "" where nobody says it.
     """
 
@@ -282,19 +283,24 @@ class Scenario:
     dtype: torch.dtype = torch.float32
     whole: bool = False
     rewrites: int = 0
+    pattern: str = "moe.mixture"
     reason: str = ""
 
 
-ELSEWHERE = "rows come sorted by expert, and which token chose which expert"
 SCENARIOS: dict[str, Scenario] = {
     "ddp": Scenario(ddp, averages=True, rewrites=1),
     "compiled_ddp": Scenario(compiled_ddp, averages=True, rewrites=1),
     "fsdp": Scenario(fsdp, averages=True, rewrites=1),
     "fsdp_each": Scenario(fsdp_each, averages=True),
     "collected": Scenario(of(Collected), rewrites=1),
-    "exchanged": Scenario(of(Exchanged), dtype=torch.bfloat16, reason=ELSEWHERE),
-    "exchanged_whole": Scenario(of(Exchanged), dtype=torch.bfloat16, whole=True, reason=ELSEWHERE),
+    "exchanged": Scenario(of(Exchanged), dtype=torch.bfloat16, rewrites=1, pattern="moe.local"),
+    "exchanged_whole": Scenario(
+        of(Exchanged), dtype=torch.bfloat16, whole=True, rewrites=1, pattern="moe.local"
+    ),
     "exchanged_in_turn": Scenario(of(ExchangedInTurn)),
+    "exchanged_in_turn_whole": Scenario(
+        of(ExchangedInTurn), whole=True, rewrites=1, pattern="moe.local"
+    ),
     "summed": Scenario(of(Summed), everywhere=True, reason="those of a part of the experts"),
     "spread": Scenario(of(Spread), reason="is a DTensor, which wraps other tensors"),
 }

@@ -102,6 +102,61 @@ class PutBackByScatter(Grouped):
         return placed.view(-1, self.choices, FEATURES).sum(1)
 
 
+class PutBackByStatement(Grouped):
+    """DeepSeek's `moe_infer`."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.empty_like(rows)
+        placed[order] = rows
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class PutBackInPlace(Grouped):
+    """torchtitan's index, of rows and all features."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = rows.new_zeros(rows.shape)
+        placed[order, :] = rows
+        return placed.unflatten(0, (-1, self.choices)).sum(1)
+
+
+class CopiedInPlace(Grouped):
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.zeros_like(rows)
+        placed.index_copy_(0, order, rows)
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class ScatteredInPlace(Grouped):
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.empty_like(rows)
+        placed.scatter_(0, order[:, None].expand(-1, FEATURES), rows)
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class PutInPlace(Grouped):
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        placed = torch.empty_like(rows)
+        placed.index_put_((order,), rows)
+        return placed.view(-1, self.choices, FEATURES).sum(1)
+
+
+class AddedInPlace(Grouped):
+    """What `index_add_` returns is not used."""
+
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        out = rows.new_zeros(len(order) // self.choices, FEATURES)
+        out.index_add_(0, order // self.choices, rows)
+        return out
+
+
+class ScatterAddedInPlace(Grouped):
+    def back(self, rows: Tensor, order: Tensor) -> Tensor:
+        out = rows.new_zeros(len(order) // self.choices, FEATURES)
+        out.scatter_add_(0, (order // self.choices)[:, None].expand(-1, FEATURES), rows)
+        return out * 2.0
+
+
 class AddedToTokens(Grouped):
     """transformers: rows are added where their tokens are."""
 
@@ -192,6 +247,7 @@ class WeightedAtTheEnd(Grouped):
 SORTED: list[type[Mixture]] = [
     Grouped, CountedByComparison, CountedByHistogram, CountedByScatter, EndsBySearch,
     SortedUnstably, InverseByScatter, InverseByScatterIntoZeros, PutBackByCopy, PutBackByAddition,
-    PutBackByScatter, AddedToTokens, ScatteredToTokens, TwoProducts, TokensRepeated,
-    TokensByNumber, WeightedInOrder, WeightedAtTheEnd,
+    PutBackByScatter, PutBackByStatement, PutBackInPlace, CopiedInPlace, ScatteredInPlace,
+    PutInPlace, AddedInPlace, ScatterAddedInPlace, AddedToTokens, ScatteredToTokens, TwoProducts,
+    TokensRepeated, TokensByNumber, WeightedInOrder, WeightedAtTheEnd,
 ]  # fmt: skip

@@ -102,7 +102,7 @@ def test_ranks_compute_what_one_process_does(tmp_path: Path) -> None:
     together(tmp_path)
     for name, scenario in SCENARIOS.items():
         found = [Found(**torch.load(tmp_path / f"{name}-{rank}.pt")) for rank in range(RANKS)]
-        rewritten = ["moe.mixture"] * scenario.rewrites
+        rewritten = [scenario.pattern] * scenario.rewrites
         assert [f.rewritten for f in found] == [rewritten] * RANKS, (name, found[0].reasons)
         told = [scenario.reason in "; ".join(f.reasons) for f in found]
         assert all(told), (name, found[0].reasons)

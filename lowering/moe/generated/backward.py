@@ -8,7 +8,6 @@ from ...triton.emitter import Value
 from ...triton.kernel import pointer
 from .config import Config
 from .forward import (
-    SORTED_ROWS,
     at_saved,
     first_tensors,
     of_products,
@@ -17,7 +16,7 @@ from .forward import (
     weights_argument,
 )
 from .layout import Layout
-from .text import FP32, Argument, Text, beyond, experts_tensors, strides
+from .text import FP32, Argument, Text, beyond, experts_tensors, sorted_rows, strides
 
 
 def hidden_text(layout: Layout, config: Config) -> Text:
@@ -29,7 +28,8 @@ def hidden_text(layout: Layout, config: Config) -> Text:
     spec, p = layout.spec, layout.last
     own, numbers = of_products(layout, (p,), biases=False)
     arguments = [
-        Argument("grad", pointer(spec.dtype), "td"), *SORTED_ROWS, weights_argument(layout), *own,
+        Argument("grad", pointer(spec.dtype), "td"), *sorted_rows(layout),
+        weights_argument(layout), *own,
     ]  # fmt: skip
     numbers = ["K", *numbers]
     if spec.weights_first:  # else the bias is in what was saved
@@ -115,7 +115,7 @@ def tokens_text(layout: Layout, config: Config) -> Text:
     """`dx[choice]`: what each choice adds to the gradient of its token."""
     spec = layout.spec
     own, numbers = of_products(layout, range(layout.last), biases=False)
-    arguments = [Argument("dh", pointer(layout.dtype)), *SORTED_ROWS, *own]
+    arguments = [Argument("dh", pointer(layout.dtype)), *sorted_rows(layout), *own]
     if spec.weights_first:
         arguments.append(weights_argument(layout))
     arguments.append(Argument("dx", pointer(layout.tokens)))
@@ -189,7 +189,7 @@ def matrix_text(layout: Layout, config: Config, column: int | None) -> Text:
         p, rows, columns = layout.columns[column].product, layout.hidden, layout.features
         arguments = [Argument("dh", pointer(layout.dtype)),
                      Argument("x", pointer(layout.tokens), "td")]  # fmt: skip
-    arguments += [*SORTED_ROWS, *([weights_argument(layout)] if weighted else [])]
+    arguments += [*sorted_rows(layout), *([weights_argument(layout)] if weighted else [])]
     arguments += experts_tensors(layout, f"dm{p}", layout.matrices[p], "oi")
     text = Text(
         "matrix", "The gradient of a matrix, expert by expert.", layout, config, arguments,
@@ -252,7 +252,7 @@ def bias_text(layout: Layout, config: Config, column: int | None) -> Text:
         Argument("grad", pointer(spec.dtype), "td") if column is None
         else Argument("dh", pointer(layout.dtype))
     )  # fmt: skip
-    arguments = [first, *SORTED_ROWS, *([weights_argument(layout)] if weighted else [])]
+    arguments = [first, *sorted_rows(layout), *([weights_argument(layout)] if weighted else [])]
     arguments += experts_tensors(layout, f"db{p}", bias, "o")
     text = Text(
         "bias", "The gradient of what is added to a product, expert by expert.", layout, config,

@@ -10,9 +10,7 @@ from ...triton.emitter import Emitter, Value
 from ...triton.kernel import pointer
 from .config import Config
 from .layout import Layout
-from .text import I32, Argument, Text, beyond, experts_tensors, strides
-
-SORTED_ROWS = (Argument("order", I32), Argument("starts", I32))
+from .text import Argument, Text, beyond, experts_tensors, sorted_rows, strides
 
 
 def of_products(
@@ -54,7 +52,7 @@ def up_text(layout: Layout, config: Config, keep: bool, hidden: bool = True) -> 
         hidden: whether the activation is wanted.
     """
     spec = layout.spec
-    arguments = [Argument("x", pointer(layout.tokens), "td"), *SORTED_ROWS]
+    arguments = [Argument("x", pointer(layout.tokens), "td"), *sorted_rows(layout)]
     if spec.weights_first:
         arguments.append(weights_argument(layout))
     own, numbers = of_products(layout, range(layout.last), biases=True)
@@ -159,7 +157,7 @@ def _added(text: Text, column: int) -> str:
 def down_text(layout: Layout, config: Config) -> Text:
     """`y[choice]`, of the result's features: the last product, weighted."""
     spec, p = layout.spec, layout.last
-    arguments = [Argument("hidden", pointer(layout.dtype)), *SORTED_ROWS]
+    arguments = [Argument("hidden", pointer(layout.dtype)), *sorted_rows(layout)]
     if not spec.weights_first:
         arguments.append(weights_argument(layout))
     own, numbers = of_products(layout, (p,), biases=True)

@@ -55,7 +55,7 @@ def _(x: Tensor, indices: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, T
     out = x.new_empty(x.shape[0], layout.width, dtype=layout.spec.dtype)
     columns = len(layout.columns)
     saved = x.new_empty(rows if keep else 0, columns, layout.hidden, dtype=layout.dtype)
-    order = indices.new_empty(rows, dtype=torch.int32)
+    order = indices.new_empty(0 if layout.spec.runs else rows, dtype=torch.int32)
     return out, saved, order, indices.new_empty(layout.spec.experts + 1, dtype=torch.int32)
 
 
@@ -94,6 +94,7 @@ def generated_moe(
     Args:
         x: `(T, D)`.
         indices: `(T, K)`, integers; negative ones count from the end. One of no expert gives NaN.
+            Or the ends of runs.
         weights: `(T, K)`.
         matrices: as `MoeSpec.matrices` names them.
         biases: as `MoeSpec.added` does.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fuser.torch_private import hint, known_true
@@ -30,7 +31,8 @@ class Places:
     """Choices in the order of their experts.
 
     Attributes:
-        order: by place, the number of the choice, `t * K + k`, in int32.
+        order: by place, the number of the choice, `t * K + k`, in int32; empty where rows come in
+            runs, since it is the place.
         starts: by expert, the place of its first one, and at the end how many there are.
     """
 
@@ -43,6 +45,7 @@ class Problem:
     """One mixture with its operands, as `MoeSpec` has them.
 
     Attributes:
+        indices: or the ends of runs.
         origin: for the header of generated text.
         target: what the rules know of the device.
     """
@@ -59,12 +62,12 @@ class Problem:
 
     @property
     def tokens(self) -> int:
-        return self.indices.shape[0]
+        return self.x.shape[0]
 
     @property
     def choices(self) -> int:
         """Of every token."""
-        return self.indices.shape[1]
+        return 1 if self.layout.spec.runs else self.indices.shape[1]
 
     @property
     def rows(self) -> int:
@@ -86,6 +89,10 @@ class Problem:
 
     def sort(self) -> Places:
         """Sorts the choices; an index of no expert is nowhere."""
+        if self.layout.spec.runs:
+            # ends that decrease, or are too large, stay inside all the same
+            starts = torch.cummax(F.pad(self.indices, (1, 0)), 0).values.clamp(max=self.rows)
+            return Places(starts.new_empty(0, dtype=torch.int32), starts.to(torch.int32))
         experts = self.layout.spec.experts
         order = self.indices.new_empty(self.rows, dtype=torch.int32)
         starts = self.indices.new_empty(experts + 1, dtype=torch.int32)
@@ -118,7 +125,7 @@ class Problem:
     def down(self, places: Places, hidden: Tensor) -> Tensor:
         """The result."""
         layout = self.layout
-        y = self.x.new_empty(self.rows, layout.width, dtype=layout.spec.dtype)
+        y = self._room(layout.width, layout.spec.dtype)
         given = {**self._rows(places), **self._experts(), "hidden": hidden, "y": y}
         self.launch("down", (), self._tiles("down", layout.width), given)
         return self._by_token(y)
@@ -140,7 +147,7 @@ class Problem:
 
     def of_tokens(self, places: Places, dh: Tensor) -> Tensor:
         """The gradient of x."""
-        dx = self.x.new_empty(self.rows, self.layout.features)
+        dx = self._room(self.layout.features, self.x.dtype)
         given = {**self._rows(places), **self._experts(), "dh": dh, "dx": dx}
         self.launch("tokens", (), self._tiles("tokens", self.layout.features), given)
         return self._by_token(dx)
@@ -225,10 +232,17 @@ class Problem:
             return torch.sym_min(programs, config.persistent * self.target.processors)
         return programs
 
+    def _room(self, width: int, dtype: torch.dtype) -> Tensor:
+        """For the result of each choice; rows of no run are zeros."""
+        make = self.x.new_zeros if self.layout.spec.runs else self.x.new_empty
+        return make(self.rows, width, dtype=dtype)
+
     def _by_token(self, rows: Tensor) -> Tensor:
         """Sums over the choices of each token. A choice of no expert is dropped, or, where eager
         stops at it, gives NaN."""
         spec = self.layout.spec
+        if spec.runs:
+            return rows
         valid = is_choice(self.indices, spec).unsqueeze(-1)
         each = rows.view(self.tokens, self.choices, rows.shape[-1])
         each = torch.where(valid, each, 0.0 if spec.dropping else torch.nan)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..experts import is_choice
+from ..experts import is_choice, owners
 from .problem import Places, Problem
 
 
@@ -68,6 +68,7 @@ def _with_bias(of: Problem, grad: Tensor, of_weights: Tensor) -> Tensor:
     last = of.experts.biases[-each:]
     bias = torch.stack(list(last)) if spec.separate else last[0]
     by_expert = grad.to(of_weights.dtype) @ bias.to(of_weights.dtype).t()
-    experts = torch.where(of.indices < 0, of.indices + spec.experts, of.indices).long()
+    indices = owners(of.indices, of.tokens) if spec.runs else of.indices
+    experts = torch.where(indices < 0, indices + spec.experts, indices).long()
     found = by_expert.gather(1, experts.clamp(0, spec.experts - 1))
-    return of_weights + torch.where(is_choice(of.indices, spec), found, 0.0)
+    return of_weights + torch.where(is_choice(indices, spec), found, 0.0)

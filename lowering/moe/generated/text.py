@@ -123,7 +123,10 @@ class Text:
     def choices(self) -> None:
         """`choice` and `token` of each row; those beyond the last one stand for the first token."""
         write = self.write
-        write("choice = tl.load(order + row, mask=in_rows, other=0)")
+        if self.layout.spec.runs:
+            write("choice = tl.where(in_rows, row, 0)")
+        else:
+            write("choice = tl.load(order + row, mask=in_rows, other=0)")
         write("token = (choice // K).to(tl.int64)")
         write("row64 = row.to(tl.int64)")
 
@@ -258,6 +261,12 @@ def experts_tensors(layout: Layout, name: str, dtype: torch.dtype, letters: str)
     return [Argument(n, pointer(dtype)) for n in names]
 
 
+def sorted_rows(layout: Layout) -> list[Argument]:
+    """Which choice each row is, unless rows are sorted already, and where each expert's begin."""
+    order = [] if layout.spec.runs else [Argument("order", I32)]
+    return [*order, Argument("starts", I32)]
+
+
 def strides(layout: Layout, name: str, letters: str) -> list[str]:
     """Strides of tensors that every expert has for itself, as numbers of a kernel."""
     return [f"{name}_{s}" for s in letters] if layout.spec.separate else []
@@ -290,6 +299,8 @@ def facts(layout: Layout) -> list[str]:
         zip(layout.sizes, layout.matrices, layout.biases, strict=True)
     ):
         found.append(f"m{p}: {size} rows, {matrix}" + (f"; b{p}: {bias}" if bias else ""))
+    if spec.runs:
+        found.append("rows are sorted by their experts already")
     order = "before" if spec.weights_first else "after"
     return [
         *found,
