@@ -136,6 +136,8 @@ def _wraps(match: Match) -> Decline | None:
 def _depends_on_data(view: GraphView, match: Match) -> Decline | None:
     """Of a size that is counted while running (`nonzero`, `item`) nothing is known, not even that
     it is not zero. One that is counted in the interior goes with it."""
+    if match.any_size:
+        return None
     nodes = sorted({*inputs_of(match), *match.outputs}, key=view.order.__getitem__)
     for node in nodes:
         example = value(node)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, fresh, leaves, resolve, same_size
+from fuser.graph.axes import Dim, Dims, fresh, leaves, resolve
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
-from fuser.torch_private import to_expr
+from fuser.torch_private import known_true
 
 from .branches import column, in_one, same
 from .expert import Expert, ExpertWalk, NoExpert
@@ -150,8 +150,8 @@ def in_turn(view: GraphView, anchor: Node) -> Match | None:
     assert counts is not None
     one = all(e.inside.scale == experts[0].inside.scale for e in experts)
     require(one, "runs are multiplied with different numbers", anchor)
-    total, given = (to_expr(value(n).shape[0]) for n in (anchor, split.rows))
-    require(same_size(total, given), "runs are not known to be all of the rows", anchor)
+    total, given = (value(n).shape[0] for n in (anchor, split.rows))
+    require(known_true(total == given), "runs are not known to be all of the rows", anchor)
     same(experts, anchor)
     space = Runs(view, value(anchor).dtype, rows, interior=interior)
     return in_runs(space, anchor, out_dims, in_one(view, experts), {"counts": counts})

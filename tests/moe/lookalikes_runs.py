@@ -17,6 +17,7 @@ class LookAlike:
 
     module: type[Local]
     reason: str = ""
+    grad: bool = True
 
 
 class Grouped(Local):
@@ -236,18 +237,20 @@ BETWEEN = "what is added to an expert's product differs between tokens"
 TOGETHER = "what is put together are not the runs of one split in their order"
 LOOKALIKES = [
     LookAlike(OtherEndsAtOnce, PLACES),
-    *(LookAlike(m) for m in (OtherEnds, OneProduct, MixesRows, RowsCutOff, OneMoreTensor)),
+    *(LookAlike(m) for m in (
+        OtherEnds, OneProduct, MixesRows, ShiftedRows, RowsCutOff, WrittenEnds, OneMoreTensor,
+        MixesARun,
+    )),
     LookAlike(OtherRows, "products of an expert multiply different tensors"),
-    *(LookAlike(m, STANDS) for m in (Normalised, ShiftedRows, ReadsRowsAgain, OwnRowsToo)),
+    LookAlike(ReadsRowsAgain, STANDS),
+    LookAlike(Normalised, "an intermediate value is used elsewhere, by `square`"),
     LookAlike(RowsCutOffAtSameEnds, "a part is cut of something else than features"),
-    *(LookAlike(m, BETWEEN) for m in (AddsRows, BiasByIndex, BiasOfOtherCounts)),
-    LookAlike(HiddenIsReturned, "an intermediate value is used elsewhere"),
-    LookAlike(WrittenEnds, "written to"),
-    LookAlike(WrittenRows, "mutated"),
+    *(LookAlike(m, BETWEEN) for m in (AddsRows, BiasByIndex, BiasOfOtherCounts, OwnRowsToo)),
+    LookAlike(HiddenIsReturned, "an intermediate value is used elsewhere: returned"),
+    LookAlike(WrittenRows, "products of an expert multiply different tensors", grad=False),
     LookAlike(OneExpert, "there is one expert here"),
     *(LookAlike(m, TOGETHER) for m in (InAnotherOrder, OnePieceTwice)),
     LookAlike(OtherActivation, "experts have different activations"),
     LookAlike(WeightedRuns, "runs are multiplied with different numbers"),
-    LookAlike(MixesARun, STANDS),
     LookAlike(OtherCounts, "runs are not as long as the numbers of one tensor"),
-]
+]  # fmt: skip
