@@ -133,8 +133,6 @@ def _written(view: GraphView, op: Op, node: Node) -> _Write | None:
     whole = all(part is Ellipsis or part == slice(None) for part in rest)
     if not (whole and is_tensor(index) and is_tensor(rows)):
         return None
-    if value(base).dtype is not value(rows).dtype:
-        return None
     return _Write(base, index, rows, bool(op.args.get("accumulate", False)))
 
 

@@ -188,15 +188,6 @@ class ReadBeforeItIsPut(Grouped):
         return kept.view(-1, self.choices, FEATURES).sum(1) + placed.sum()
 
 
-class RoundedInPlace(Grouped):
-    """Rows are rounded where they are put."""
-
-    def back(self, rows: Tensor, order: Tensor) -> Tensor:
-        placed = torch.empty_like(rows, dtype=torch.bfloat16)
-        placed[order] = rows
-        return placed.view(-1, self.choices, FEATURES).sum(1).to(rows.dtype)
-
-
 class AddedToOnes(Grouped):
     def back(self, rows: Tensor, order: Tensor) -> Tensor:
         placed = torch.ones_like(rows)
@@ -334,7 +325,7 @@ ROWS = [
     *(LookAlike(module, PLACES) for module in (CountedElsewhere, CountedTwice)),
     *(LookAlike(module) for module in (
         PutBackTwice, PutBackInPart, PutBackElsewhere, CopiedElsewhere, ReadBeforeItIsPut,
-        RoundedInPlace, AddedToOnes, OtherTokensByThree, FeaturesByThree,
+        AddedToOnes, OtherTokensByThree, FeaturesByThree,
     )),
     LookAlike(SoftByThree, EVERY),
     LookAlike(ScaledApart, "experts have other weights beside the columns of one tensor"),
