@@ -92,8 +92,9 @@ class Products:
         """`grouped_mm(rows, matrices, ends)`, of rows that are sorted by their experts."""
         given = grouped_arguments(node)
         rows, matrices, ends = (given.get(name) for name in ("input", "weight", "offs"))
-        known = is_tensor(rows) and is_tensor(matrices) and is_tensor(ends)
-        if not self.space.sorted or not known:
+        if not (is_tensor(rows) and is_tensor(matrices) and is_tensor(ends)):
+            return None
+        if not self.space.sorted:
             return None
         if value(matrices).ndim != 3 or len(dims) != 2 or given.get("bias") is not None:
             return None

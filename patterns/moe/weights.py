@@ -51,13 +51,14 @@ def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Nod
 
 def _number(op: Op) -> float | None:
     """By which number a tensor is multiplied, if it is by one."""
-    source, other = op.args.get("input"), op.args.get("other")
-    if is_tensor(source) and type(other) in (int, float):
-        if op.name == "div":
-            return None if other == 0 else 1 / other
-        return float(other)
-    by_tensor = op.name == "mul" and is_tensor(other) and type(source) in (int, float)
-    return float(source) if by_tensor else None  # type: ignore[arg-type]
+    tensor, number = op.args.get("input"), op.args.get("other")
+    if op.name == "mul" and is_tensor(number):
+        tensor, number = number, tensor
+    if not is_tensor(tensor) or not isinstance(number, (int, float)) or type(number) is bool:
+        return None
+    if op.name == "div":
+        return None if number == 0 else 1 / number
+    return float(number)
 
 
 def _split(space: Space, inputs: Sequence[tuple[Node, Dims]]) -> tuple[Weights, Node, Dims] | None:

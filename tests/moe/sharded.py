@@ -297,9 +297,7 @@ SCENARIOS: dict[str, Scenario] = {
     "exchanged_whole": Scenario(
         of(Exchanged), dtype=torch.bfloat16, whole=True, rewrites=1, pattern="moe.local"
     ),
-    "exchanged_in_turn": Scenario(
-        of(ExchangedInTurn), whole=True, rewrites=1, pattern="moe.local"
-    ),
+    "exchanged_in_turn": Scenario(of(ExchangedInTurn), whole=True, rewrites=1, pattern="moe.local"),
     "summed": Scenario(of(Summed), everywhere=True, reason="those of a part of the experts"),
     "spread": Scenario(of(Spread), reason="is a DTensor, which wraps other tensors"),
 }

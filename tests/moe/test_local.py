@@ -91,7 +91,7 @@ def test_ends_that_decrease_or_are_too_large(counts: tuple[int, ...], lowering: 
     """The last run that has a row counts, as in eager on a CPU."""
     module, (rows, _) = EndsGiven(), given(EndsGiven)
     args = (rows.detach(), torch.tensor(counts))
-    options = {"fuser.lowering": lowering, "inner": "eager"}
+    options: dict[str, Any] = {"fuser.lowering": lowering, "inner": "eager"}
     ours = compiled(module, args, **options)
     assert ours.rewrites("moe") == 1
     assert_near(ours, run(module, args), run(wide(module), wide(args)))
@@ -99,7 +99,7 @@ def test_ends_that_decrease_or_are_too_large(counts: tuple[int, ...], lowering: 
 
 def test_generated_kernels_stay_inside_whatever_ends_are() -> None:
     module, (rows, _) = EndsGiven(), given(EndsGiven)
-    options = {"fuser.lowering": "triton", "inner": "eager"}
+    options: dict[str, Any] = {"fuser.lowering": "triton", "inner": "eager"}
     args = (rows.detach(), torch.tensor((30, -28, 1)))
     found = compiled(module, args, **options)
     assert found.rewrites("moe") == 1
