@@ -6,7 +6,6 @@ all.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 import fuser
 from tests.compiled import Run, assert_near, compiled, run, wide
+from tests.every import EVERY
 from tests.inner import CATCH, caught, operators
 
 from .forms import Sorted
@@ -35,7 +35,6 @@ from .runs import (
     Titan,
 )
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 LOWERINGS = ("aten", "reference", "triton")
 CASES = [
     (form, lowering)

@@ -108,11 +108,15 @@ def _made(of: Problem, tokens: int, choices: int) -> Problem:
         return found
 
     experts = Experts(of.experts.spec, tensors(of.experts.matrices), tensors(of.experts.biases))
-    drawn = torch.rand(tokens, of.layout.spec.experts, device=device)
+    count = of.layout.spec.experts
+    if of.layout.spec.runs:  # of equal lengths
+        indices = torch.arange(1, count + 1, device=device) * tokens // count
+    else:
+        indices = torch.rand(tokens, count, device=device).topk(choices, dim=-1).indices
     return replace(
         of,
         x=like(of.x, tokens, of.layout.features),
-        indices=drawn.topk(choices, dim=-1).indices.to(of.indices.dtype),
+        indices=indices.to(of.indices.dtype),
         weights=like(of.weights, tokens, choices),
         experts=experts,
     )
