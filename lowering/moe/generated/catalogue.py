@@ -147,6 +147,8 @@ def builtin() -> Iterator[Entry]:
         yield from _stages("SwiGLU in pairs, biases", biased, 1440, 720)
         first = _spec(16, SWIGLU, halves, dtype, weights_first=True)
         yield from _stages("SwiGLU, weights first", first, 1536, 768)
+        runs = replace(_spec(32, SWIGLU, halves, dtype), runs=True, dropping=True)
+        yield from _stages("SwiGLU, 32 experts, rows in runs", runs, 1536, 768)
         yield from _stages(
             "GELU, biases", _spec(8, GELU, (Columns(0),), dtype, biases=True), 768, 768
         )
@@ -182,8 +184,10 @@ def _stages(label: str, spec: MoeSpec, rows: int, hidden: int, firsts: int = 1) 
         ("hidden", ()), ("tokens", ()), *(("matrix", (c,)) for c in columns),
         *(("bias", (c,)) for c in columns if biases),
     ]  # fmt: skip
+    few = [("place", (torch.int64, True)), ("up", (False, True)), ("down", ())]
+    if spec.runs:  # nothing is sorted
+        stages, few = stages[3:], few[1:]
     for stage, arguments in stages:
         yield Entry(label, layout, stage, arguments, MANY)
-    few = (("place", (torch.int64, True)), ("up", (False, True)), ("down", ()))
     for stage, arguments in few:
         yield Entry(f"{label}, decoding", layout, stage, arguments, FEW)
