@@ -15,6 +15,9 @@ from ..declined import Declined
 from .order import GROUPED
 from .space import Place, Space
 
+_NAMED = {"self": "input", "mat_a": "input", "mat2": "weight", "mat_b": "weight"}
+"""What torch's grouped products call these."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -132,7 +135,8 @@ def _product(op: Op, dims: Dims) -> Contraction:
 def grouped_arguments(node: Node) -> dict[str, Any]:
     """What a grouped product is given, by name."""
     names = ("input", "weight", "offs", "bias")
-    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    named = {_NAMED.get(name, name): given for name, given in node.kwargs.items()}
+    return dict(zip(names, node.args, strict=False)) | named
 
 
 def is_grouped(node: Node) -> bool:

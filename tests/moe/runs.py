@@ -86,6 +86,22 @@ class Titan(Local):
         return self.product(h, self.low(self.w2).transpose(-2, -1), offsets).type_as(x)
 
 
+class ByName(Local):
+    """The public function, and what it is given by name."""
+
+    dtype = torch.bfloat16
+
+    def product(self, rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        if rows.dtype is not torch.bfloat16:
+            return super().product(rows, matrices, ends)
+        return F.grouped_mm(mat_a=rows, mat_b=matrices, offs=ends)
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        ends = counts.cumsum(0).int()
+        hidden = self.product(self.low(x), self.low(self.w1).mT, ends).relu()
+        return self.product(hidden, self.low(self.w2).mT, ends).type_as(x)
+
+
 class TitanPadded(Titan):
     """torchtitan's `indices_padding_wrapper`: every run starts at a multiple of 8, between them
     are rows of zeros."""
@@ -165,5 +181,7 @@ class InTurnElsewhere(Local):
         return torch.cat([h @ self.square[2 - e] for e, h in enumerate(hidden)])
 
 
-GROUPED: list[type[Local]] = [Gated, EndsGiven, Titan, TitanPadded, Biased, WeightedInside]
+GROUPED: list[type[Local]] = [
+    Gated, EndsGiven, Titan, TitanPadded, Biased, WeightedInside, ByName,
+]  # fmt: skip
 IN_TURN: list[type[Local]] = [InTurn, InTurnTitan, InTurnModules, InTurnElsewhere]
