@@ -53,6 +53,21 @@ def _kept(function: Callable[..., Any], inputs: list[torch.Tensor], dynamic: boo
     return found
 
 
+def counted() -> dict[str, list[Launch]]:
+    """The same of rows in runs, whose number is read while running."""
+    spec, x = in_runs((40, 0, 60), dtype=torch.bfloat16)
+
+    def function(number: Any, rows: Any, ends: Any, weights: Any, *matrices: Any) -> Any:
+        length = number.item()
+        torch._check(length >= 0)
+        torch._check(length <= rows.shape[0])
+        own = (rows.narrow(0, 0, length), ends, weights.narrow(0, 0, length))
+        operator = torch.ops.fuser.generated_moe
+        return operator(*own, matrices, [], spec.to_text(), "a test", True)[0]
+
+    return _kept(function, [torch.tensor(100), x.x, x.indices, *x.leaves[1:]], True)
+
+
 def routing() -> dict[str, list[Launch]]:
     """The same of a router by groups."""
     spec, experts, dtype = KINDS["groups"]
@@ -93,6 +108,7 @@ def main() -> None:
         "dynamic": training(tokens=3000, experts=8, dynamic=True),
         "runs": training(runs=(40, 0, 60), biases=True),
         "runs, dynamic": training(runs=(40, 0, 60), dynamic=True),
+        "runs, counted": counted(),
         "router": routing(),
     }
     print(json.dumps(found))

@@ -27,6 +27,8 @@ FORWARD = [("place_kernel", ["order", "starts"]), ("up_kernel", ["hidden", "save
 SORTED = [("count_kernel", ["counts"]), ("scan_kernel", ["counts"]), *FORWARD]
 BACKWARD = [("hidden_kernel", ["again", "dh", "partial"]), ("tokens_kernel", ["dx"])]
 MATRICES = [("matrix_kernel", ["dm0"]), ("matrix_kernel", ["dm0"]), ("matrix_kernel", ["dm1"])]
+OWN_NUMBER = (None, None)
+"""What the program itself reads of the device."""
 KINDS: dict[str, dict[str, Any]] = {
     "stacked_many_tokens": {"activation": swiglu, "tokens": 520, "features": 16, "hidden": 16},
     "pairs_biases_first": {
@@ -128,6 +130,7 @@ def _own(name: str) -> tuple[str, list[str]]:
         ("runs", FORWARD[1:], [*BACKWARD, *MATRICES, ("bias_kernel", ["db0"]),
                                ("bias_kernel", ["db0"]), ("bias_kernel", ["db1"])]),
         ("runs, dynamic", FORWARD[1:], [*BACKWARD, *MATRICES]),
+        ("runs, counted", [*FORWARD[1:], OWN_NUMBER], [*BACKWARD, *MATRICES]),
         ("router", [("router_kernel", ["indices", "weights"])],
          [("router_backward_kernel", ["dlogits"])]),
     ],
