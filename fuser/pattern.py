@@ -76,7 +76,7 @@ class Match:
         parts: where calls give several tensors: the canonical arrangement of each and the axes of
             its output, instead of `result` and `dims`.
         lesser: a smaller region for the same, where this one is not sound or another rewrite has a
-            part of it.
+            part of it; None where there is none after all.
     """
 
     pattern: str
@@ -96,8 +96,7 @@ class Match:
     onto: tuple[Node, ...] = ()
     keeps_result: bool = True
     parts: tuple[tuple[Dims, Dims], ...] = ()
-    lesser: Callable[[], Match] | None = None
-    lesser: Callable[[], Match] | None = None
+    lesser: Callable[[], Match | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,12 @@ class Pattern(ABC):
     Attributes:
         id: dotted, beginning with the family: `attention.softmax`.
         priority: where regions overlap the higher one wins.
+        modest: an anchor that another rewrite has is no near miss of it.
     """
 
     id: ClassVar[str] = ""
     priority: ClassVar[int] = 0
+    modest: ClassVar[bool] = False
 
     @abstractmethod
     def anchors(self, view: GraphView) -> Iterable[Node]:
