@@ -59,11 +59,18 @@ class Part:
 
 def complete(view: GraphView, nodes: Iterable[Node]) -> dict[Node, Part]:
     """Those among some tensors that are parts of a tensor of which all parts are among them."""
-    found = {node: part for node in nodes if (part := part_of(view, node)) is not None}
+    found = {node: part for node in nodes if (part := _known(view, node)) is not None}
     indices: defaultdict[object, set[int]] = defaultdict(set)
     for part in found.values():
         indices[part.cut].add(part.index)
     return {node: part for node, part in found.items() if len(indices[part.cut]) == part.count}
+
+
+def _known(view: GraphView, node: Node) -> Part | None:
+    """What a tensor is a part of, and the gradient goes the same way."""
+    part = part_of(view, node)
+    differs = part and value(node).requires_grad is not value(part.source).requires_grad
+    return None if differs else part
 
 
 def part_of(view: GraphView, node: Node) -> Part | None:

@@ -37,7 +37,8 @@ class Found:
 
 
 def largest(view: GraphView, anchor: Node, pattern: str) -> Found:
-    """The largest region around an activation that one operator can compute.
+    """The largest region around an activation that one operator can compute; lesser ones are gated
+    where it is.
 
     Raises:
         Unproven: there is none.
@@ -47,7 +48,13 @@ def largest(view: GraphView, anchor: Node, pattern: str) -> Found:
     return _first(view, anchor, pattern, options)
 
 
-def _first(view: GraphView, anchor: Node, pattern: str, options: Sequence[Option]) -> Found:
+def _first(
+    view: GraphView,
+    anchor: Node,
+    pattern: str,
+    options: Sequence[Option],
+    gated: bool | None = None,
+) -> Found:
     """The first region that can be computed, with the others as lesser ones."""
     reason = Unproven("no region ends with it")
     for i, (chain, up) in enumerate(options):
@@ -56,14 +63,17 @@ def _first(view: GraphView, anchor: Node, pattern: str, options: Sequence[Option
         except Unproven as error:
             reason = error
             continue
-        lesser = partial(_lesser, view, anchor, pattern, options[i + 1 :])
-        return replace(found, match=replace(found.match, lesser=lesser))
+        if gated in (None, found.gated):
+            lesser = partial(_lesser, view, anchor, pattern, options[i + 1 :], found.gated)
+            return replace(found, match=replace(found.match, lesser=lesser))
     raise reason
 
 
-def _lesser(view: GraphView, anchor: Node, pattern: str, options: Sequence[Option]) -> Match | None:
+def _lesser(
+    view: GraphView, anchor: Node, pattern: str, options: Sequence[Option], gated: bool
+) -> Match | None:
     try:
-        return _first(view, anchor, pattern, options).match
+        return _first(view, anchor, pattern, options, gated).match
     except Unproven:
         return None
 

@@ -65,8 +65,9 @@ def in_place_method(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
     return h * y
 
 
-@lookalike("an input is mutated")
+@lookalike("")
 def written_between(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
+    """The region ends before."""
     up = y.flip(0)
     h = F.silu(x) + up
     up.add_(1)
@@ -87,6 +88,14 @@ def of_complex_numbers(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
 @lookalike("it is computed in int64")
 def of_integers(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
     return F.relu(x.detach().mul(10).long()) * y
+
+
+@lookalike("an input is mutated")
+def gate_written_between(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
+    up = x.flip(0)
+    h = F.silu(up)
+    up.add_(1)
+    return h * y
 
 
 @lookalike("autocast or grad mode changes within the region")
@@ -111,12 +120,12 @@ def no_activation(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
     return x * (1 + y) + w
 
 
-WRITING = {written_between}
+WRITING = {written_between, gate_written_between}
 """Eager takes no gradient of these."""
 WIDE = {in_float64, of_complex_numbers, of_integers}
 """These are computed in a dtype of their own, whatever they are given, or of rounded numbers."""
 IN_PART = {
     dropout_in_training, activation_is_returned, penalised, one_gate_for_a_row,
-    parts_along_another_axis, without_a_gradient,
+    parts_along_another_axis, written_between,
 }  # fmt: skip
 """Their activation becomes an operator, without the product."""

@@ -118,7 +118,7 @@ def test_no_elements(form: Form, by: str) -> None:
 @pytest.mark.parametrize(
     ("form", "program"),
     [
-        (forms.swiglu, "(silu(c1) * c0)"),
+        (forms.swiglu, "(silu(c0) * c1)"),
         (forms.geglu, "(c0_0 * gelu(c0_1))"),
         (forms.dyt, "((tanh((c0 * c1)) * c2) + c2)"),
         (forms.two_of_four, "(silu(c0) * c1)"),

@@ -66,6 +66,7 @@ class Entry:
             "columns": layout.columns,
             "varies": {name: list(own) for name, own in layout.varies},
             "wide": layout.wide,
+            "paired": layout.paired,
             "stage": self.stage,
             "arguments": self.arguments,
             "sizes": [sizes.lead, sizes.rest, sizes.columns],
@@ -84,6 +85,7 @@ class Entry:
             data["columns"],
             tuple((name, tuple(own)) for name, own in data["varies"].items()),
             data["wide"],
+            tuple(data["paired"]),
         )
         if data["stage"] not in TEXTS:
             raise ValueError(f"an activation has no stage {data['stage']!r}")

@@ -110,16 +110,21 @@ class _Backward:
         return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
 
     def _store(self, emitter: Emitter, grads: Mapping[str, Value]) -> None:
+        pairs: dict[int, list[Value]] = {}
         for name, grad in grads.items():
             j, part = self.spec.named[name]
             wide = emitter.cast(emitter.tensor(grad), FP32)
             kind = self._sum(name)
-            if kind is Sum.EACH:
-                self.text.store(f"dc{j}", emitter.cast(wide, self.layout.dtypes[j]), part)
-            elif kind is Sum.ROWS:
+            if kind is Sum.ROWS:
                 self._store_rows(name, wide)
-            else:
+            elif kind is not Sum.EACH:
                 self.text.write(f"{name}_sum += {self.text.full(wide.text)}")
+            elif f"dc{j}" in self.layout.paired:
+                pairs.setdefault(j, []).append(emitter.cast(wide, self.layout.dtypes[j]))
+            else:
+                self.text.store(f"dc{j}", emitter.cast(wide, self.layout.dtypes[j]), part)
+        for j, values in pairs.items():
+            self.text.store_pair(f"dc{j}", values)
 
     def _store_rows(self, name: str, value: Value) -> None:
         text = self.text

@@ -42,6 +42,8 @@ class Layout:
         varies: along which of all dimensions, the columns last, a tensor has more than one element,
             by its name.
         wide: positions in a row are counted in 64 bits.
+        paired: tensors of two parts whose columns take turns in memory: both are read, or written,
+            at once.
     """
 
     spec: ActivationSpec
@@ -51,6 +53,7 @@ class Layout:
     columns: int | None
     varies: tuple[tuple[str, tuple[bool, ...]], ...]
     wide: bool
+    paired: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -81,6 +81,14 @@ class Problem:
             for a, b in zip(shape, operand.shape[1:], strict=True)
         )
 
+    def _is_paired(self, name: str, given: Mapping[str, Tensor], space: Space) -> bool:
+        """Whether columns of the two parts of a tensor take turns in memory."""
+        if name in ("y", "grad") or self.spec.parts[int(name.strip("dc"))] != 2:
+            return False
+        tensor, stride = given[name], space.strides[name][-1]
+        turns = tensor.is_floating_point() and known_true(tensor.stride(0) == 1)
+        return turns and stride is not None and known_true(stride == 2)
+
     def _launching(self, given: Mapping[str, Tensor], wanted: Sequence[int] = ()) -> Launching:
         shape = shape_of(self.captured)
         planes = {n: t if n == "y" else t[0] for n, t in given.items()}
@@ -104,6 +112,7 @@ class Problem:
             columns if isinstance(columns, int) else None,
             tuple((name, space.varies(name)) for name in given),
             not all(_is_near(own[-1], columns) for own in space.strides.values()),
+            tuple(name for name in given if self._is_paired(name, given, space)),
         )
         return Launching(
             self, given, space, layout, known, cut(known, self.target), order, tuple(sizes)

@@ -92,9 +92,13 @@ class Text:
             write(f"lead = turn // {self.number('PROGRAMS')}")
             write("turn = turn % PROGRAMS")
             self.position("lead", 0, self.layout.lead)
-        write(f"f = {start}tl.arange(0, {block})")
+        wide = ".to(tl.int64)" if self.layout.wide else ""
+        write(f"f = {start}tl.arange(0, {block}){wide}")
         if self.masks_columns:
             write(f"in_f = f < {self.columns}")
+        if self.layout.paired:
+            start = start and f"{self.piece} * {2 * block} + "
+            write(f"pair = {start}tl.arange(0, {2 * block}){wide}")
 
     @property
     def piece(self) -> str:
@@ -169,11 +173,49 @@ class Text:
     def operands(self, names: Sequence[str]) -> dict[str, Value]:
         """Tiles of inputs of the program."""
         named = self.layout.spec.named
-        return {
-            name: self.load(f"c{j}", self.layout.dtypes[j], f"{name}_tile", part)
-            for name in names
-            for j, part in (named[name],)
-        }
+        found: dict[str, Value] = {}
+        for name in names:
+            j, part = named[name]
+            if name in found:
+                continue
+            if f"c{j}" in self.layout.paired:
+                found |= self._pair(j)
+            else:
+                found[name] = self.load(f"c{j}", self.layout.dtypes[j], f"{name}_tile", part)
+        return found
+
+    def _pair(self, j: int) -> dict[str, Value]:
+        """Tiles of both parts of an operand."""
+        dtype, names = self.layout.dtypes[j], self.layout.spec.names(j)
+        mask = self._mask_of_pair(f"c{j}")
+        given = f", mask={mask}, other=0.0" if mask else ""
+        cast = ".to(tl.float32)" if dtype in HALVES else ""
+        self.write(f"c{j}_pair = tl.load({self._at_pair(f'c{j}')}{given}){cast}")
+        tiles = ", ".join(f"{name}_tile" for name in names)
+        rows = self.config.block_m if self.layout.along_rows(f"c{j}") else 1
+        shape = f"[{rows}, {self.config.block_f}, 2]"
+        self.write(f"{tiles} = tl.split(tl.reshape(c{j}_pair, {shape}))")
+        return {name: Value(f"{name}_tile", dtype) for name in names}
+
+    def store_pair(self, name: str, values: Sequence[Value]) -> None:
+        """Tiles of both parts of a tensor that has all elements."""
+        both = ", ".join(f"tl.broadcast_to({value.text}, {self.shape})" for value in values)
+        shape = f"[{self.config.block_m}, {2 * self.config.block_f}]"
+        mask = self._mask_of_pair(name)
+        given = f", mask={mask}" if mask else ""
+        pointers = self._at_pair(name)
+        if not self.layout.along_rows(name):
+            pointers += f" + tl.zeros({shape}, tl.int32)"
+        self.write(f"tl.store({pointers}, tl.reshape(tl.join({both}), {shape}){given})")
+
+    def _at_pair(self, name: str) -> str:
+        rows = "[:, None]" if self.layout.along_rows(name) else ""
+        return f"{name}_row{rows} + pair[None, :]"
+
+    def _mask_of_pair(self, name: str) -> str:
+        found = ["in_rows[:, None]"] if self.layout.along_rows(name) and self.masks_rows else []
+        found += [f"(pair < 2 * {self.columns})[None, :]"] if self.masks_columns else []
+        return " & ".join(found)
 
     def store(self, name: str, value: Value, part: int = 0) -> None:
         """A tile of a tensor that has all elements."""
