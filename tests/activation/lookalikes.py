@@ -65,9 +65,8 @@ def in_place_method(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
     return h * y
 
 
-@lookalike("")
+@lookalike("an input is mutated")
 def written_between(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
-    """The region ends before."""
     up = y.flip(0)
     h = F.silu(x) + up
     up.add_(1)
@@ -126,6 +125,6 @@ WIDE = {in_float64, of_complex_numbers, of_integers}
 """These are computed in a dtype of their own, whatever they are given, or of rounded numbers."""
 IN_PART = {
     dropout_in_training, activation_is_returned, penalised, one_gate_for_a_row,
-    parts_along_another_axis, written_between,
+    parts_along_another_axis,
 }  # fmt: skip
 """Their activation becomes an operator, without the product."""

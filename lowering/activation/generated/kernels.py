@@ -90,8 +90,8 @@ class _Backward:
             text.rows(f"turn * {m}")
             yield
             return
-        rows = text.number("ROWS")
-        with text.write.block(f"for first_row in range(turn * {m}, {rows}, PROGRAMS * {m}):"):
+        rows, step = text.number("ROWS"), f"{text.number('PROGRAMS')} * {m}"
+        with text.write.block(f"for first_row in range(turn * {m}, {rows}, {step}):"):
             text.rows("first_row")
             yield
 
