@@ -93,10 +93,12 @@ def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
 
 
 SPECIAL = [torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 0.0]
+DEFINED = [f for f in FORMS if f is not forms.hardswish]
+"""All but one whose derivative at NaN is another on a CPU than on a GPU, and in Inductor."""
 
 
 @pytest.mark.parametrize("special", SPECIAL if EVERY else SPECIAL[:2])
-@pytest.mark.parametrize("form", [*FORMS[:-4:13], forms.clamped_in_turn], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", DEFINED if EVERY else DEFINED[::12], ids=lambda f: f.__name__)
 def test_special_numbers(form: Form, special: float) -> None:
     args = inputs(form, torch.float32)
     with torch.no_grad():

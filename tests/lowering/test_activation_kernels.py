@@ -67,13 +67,11 @@ KINDS = {
     ),
 }
 SAMPLE = {
-    ("DyT, bfloat16", "backward"): ["sm_80", "sm_90"],
+    ("DyT, bfloat16", "backward"): ["sm_80"],
     ("GEGLU of halves, float32", "backward"): ["sm_90"],
     ("clamped SwiGLU in turns, bfloat16", "backward"): ["sm_100", "gfx942"],
-    ("gate, residual, bfloat16", "backward"): ["sm_90"],
-    ("SwiGLU of halves, bfloat16", "forward"): ["sm_90"],
 }
-"""Kernels that take the most there, and a usual one."""
+"""Kernels that take much there."""
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -144,8 +142,7 @@ def opened() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("case", "written"),
     [
-        ("two", {"dc0", "dc1"}), ("halves", {"dc0"}), ("in turn", {"dc0"}),
-        ("bias", {"dc0", "dc1"}), ("dyt", {"dc0", "dc1", "dc2", "dc3"}),
+        ("halves", {"dc0"}), ("in turn", {"dc0"}), ("dyt", {"dc0", "dc1", "dc2", "dc3"}),
         ("residual", {"dc0", "dc1", "dc2"}), ("dynamic", {"dc0", "dc1"}),
         ("dynamic dyt", {"dc0", "dc1", "dc2", "dc3"}),
     ],
@@ -166,10 +163,8 @@ def test_sizes_that_are_not_known_are_arguments(opened: dict[str, Any]) -> None:
     assert opened["launches"]["dynamic dyt"]["backward"][0]["symbolic"]
 
 
-def test_no_more_is_saved_than_inductor_saves(opened: dict[str, Any]) -> None:
-    """Between products: what goes in. A product behind it needs the result, which Inductor computes
-    again; what an operator gave is saved."""
-    ours, theirs = opened["saved"]["between"]
-    assert ours <= theirs
-    ours, theirs = opened["saved"]["block"]
-    assert ours <= theirs + 256 * 512
+@pytest.mark.parametrize("case", ["between", "block", "residual"])
+def test_no_more_is_saved_than_inductor_saves(opened: dict[str, Any], case: str) -> None:
+    """Gate and up; behind which a product stands, their product; nothing of a residual."""
+    ours, theirs = opened["saved"][case]
+    assert ours == theirs

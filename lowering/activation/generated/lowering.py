@@ -21,8 +21,8 @@ from .kernels import build
 from .layout import Layout, NoLayout, require
 
 _AS_FAST = (
-    "Inductor makes one kernel of such a chain too, and may compute it again in the backward where "
-    "the result of an operator is saved; nothing faster was measured on any GPU"
+    "Inductor makes one kernel of such a chain too, which moves the same bytes and saves the same "
+    "tensors; nothing faster was measured on any GPU"
 )
 
 
