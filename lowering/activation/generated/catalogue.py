@@ -81,7 +81,8 @@ class Entry:
         layout = Layout(
             ActivationSpec.from_text(data["spec"]),
             tuple(getattr(torch, d) for d in data["dtypes"]),
-            *data["rows"],
+            data["rows"][0],
+            data["rows"][1],
             data["columns"],
             tuple((name, tuple(own)) for name, own in data["varies"].items()),
             data["wide"],

@@ -251,7 +251,7 @@ def _model(tensors: Mapping[str, Tensor], shape: Sequence[Any]) -> str:
         for name, tensor in tensors.items()
         if has_shape(tensor, shape) and all(hint(s) != 0 for s in tensor.stride())
     )
-    return next(found, next(reversed(tensors)))
+    return next(found, [*tensors][-1])
 
 
 def _flattest(sizes: Sequence[Any], tensors: Mapping[str, Tensor], model: str) -> Space:
