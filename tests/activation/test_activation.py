@@ -6,8 +6,6 @@ through the reference, in one dtype each; `FUSER_EVERY=1` takes all through both
 
 from __future__ import annotations
 
-import itertools
-import os
 from typing import Any
 
 import pytest
@@ -18,18 +16,12 @@ from tests.activation import forms
 from tests.activation.forms import CHANNELS, FEATURES, GATED, IMAGES, PLAIN, Form
 from tests.activation.lookalikes import IN_PART, LOOKALIKES, WIDE, WRITING
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import crossed, some
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 DTYPES = [torch.float32, torch.bfloat16]
 BY = ["triton", "reference"]
 FORMS = [*GATED, *PLAIN, *IMAGES]
-COMBINED = [*itertools.product(DTYPES, BY)]
-CASES = [
-    (form, dtype, by)
-    for i, form in enumerate(FORMS)
-    for j, (dtype, by) in enumerate(COMBINED)
-    if EVERY or i % len(COMBINED) == j
-]
+CASES = crossed(FORMS, DTYPES, BY)
 
 
 def inputs(form: Form, dtype: torch.dtype, *, last: bool = False) -> tuple[Tensor, ...]:
@@ -67,7 +59,7 @@ def test_channels_last(form: Form, by: str) -> None:
     check(form, args, **{"fuser.lowering": by})
 
 
-@pytest.mark.parametrize("form", FORMS if EVERY else FORMS[::7], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", some(FORMS, 7), ids=lambda f: f.__name__)
 def test_inference_of_any_size(form: Form) -> None:
     args = tuple(t.detach() for t in inputs(form, torch.float32))
     for x in args[:2]:
@@ -78,7 +70,7 @@ def test_inference_of_any_size(form: Form) -> None:
     assert_near(found, run(form, args), run(form, wide(args)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES if EVERY else DTYPES[:1], ids=str)
+@pytest.mark.parametrize("dtype", some(DTYPES, 2), ids=str)
 @pytest.mark.parametrize(("form", "reason"), LOOKALIKES, ids=lambda f: getattr(f, "__name__", ""))
 def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
     args, grad = inputs(form, dtype), form not in WRITING
@@ -97,8 +89,8 @@ DEFINED = [f for f in FORMS if f is not forms.hardswish]
 """All but one whose derivative at NaN is another on a CPU than on a GPU, and in Inductor."""
 
 
-@pytest.mark.parametrize("special", SPECIAL if EVERY else SPECIAL[:2])
-@pytest.mark.parametrize("form", DEFINED if EVERY else DEFINED[::12], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("special", some(SPECIAL, 3))
+@pytest.mark.parametrize("form", some(DEFINED, 12), ids=lambda f: f.__name__)
 def test_special_numbers(form: Form, special: float) -> None:
     args = inputs(form, torch.float32)
     with torch.no_grad():

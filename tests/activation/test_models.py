@@ -5,7 +5,6 @@ Each model is tried one way; `FUSER_EVERY=1` tries more models, and all of them 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 
 from fuser.patterns.activation.anchors import NONLINEAR
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import EVERY
 from tests.inner import CATCH, caught, operators
 from tests.models.case import LAYERS, SDPA_ONLY, ModelCase, itself, normal, seeded
 from tests.norm.models import CASES as MODELS
 from tests.test_models import Outputs
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 WAYS = ("inference", "training", "half", "channels_last", "any size")
 IMAGES = ("unet", "vae", "convnext")
 SIZES = {

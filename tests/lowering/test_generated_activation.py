@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from fuser.lowering.activation.generated.problem import Problem, problem
 from fuser.lowering.triton.launch import INTERPRETER
 from fuser.specs import ActivationSpec
 from tests.compiled import compiled, run
+from tests.every import EVERY, some
 from tests.lowering.activations import (
     FP32,
     HALF,
@@ -37,7 +37,6 @@ from tests.lowering.activations import (
 )
 from tests.lowering.generated import DEVICE
 
-EVERY = os.environ.get("FUSER_EVERY") == "1"
 INTERPRETED = pytest.mark.skipif(DEVICE.type != "cpu", reason="sizes are those of the interpreter")
 
 
@@ -77,7 +76,7 @@ def test_kinds(kind: str, shape: tuple[int, int, int]) -> None:
     check(spec, operands(*shapes))
 
 
-@pytest.mark.parametrize("kind", KINDS if EVERY else KINDS[::2])
+@pytest.mark.parametrize("kind", some(KINDS, 2))
 def test_kinds_in_half(kind: str) -> None:
     spec, shapes = _kinds(HALF, 2, 5, 70)[kind]
     check(spec, operands(*shapes, dtype=HALF))
