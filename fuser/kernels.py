@@ -164,6 +164,8 @@ def catalogue(paths: Sequence[str]) -> Iterator[Entry]:
         CatalogueError: a line that describes no kernel.
         OSError: a file that cannot be read.
     """
+    from .lowering.activation.generated import catalogue as activation
+    from .lowering.activation.generated import workloads as activations
     from .lowering.attention.generated import catalogue as attention
     from .lowering.moe.generated import catalogue as moe
     from .lowering.moe.router import catalogue as router
@@ -175,7 +177,8 @@ def catalogue(paths: Sequence[str]) -> Iterator[Entry]:
         yield from moe.builtin()
         yield from router.builtin()
         yield from norms.builtin()
-    kinds = {kind.KIND: kind.Entry for kind in (moe, router, norm)}
+        yield from activations.builtin()
+    kinds = {kind.KIND: kind.Entry for kind in (moe, router, norm, activation)}
     for path in paths:
         for number, line in enumerate(Path(path).read_text().splitlines(), 1):
             if not line.strip():

@@ -76,7 +76,7 @@ class Match:
         parts: where calls give several tensors: the canonical arrangement of each and the axes of
             its output, instead of `result` and `dims`.
         lesser: a smaller region for the same, where this one is not sound or another rewrite has a
-            part of it.
+            part of it; None where there is none after all.
         any_size: sizes of what it reads and gives may be counted while running: of those that must
             be equal that is proved, and the replacement takes any, zero too.
     """
@@ -98,7 +98,7 @@ class Match:
     onto: tuple[Node, ...] = ()
     keeps_result: bool = True
     parts: tuple[tuple[Dims, Dims], ...] = ()
-    lesser: Callable[[], Match] | None = None
+    lesser: Callable[[], Match | None] | None = None
     any_size: bool = False
 
 
@@ -125,10 +125,12 @@ class Pattern(ABC):
     Attributes:
         id: dotted, beginning with the family: `attention.softmax`.
         priority: where regions overlap the higher one wins.
+        modest: an anchor that another rewrite has is no near miss of it.
     """
 
     id: ClassVar[str] = ""
     priority: ClassVar[int] = 0
+    modest: ClassVar[bool] = False
 
     @abstractmethod
     def anchors(self, view: GraphView) -> Iterable[Node]:

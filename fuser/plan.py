@@ -128,6 +128,8 @@ class _Planner:
 
     def _decide(self, registered: Registered, anchor: Node) -> Planned | Left | Failed | None:
         pattern_id, claimed = registered.pattern.id, self.claimed
+        if registered.pattern.modest and anchor in claimed:
+            return None
         try:
             found = registered.pattern.match(self.view, anchor)
             if found is None:
@@ -153,6 +155,8 @@ class _Planner:
         lesser = match.lesser
         while lesser is not None:
             smaller = lesser()
+            if smaller is None:
+                break
             soundness.require_well_formed(self.view, match.pattern, smaller)
             if self._obstacle(smaller) is None:
                 return self._lower(smaller)

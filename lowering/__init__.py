@@ -6,7 +6,7 @@ either prepares an emission or answers with the reason why it cannot.
 
 from __future__ import annotations
 
-from . import attention, loss, moe, norm  # register their lowerings
+from . import activation, attention, loss, moe, norm  # register their lowerings
 from .base import Context, Emission, Lowering, Refusal, candidates, register_lowering
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Emission",
     "Lowering",
     "Refusal",
+    "activation",
     "attention",
     "candidates",
     "loss",

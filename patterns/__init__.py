@@ -1,5 +1,5 @@
 """What to look for. Each family registers its patterns through the public API."""
 
-from . import attention, loss, moe, norm
+from . import activation, attention, loss, moe, norm
 
-__all__ = ["attention", "loss", "moe", "norm"]
+__all__ = ["activation", "attention", "loss", "moe", "norm"]

@@ -29,14 +29,15 @@ class Recorder:
     """Adds the kernels of each test to a file, so that a run that is cut short leaves some."""
 
     def __init__(self, path: str) -> None:
+        from fuser.lowering.activation.generated import catalogue as activation
         from fuser.lowering.attention.generated import catalogue as attention
         from fuser.lowering.moe.generated import catalogue as moe
         from fuser.lowering.norm.generated import catalogue as norm
 
         self._path, self._added = path, set[str]()
         self._stack = contextlib.ExitStack()
-        recordings = (attention.recording(), moe.recording(), norm.recording())
-        self._found = [self._stack.enter_context(recording) for recording in recordings]
+        kinds = (activation, attention, moe, norm)
+        self._found = [self._stack.enter_context(kind.recording()) for kind in kinds]
 
     def add(self) -> None:
         """Adds what the file lacks, one process at a time."""

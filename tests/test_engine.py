@@ -60,7 +60,7 @@ def softcapped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def pointwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q.sin() + k.mean(-2, keepdim=True)).relu() * v.amax()
+    return (q.sin() + k.mean(-2, keepdim=True)).abs() * v.amax()
 
 
 def graph_of(fn: Any, inputs: Sequence[Any], **options: Any) -> GraphModule:

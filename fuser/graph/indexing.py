@@ -9,6 +9,7 @@ INDEXING: dict[str, str] = {
     "cross_entropy": f"{_NLL_LOSS} label_smoothing",
     "embedding": "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse",
     "flip": "input dims",
+    "glu": "input dim",
     "index_add": "input dim index source",
     "index_copy": "input dim index source",
     "index_put": "input index values accumulate",

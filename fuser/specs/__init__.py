@@ -7,6 +7,7 @@ operator that carries it; a compiled artifact needs nothing else.
 
 from __future__ import annotations
 
+from .activation import ActivationSpec
 from .attention import AttentionSpec
 from .loss import LinearCrossEntropySpec, Reduction
 from .moe import TOKEN, Columns, MoeSpec
@@ -15,6 +16,7 @@ from .router import Groups, RouterSpec
 
 __all__ = [
     "TOKEN",
+    "ActivationSpec",
     "AttentionSpec",
     "Columns",
     "Groups",

@@ -7,6 +7,7 @@
 - `functions/`: `@triton.jit` functions for what `triton.language` lacks; imported by generated
   code only, so that nothing else here needs triton.
 - `source.py`, `kernel.py`: text of a module on its way to a file and to a compiled kernel.
+- `space.py`: the dimensions in which kernels count.
 - `aot.py`, `devices.py`: a kernel compiled with no GPU present, and what it leaves of one.
 - `pool.py`, `worker.py`: many of them, in processes that may crash.
 """

@@ -107,6 +107,26 @@ def _trace_gradient(
     return _pointwise(backward, [*names, "grad"], examples)
 
 
+@lru_cache(maxsize=1024)
+def unrounded(derived: Graph) -> Graph:
+    """Gradients that were computed in fp32 as they are, not rounded to the dtype of an operand:
+    they are added up first."""
+
+    def wide(node: Node) -> Node:
+        source = node.args[0] if node.args else None
+        is_cast = node.op == "call_function" and node.target is aten._to_copy.default
+        rounds = is_cast and _dtype(node) in (torch.float16, torch.bfloat16)
+        if rounds and isinstance(source, Node) and _dtype(source) is torch.float32:
+            return source
+        return node
+
+    graph, copies = Graph(), dict[Node, Node]()
+    graph.graph_copy(derived, copies)
+    results = next(n for n in derived.nodes if n.op == "output").args[0]
+    graph.output(tuple(copies[wide(n)] for n in results))  # type: ignore[union-attr]
+    return graph
+
+
 def _or_zero(grad: Tensor | None, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if grad is None else grad
 

@@ -27,6 +27,8 @@ from fuser.graph.axes import (
 from fuser.graph.ops import value
 from fuser.torch_private import to_expr
 
+from ..arranged import runs
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -96,23 +98,9 @@ class Space:
         Returns:
             The dimensions, and how many of the last are normalised.
         """
-        have = [set(leaves(dims)) for dims in operands]
-        outer, inner = (self._runs(axes, have) for axes in (self.outer, self.inner))
+        outer, inner = (runs(axes, operands) for axes in (self.outer, self.inner))
         inner = inner or [()]  # rows of one element
         return (*outer, *inner), len(inner)
-
-    @staticmethod
-    def _runs(axes: Sequence[Axis], have: Sequence[set[Axis]]) -> list[tuple[Axis, ...]]:
-        runs: list[tuple[Axis, ...]] = []
-        before: list[bool] = []
-        for axis in leaves((tuple(axes),)):
-            read = [axis in known for known in have]
-            if runs and read == before:
-                runs[-1] = (*runs[-1], axis)
-            else:
-                runs.append((axis,))
-            before = read
-        return runs
 
 
 def resolved(space: Space) -> Space:

@@ -6,7 +6,6 @@
 
 and, with the same names, their gradients.
 
-space         the dimensions in which kernels count
 layout        what a kernel is specialised on
 config        how it is cut
 text          the frame that the kernels share

@@ -19,15 +19,13 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 
 import torch
-from torch.fx import Graph, Node
 
 from ...triton.emitter import Emitter, Value
 from ...triton.kernel import pointer
-from ...triton.trace import trace_gradient
-from ...triton.values import HALVES, literal
+from ...triton.trace import trace_gradient, unrounded
+from ...triton.values import literal
 from .config import Config, Way
 from .forward import (
     at_row,
@@ -41,8 +39,6 @@ from .forward import (
 )
 from .layout import Layout
 from .text import FP32, Text
-
-aten = torch.ops.aten
 
 
 class Sum(Enum):
@@ -240,7 +236,7 @@ class _Gradients:
         self._grad = text.load("grad", spec.dtype, "grad_tile")
         wanted = [c for c in needs.operands if c in spec.after.inputs]
         cotangent = emitter.cast(self._grad, text.result_dtype(spec.after))
-        derived = _uncast(trace_gradient(spec.after, text.inputs(spec.after), ("n", *wanted)))
+        derived = unrounded(trace_gradient(spec.after, text.inputs(spec.after), ("n", *wanted)))
         given = {**self._values, "n": n, "grad": cotangent}
         dn, *others = (emitter.tensor(v) for v in emitter.run(derived, given))
         write(f"dn = {text.full(emitter.cast(dn, torch.float32).text)}")
@@ -254,7 +250,7 @@ class _Gradients:
         if wanted:
             text.write(f"dx = {self._of_x()}")
             program = spec.before
-            derived = _uncast(trace_gradient(program, text.inputs(program), wanted))
+            derived = unrounded(trace_gradient(program, text.inputs(program), wanted))
             dx = emitter.cast(Value("dx", torch.float32), text.result_dtype(program))
             values = emitter.run(derived, {**self._values, "grad": dx})
             for name, value in zip(wanted, values, strict=True):
@@ -279,26 +275,6 @@ class _Gradients:
             assert spec.kept is not None
             total += f" + {text.load('grad_x', spec.kept, 'grad_x_tile').text}"
         return total
-
-
-@lru_cache(maxsize=1024)
-def _uncast(derived: Graph) -> Graph:
-    """Gradients that were computed in fp32 as they are, not rounded to the dtype of an operand:
-    they are added up first."""
-
-    def wide(node: Node) -> Node:
-        source = node.args[0] if node.args else None
-        is_cast = node.op == "call_function" and node.target is aten._to_copy.default
-        rounds = is_cast and node.meta["val"].dtype in HALVES
-        if rounds and isinstance(source, Node) and source.meta["val"].dtype is torch.float32:
-            return source
-        return node
-
-    graph, copies = Graph(), dict[Node, Node]()
-    graph.graph_copy(derived, copies)
-    results = next(n for n in derived.nodes if n.op == "output").args[0]
-    graph.output(tuple(copies[wide(n)] for n in results))  # type: ignore[union-attr]
-    return graph
 
 
 # -- what is stored

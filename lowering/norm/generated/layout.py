@@ -12,7 +12,7 @@ from fuser.specs import NormSpec
 from fuser.torch_private import known_true
 
 from ...triton.kernel import TYPES
-from .space import Space
+from ...triton.space import Space
 
 LARGEST = 2**31
 """Positions within a row that are below it are counted in 32 bits."""

@@ -14,13 +14,13 @@ from fuser.specs import NormSpec
 from fuser.torch_private import hint, known_true
 
 from ...triton.launch import Target, run, target_of
+from ...triton.space import Space, space_of
 from ..reference import shape_of, spec_of
 from .backward import Needs, Sum, sum_of
 from .build import build
 from .catalogue import record
 from .config import Config, Sizes, Way, cut, parts, power_of_two, programs, way
 from .layout import Layout, layout_of, require
-from .space import Space, space_of
 
 MANY = 4096
 """Rows, or columns, where their number is not known while compiling."""

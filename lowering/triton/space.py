@@ -1,4 +1,4 @@
-"""The dimensions in which a norm's kernels count: those of the operands, fewer and sorted.
+"""The dimensions in which kernels count: those of the operands, fewer and sorted.
 
 Dimensions of one element are left out. Others are put in the order of memory and then merged, where
 every tensor has them in one piece: a row norm of contiguous tensors has rows and columns, whatever
