@@ -12,6 +12,8 @@ supposed of them. How many rows there are may be counted while running.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch.fx import Node
@@ -91,9 +93,18 @@ def _grouped(view: GraphView, anchor: Node) -> Match:
     count = value(ends).shape[0]
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     require(count > 1, ALONE, anchor)
-    space = Runs(view, value(anchor).dtype, leaves(out_dims[:1]), ends=ends)
-    expert = ExpertWalk(space).run(anchor, out_dims)
-    return in_runs(space, anchor, out_dims, [expert], {"ends": ends})
+
+    def found(end: Node) -> Match:
+        space = Runs(view, value(end).dtype, leaves(out_dims[:1]), ends=ends)
+        expert = ExpertWalk(space).run(end, out_dims)
+        return in_runs(space, end, out_dims, [expert], {"ends": ends})
+
+    plain = found(anchor)
+    bias = next(iter(anchor.users)) if len(anchor.users) == 1 else anchor
+    if view.op(bias).name == "add" and value(bias).shape == value(anchor).shape:
+        with suppress(Declined, Unproven):
+            return replace(found(bias), lesser=lambda: plain)
+    return plain
 
 
 def _follows_another(view: GraphView, node: Node) -> bool:
