@@ -88,8 +88,8 @@ EITHER = (
     forms.hardswish, forms.beside_a_residual, forms.gelu, forms.biases_before, forms.rearranged,
     forms.dropout_of_inference, forms.image_residual,
 )  # fmt: skip
-"""At infinity PyTorch's gelu is infinite or NaN on a CPU, and at NaN the derivatives of hardswish and
-elu are 1 or NaN, by how many elements there are."""
+"""On a CPU PyTorch's gelu is infinite or NaN at infinity, and the derivatives of hardswish and elu
+are 1 or NaN at NaN, by how many elements there are."""
 DEFINED = [form for form in FORMS if form not in EITHER]
 
 
