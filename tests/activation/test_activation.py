@@ -84,8 +84,13 @@ def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
 
 
 SPECIAL = [torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 0.0]
-DEFINED = [f for f in FORMS if f is not forms.hardswish]
-"""All but one whose derivative at NaN is another on a CPU than on a GPU, and in Inductor."""
+EITHER = (
+    forms.hardswish, forms.beside_a_residual, forms.gelu, forms.biases_before, forms.rearranged,
+    forms.dropout_of_inference, forms.image_residual,
+)  # fmt: skip
+"""On a CPU PyTorch's gelu is infinite or NaN at infinity, and the derivatives of hardswish and elu
+are 1 or NaN at NaN, by how many elements there are."""
+DEFINED = [form for form in FORMS if form not in EITHER]
 
 
 @pytest.mark.parametrize("special", some(SPECIAL, 3))
