@@ -48,7 +48,8 @@ class MoeSpec:
     `ends[e - 1]`, or zero, up to `ends[e]`. Instead of `ends` there may be `counts`, of which they
     are the sums so far. `weights: (T, 1)` may be missing. Rows of no run give zeros. Ends do not
     decrease: where they do, PyTorch's grouped product lets a later run replace what an earlier one
-    gave on a CPU, as plain lowerings do, and is undefined on a GPU, as generated kernels are.
+    gave on a CPU, as plain lowerings do where there are no biases, and is undefined on a GPU, as
+    generated kernels are.
     """
 
     experts: int
