@@ -145,7 +145,8 @@ def grouped_moe(
         places = Places.of_runs(indices, x.shape[0])
     else:
         known = is_choice(indices, of) if of.dropping else None
-        places = Places(*sort_choices(indices, of.experts, of.dropping), known)
+        order, inverse, ends = sort_choices(indices, of.experts, of.dropping)
+        places = Places(order, inverse, ends, known)
 
     def product(rows: Tensor, p: int) -> Tensor:
         own = of_product(of, matrices, p)

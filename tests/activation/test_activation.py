@@ -50,7 +50,9 @@ def test_forms(form: Form, dtype: torch.dtype, by: str) -> None:
     check(form, inputs(form, dtype), **{"fuser.lowering": by})
 
 
-@pytest.mark.parametrize(("form", "by"), crossed(IMAGES, BY), ids=lambda of: getattr(of, "__name__", of))
+@pytest.mark.parametrize(
+    ("form", "by"), crossed(IMAGES, BY), ids=lambda of: getattr(of, "__name__", of)
+)
 def test_channels_last(form: Form, by: str) -> None:
     args = inputs(form, torch.float32, last=True)
     found = compiled(form, args, **{"fuser.lowering": by}).outputs

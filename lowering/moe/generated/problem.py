@@ -229,7 +229,7 @@ class Problem:
         strips = -(-tiles // config.group)
         programs: Any = strips * config.group * -(-columns // config.block_n)
         if config.persistent:
-            return torch.sym_min(programs, config.persistent * self.target.processors)
+            programs = torch.sym_min(programs, config.persistent * self.target.processors)
         return programs
 
     def _room(self, width: int, dtype: torch.dtype) -> Tensor:

@@ -128,15 +128,15 @@ def _run(of: Problem, stage: str) -> measure.Run:
     with TUNER.trying({}), kernels_launched():
         places = of.sort()
         hidden, saved = of.up(places, keep=True)
-        grad = torch.randn(of.tokens, layout.width, device=of.x.device).to(layout.spec.dtype)
-        if stage in ("tokens", "matrix"):
-            dh, again, _ = of.of_hidden(places, grad, saved)
     if stage == "up":
         return lambda: of.up(places, keep=True)
     if stage == "down":
         return lambda: of.down(places, hidden)
+    grad = torch.randn(of.tokens, layout.width, device=of.x.device).to(layout.spec.dtype)
     if stage == "hidden":
         return lambda: of.of_hidden(places, grad, saved)
+    with TUNER.trying({}), kernels_launched():
+        dh, again, _ = of.of_hidden(places, grad, saved)
     if stage == "tokens":
         return lambda: of.of_tokens(places, dh)
     each = layout.spec.experts if layout.spec.separate else 1
