@@ -35,6 +35,13 @@ class NormSpec:
 
     with c_k for an operand whose last dimension has one element. Where it is `bare`, such pairs are
     all that there is: nothing is normalised, and n is x.
+
+    Where there is a `peak`, what comes after may read the largest value of it in each row, as a
+    quantisation does:
+
+        p = max peak(n, c_0, c_1, ...)
+
+    Results that are numbered in `by_row` have one number for each row, y_i = after_i(p).
     """
 
     captured: int
@@ -54,6 +61,8 @@ class NormSpec:
     """Of x, where it is a result."""
     paired: bool = False
     bare: bool = False
+    peak: Program | None = None
+    by_row: tuple[int, ...] = ()
 
     @property
     def results(self) -> list[torch.dtype]:
@@ -75,6 +84,7 @@ class NormSpec:
             **{n: getattr(self, n) for n in ("captured", "inner", "centred", "summed", "floor")},
             **({} if self.kept is None else {"kept": name_of(self.kept)}),
             **{name: True for name in ("paired", "bare") if getattr(self, name)},
+            **({"peak": self.peak.text, "by_row": self.by_row} if self.peak else {}),
             "before": self.before.text,
             "after": [program.text for program in self.after],
             "eps": self.eps.hex(),
@@ -92,5 +102,7 @@ class NormSpec:
                 data[key] = getattr(torch, data[key])
         data["dtypes"] = tuple(getattr(torch, name) for name in data["dtypes"])
         data["before"] = Program(data["before"])
+        if "peak" in data:
+            data["peak"], data["by_row"] = Program(data["peak"]), tuple(data["by_row"])
         data["after"] = tuple(map(Program, data["after"]))
         return NormSpec(**data)

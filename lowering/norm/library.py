@@ -104,6 +104,8 @@ def _comes_last(call: Call, plan: _Plan) -> bool:
 def _plan(call: Call) -> _Plan | str:
     """How a kernel of the library computes a chain, or why none does."""
     spec: NormSpec = call.spec
+    if spec.peak is not None:
+        return "the library has no kernel that looks for the largest of a row"
     if spec.paired:
         return "the library has no kernel that reads pairs of elements"
     if not spec.centred:

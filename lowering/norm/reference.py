@@ -38,6 +38,13 @@ def shape_of(captured: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*(c.shape for c in captured)))
 
 
+def shape_of_result(spec: NormSpec, index: int, shape: Sequence[Any]) -> tuple[Any, ...]:
+    """Of the shape of x, or with one element for each row."""
+    if index not in spec.by_row:
+        return tuple(shape)
+    return (*shape[: len(shape) - spec.inner], *(1 for _ in range(spec.inner)))
+
+
 def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     """A chain as `spec` says, with every intermediate in memory.
 
@@ -53,6 +60,9 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     x = _computed(spec.before, named).expand(shape)
     n = x if spec.bare else _normalised(spec, x.float())
     named["n"] = n.to(spec.norm_dtype)
+    if spec.peak is not None:
+        dims = list(range(len(shape) - spec.inner, len(shape)))
+        named["p"] = _computed(spec.peak, named).expand(shape).amax(dims, keepdim=True)
     results = [_result(spec, i, named, shape) for i in range(len(spec.dtypes))]
     results += [] if spec.kept is None else [x]
     return [r.to(dtype) for r, dtype in zip(results, spec.results, strict=True)]
@@ -77,7 +87,7 @@ def _result(
     spec: NormSpec, index: int, named: Mapping[str, Tensor], shape: Sequence[int]
 ) -> Tensor:
     if not spec.paired:
-        return _computed(spec.after[index], named).expand(shape)
+        return _computed(spec.after[index], named).expand(shape_of_result(spec, index, shape))
     apart = {f"{n}{m}": t[..., i] for n, t in named.items() if t.shape[-1] == 2
              for i, m in enumerate(spec.members)}  # fmt: skip
     apart |= {n: t[..., 0] for n, t in named.items() if t.shape[-1] == 1}
@@ -98,8 +108,11 @@ def norm(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
 
 @norm.register_fake
 def _(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
-    shape = shape_of(captured)
-    return [captured[0].new_empty(shape, dtype=dtype) for dtype in spec_of(spec).results]
+    of, shape = spec_of(spec), shape_of(captured)
+    return [
+        captured[0].new_empty(shape_of_result(of, i, shape), dtype=dtype)
+        for i, dtype in enumerate(of.results)
+    ]
 
 
 @torch.library.custom_op("fuser::norm_backward", mutates_args=())
@@ -131,7 +144,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     captured, ctx.spec = inputs
-    ctx.shape = output[0].shape
+    ctx.shapes = [y.shape for y in output]
     ctx.save_for_backward(*captured)
 
 
@@ -140,8 +153,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     needs = [x.is_floating_point() and x.requires_grad for x in captured]
     dtypes = spec_of(ctx.spec).results
     given = [
-        captured[0].new_zeros(ctx.shape, dtype=dtype) if g is None else g
-        for g, dtype in zip(grads, dtypes, strict=True)
+        captured[0].new_zeros(shape, dtype=dtype) if g is None else g
+        for g, dtype, shape in zip(grads, dtypes, ctx.shapes, strict=True)
     ]
     found = iter(norm_backward(given, captured, ctx.spec, needs))
     return [next(found) if n else None for n in needs], None

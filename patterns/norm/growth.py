@@ -6,8 +6,10 @@ what was taken, so that whoever else reads that comes after the region.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
+import torch
 from torch.fx import Node
 
 from fuser.graph.effects import draws
@@ -20,6 +22,7 @@ from . import pairs
 from .core import DTYPES, Core, same_shape
 from .statistic import STATISTICS
 
+QUANTISED = (*DTYPES, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 MAX_STEPS = 32
 """Of the programs after a normalisation."""
 MAX_BEFORE = 8
@@ -34,6 +37,7 @@ REARRANGED = (
 class After(Enum):
     """What a region may have after a normalisation."""
 
+    PEAK = "pointwise operators, also such that read the largest value of each row"
     PAIRS = "pointwise operators, and such that read pairs of elements, with several results"
     SEVERAL = "pointwise operators with several results"
     ONE = "pointwise operators with one result"
@@ -51,7 +55,11 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
         if allowed is After.PAIRS and pairs.written(view, node) is not None:
             continue  # it joins with what is written into it
         paired = allowed is After.PAIRS and pairs.joins(view, node, taken)
-        if not (paired or rearranges(view, node) or _joins(view, node, read)):
+        sources = [n for n in node.all_input_nodes if n in taken]
+        peaked = allowed is After.PEAK and (
+            is_peak(view, node) or any(_joins(view, node, n, QUANTISED) for n in sources)
+        )
+        if not (paired or peaked or rearranges(view, node) or _joins(view, node, read)):
             if core.bare and not set(taken[1:]) & set(node.all_input_nodes):
                 continue  # it reads x, which stays outside
             break
@@ -69,8 +77,10 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
 
 def _is_worth(view: GraphView, taken: list[Node], most: int) -> bool:
     """Whether a region may end here: with one result, or with several that have to be in memory."""
-    found = results(view, taken)
-    inside = set(taken)
+    every, inside = results(view, taken), set(taken)
+    if not all(map(is_tensor, every)):
+        return False
+    found = [n for n in every if n not in rows(view, taken)]
     several = all(any(_is_memory(view, u) for u in readers(view, n) - inside) for n in found)
     return len(found) == 1 or (1 < len(found) <= most and several)
 
@@ -107,20 +117,41 @@ def readers(view: GraphView, node: Node) -> set[Node]:
     return {user for user in node.users if not reads_shape_alone(view, user, node)}
 
 
-def _joins(view: GraphView, node: Node, like: Node) -> bool:
+def rows(view: GraphView, taken: Sequence[Node]) -> set[Node]:
+    """What has one number for each row: the largest value, and what is made of it alone."""
+    found: set[Node] = set()
+    for node in taken[1:]:
+        sources = [n for n in node.all_input_nodes if n in taken]
+        if is_peak(view, node) or (sources and set(sources) <= found):
+            found.add(node)
+    return found
+
+
+def is_peak(view: GraphView, node: Node) -> bool:
+    """Whether a node is the largest value of each row, or that and its place."""
+    op = view.op(node)
+    if op.name == "getitem" and not is_tensor(op.args.get("input")):
+        source = op.args.get("input")
+        return isinstance(source, Node) and view.op(source).name == "max" and op.args["index"] == 0
+    return op.name in ("amax", "max") and op.kind is Kind.REDUCE and "dim" in op.args
+
+
+def _joins(
+    view: GraphView, node: Node, like: Node, dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> bool:
     """Whether an operator may be a part of a program over tensors of one shape."""
     op = view.op(node)
-    if op.inplace or not is_tensor(node) or not same_shape(node, like):
+    if op.inplace or not (is_tensor(node) and is_tensor(like)) or not same_shape(node, like):
         return False
     if op.kind is Kind.DROPOUT:
         return not draws(node, op)
-    return op.kind is Kind.POINTWISE and _is_plain(op, node)
+    return op.kind is Kind.POINTWISE and _is_plain(op, node, dtypes)
 
 
-def _is_plain(op: Op, node: Node) -> bool:
+def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:
     """Whether every number that an operator reads is known, and its result is one of ours."""
     numbers = [n for n in node.all_input_nodes if not is_tensor(n)]
-    return not numbers and value(node).dtype in DTYPES and not draws(node, op)
+    return not numbers and value(node).dtype in dtypes and not draws(node, op)
 
 
 def rearranges(view: GraphView, node: Node) -> bool:

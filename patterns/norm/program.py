@@ -18,6 +18,7 @@ from fuser.specs.norm import PAIR
 from ..captured import Captured
 from . import pairs
 from .core import Core
+from .growth import is_peak
 
 _COMPLEX = "complex numbers that something else than a product reads"
 
@@ -28,6 +29,7 @@ class Reader:
     Attributes:
         builder: of the program.
         core_dims: axes of what was normalised, once that was reached.
+        peaks: nodes that are the largest value of each row, with their axes.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Reader:
         self.member = member
         self.builder = ProgramBuilder()
         self.core_dims: Dims | None = None
+        self.peaks: dict[Node, Dims] = {}
         self._inputs: dict[str, Node] = {}
         self._seen: dict[tuple[Node, int | None], tuple[Dims, Any]] = {}
 
@@ -85,6 +88,9 @@ class Reader:
         if node not in self.inside:
             return self._input(node, dims, member)
         op = self.view.op(node)
+        if is_peak(self.view, node):
+            self.peaks[node] = dims
+            return self.builder.graph.placeholder("p")
         if op.kind is Kind.DROPOUT:
             return self.visit(op.args["input"], dims, core, member)
         if op.kind is Kind.VIEW:

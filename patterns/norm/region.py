@@ -9,8 +9,8 @@ from functools import partial
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, Unproven, fresh, resolve
-from fuser.graph.ops import Kind, value
+from fuser.graph.axes import Dims, Unproven, fresh, leaves, resolve
+from fuser.graph.ops import Kind, Op, value
 from fuser.graph.program import Program
 from fuser.graph.pull import push_view
 from fuser.graph.view import GraphView
@@ -24,6 +24,7 @@ from .core import DTYPES, Core, resolved
 from .growth import After
 from .pairs import Pair
 from .program import Reader
+from .statistic import dims_of
 
 _SIDES = tuple((before, after) for after in After for before in (True, False))
 """Whether a region has what is pointwise before, and what it has after; where that is not sound,
@@ -42,10 +43,16 @@ def grown(
     lesser = partial(grown, view, core, pattern, sides[1:]) if sides[1:] else None
     try:
         return replace(_Region.of(view, core, *sides[0]).match(pattern), lesser=lesser)
-    except Unproven:
+    except Unproven as error:
         if lesser is None:
             raise
-        return lesser()
+        found = lesser()
+        told = {"stops": str(error)} if isinstance(error, _Stops) else {}
+        return replace(found, facts={**found.facts, **told})
+
+
+class _Stops(Unproven):
+    """Why a region is not as large as its author may expect."""
 
 
 @dataclass
@@ -74,14 +81,23 @@ class _Region:
         above: set[Node] = growth.before(view, core, kept) if before else set()
         results = growth.results(view, after)[::-1] or after[-1:]
         results = [node for node in results if not core.bare or node is not core.node]
-        if not results:
-            raise Unproven("nothing is computed of its pairs alone")
+        rows = growth.rows(view, after)
+        if allowed is After.PEAK and not rows:
+            raise Unproven("no row's largest value is looked for")
+        results.sort(key=rows.__contains__)
+        if not results or results[0] in rows:
+            raise Unproven("nothing is computed of each element")
+        if rows and any(value(node).requires_grad for node in results):
+            raise _Stops("no gradient goes through what is rounded, and one is wanted")
         return _Region(view, core, after, above, results, kept if kept in above else None)
 
     def match(self, pattern: str) -> Match:
         core, view, pair, captured = self.core, self.view, Pair(), Captured()
+        rows = growth.rows(view, self.after)
         dims = self._axes(pair)
-        programs = self._programs(dims, pair, captured)
+        peaks: dict[Node, Dims] = {}
+        programs = self._programs(dims, pair, captured, peaks)
+        peak = self._peak(peaks, dims, captured, pair)
         start = Reader(view, self.before, captured, pair)
         first = start.program(core.x, dims[core.node], None)
         space = resolved(core.split(resolve(dims[core.node])))
@@ -91,14 +107,18 @@ class _Region:
         spec = NormSpec(
             len(captured.operands), inner, first, programs, core.centred, core.summed, core.floor,
             core.eps, core.dtype, tuple(value(node).dtype for node in self.results),
-            value(self.kept).dtype if self.kept else None, pair.axis is not None, core.bare,
+            value(self.kept).dtype if self.kept else None, pair.axis is not None, core.bare, peak,
+            tuple(i for i, node in enumerate(self.results) if node in rows),
         )  # fmt: skip
         nodes = {*core.interior, *self.after[core.bare :], *self.before}
+        short = (*arrangement[: len(arrangement) - inner], *(() for _ in range(inner)))
         operands = {
             f"c{i}": Operand(node, resolve(axes), arrangement, read_at=self._read_at(node, nodes))
             for i, (node, axes) in enumerate(captured.operands)
         }
-        parts = [(arrangement, resolve(dims[node])) for node in self.results]
+        parts = [
+            (short if node in rows else arrangement, resolve(dims[node])) for node in self.results
+        ]
         parts += [(arrangement, start.dims(self.kept))] if self.kept else []
         return Match(
             pattern,
@@ -128,7 +148,7 @@ class _Region:
         dims[self.core.node] = reader.core_dims
         if pair.axis is not None and not all(map(pair.has, (resolve(d) for d in dims.values()))):
             raise Unproven("one member of each pair alone is computed")
-        if len(self.results) > 1:
+        if len(self.results) > 1 or growth.rows(self.view, self.after):
             dims = {**self._pushed(reader.core_dims), **dims}
         return dims
 
@@ -141,14 +161,41 @@ class _Region:
             read = next((n for n in node.all_input_nodes if n in found), None)
             if read is None:
                 continue
-            if op.kind is Kind.VIEW:
+            if growth.is_peak(self.view, node):
+                found[node] = found[read] if op.name == "getitem" else _reduced(op, found[read])
+            elif op.kind is Kind.VIEW:
                 found[node] = push_view(op, node, found[read])
             elif op.kind in (Kind.POINTWISE, Kind.DROPOUT):
                 found[node] = found[read]
         return found
 
+    def _peak(
+        self, peaks: dict[Node, Dims], dims: dict[Node, Dims], captured: Captured, pair: Pair
+    ) -> Program | None:
+        """Of what the largest value of each row is read.
+
+        Raises:
+            Unproven: it is of other rows than those that were normalised, or there are several.
+        """
+        if not peaks:
+            return None
+        ((node, found),) = peaks.items() if len(peaks) == 1 else ((None, ()),)
+        if node is None or pair.axis is not None:
+            raise Unproven("rows have several largest values, or pairs")
+        if resolve(dims[node]) != resolve(found):
+            raise Unproven(
+                "the largest value of a row is broadcast along another axis than its own"
+            )
+        inner = resolved(self.core.split(resolve(dims[self.core.node]))).inner
+        op = self.view.op(node)
+        op = self.view.op(op.args["input"]) if op.name == "getitem" else op
+        source = op.args["input"]
+        if set(leaves(dims[source])) - set(leaves(found)) != set(inner):
+            raise Unproven("the largest value is not that of a row that was normalised")
+        return self._reader(captured, pair, None).program(source, dims[source], self.core)
+
     def _programs(
-        self, dims: dict[Node, Dims], pair: Pair, captured: Captured
+        self, dims: dict[Node, Dims], pair: Pair, captured: Captured, peaks: dict[Node, Dims]
     ) -> tuple[Program, ...]:
         """One for each result, or for each member of its pairs."""
         programs, axis = list[Program](), pair.axis
@@ -158,6 +205,9 @@ class _Region:
             for member in (None,) if pair.axis is None else (0, 1):
                 reader = self._reader(captured, pair, member)
                 programs.append(reader.program(node, dims[node], self.core))
+                peaks |= reader.peaks
+                if reader.core_dims is None and reader.peaks:
+                    continue
                 if resolve(reader.core_dims or ()) != resolve(dims[self.core.node]):
                     raise Unproven("results are made of rearranged copies of what was normalised")
         if pair.axis is not axis:
@@ -171,6 +221,20 @@ class _Region:
     def _read_at(self, node: Node, nodes: set[Node]) -> int:
         order = self.view.order
         return min((order[u] for u in node.users if u in nodes), default=order[node])
+
+
+def _reduced(op: Op, dims: Dims) -> Dims:
+    """Axes of a reduction.
+
+    Raises:
+        Unproven: it is not known of what.
+    """
+    gone = dims_of(op, len(dims))
+    if not gone:
+        raise Unproven("the dimensions of a largest value are not known")
+    if op.args.get("keepdim", False) is True:
+        return tuple(() if d in gone else dim for d, dim in enumerate(dims))
+    return tuple(dim for d, dim in enumerate(dims) if d not in gone)
 
 
 def _require_dtypes(core: Core) -> None:
@@ -188,5 +252,6 @@ def _facts(spec: NormSpec) -> dict[str, str]:
     return {
         "statistics": "none" if spec.bare else f"{kind}, {eps}",
         "before": spec.before.formula(),
+        **({} if spec.peak is None else {"largest": spec.peak.formula()}),
         "after": "; ".join(program.formula() for program in spec.after),
     }

@@ -296,3 +296,10 @@ def conjugated(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q = _normed(x, w).float()
     z = torch.view_as_complex(q.reshape(*q.shape[:-1], -1, 2))
     return torch.view_as_real((z * z.conj()).resolve_conj()).flatten(-2)
+
+
+@other
+def projected_apart(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Halves that are read by two products."""
+    first, second = _normed(x, w).chunk(2, -1)
+    return first @ w[: WIDTH // 2, None] + second @ b[: WIDTH // 2, None]

@@ -94,7 +94,7 @@ def limits(target: Target, *, backward: bool) -> Limits:
 def way(layout: Layout, sizes: Sizes, target: Target, *, backward: bool) -> Way:
     """How rows are read: whole ones where they fit; several programs to each where there are fewer
     rows than the device has processors."""
-    if layout.spec.bare:
+    if layout.spec.bare or layout.spec.peak is not None:
         return Way.WHOLE
     own = limits(target, backward=backward)
     padded = power_of_two(prod(sizes.inner[:-1])) * power_of_two(sizes.inner[-1])

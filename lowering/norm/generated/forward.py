@@ -302,10 +302,15 @@ def normalised(text: Text, emitter: Emitter) -> dict[str, Value]:
 def _finish(text: Text, emitter: Emitter, values: dict[str, Value], x: dict[str, Value]) -> None:
     spec = text.layout.spec
     given = {**values, **normalised(text, emitter)}
+    if spec.peak is not None:
+        wide = emitter.cast(text.run(emitter, spec.peak, given), torch.float32)
+        text.write(f"peak = {text.largest(wide.text)}")
+        given["p"] = Value(f"peak{text.along('m')}", text.layout.dtype("p"))
     for i, dtype in enumerate(spec.dtypes):
         for member, program in zip(spec.members, spec.programs(i), strict=True):
             y = text.run(emitter, program, given)
-            text.store(f"y_{i}{member}", emitter.cast(y, dtype))
+            axes = "m" if i in spec.by_row else None
+            text.store(f"y_{i}{member}", emitter.cast(y, dtype), axes)
     if spec.kept is not None:
         for member in spec.members:
             text.store(f"x_out{member}", emitter.cast(x[member], spec.kept))

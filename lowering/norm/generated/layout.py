@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fuser.graph.program import Program
 from fuser.specs import NormSpec
 from fuser.torch_private import known_true
 
 from ...triton.kernel import TYPES
 from ...triton.space import Space
+from ...triton.trace import Input, trace
 
 LARGEST = 2**31
 """Positions within a row that are below it are counted in 32 bits."""
@@ -67,6 +69,9 @@ class Layout:
         """Of what is called so in a program."""
         if name.startswith("n"):
             return self.spec.norm_dtype
+        if name == "p":
+            assert self.spec.peak is not None
+            return result_dtype(self.spec.peak, self.dtype)
         return self.dtypes[operand_of(name)]
 
     def own(self, name: str, member: str) -> str:
@@ -82,7 +87,8 @@ class Layout:
     @property
     def read(self) -> list[str]:
         """Operands of all programs."""
-        after = {n for program in self.spec.after for n in program.inputs if n.startswith("c")}
+        after = {n for p in (*self.spec.after, self.spec.peak) if p for n in p.inputs}
+        after = {n for n in after if n.startswith("c")}
         return sorted({*self.read_before, *after})
 
     @property
@@ -117,6 +123,12 @@ class Layout:
 
     def whole(self, name: str) -> bool:
         return self.whole_rows(name) and self.whole_columns(name)
+
+
+def result_dtype(program: Program, dtype_of: Callable[[str], torch.dtype]) -> torch.dtype:
+    """Of what a program computes, from dtypes by names of its inputs."""
+    graph = trace(program, {name: Input(dtype_of(name)) for name in program.inputs})
+    return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
 
 
 def operand_of(name: str) -> int:

@@ -37,7 +37,9 @@ class GeneratedNorm(Lowering):
         if refusal:
             return Refusal(refusal)
         spec: NormSpec = call.spec
-        if spec.bare and not _is_short(call):
+        if spec.peak is not None and context.training:
+            return Refusal("its kernels have no gradient of the largest of a row")
+        if (spec.bare or spec.peak is not None) and not _is_short(call):
             return Refusal("its rows have no size that is known, or are too long for one tile")
         try:
             _print(spec, [_dtype(call, f"c{i}") for i in range(spec.captured)], context.training)
@@ -83,8 +85,8 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
 
 def _is_short(call: Call) -> bool:
     """Whether a row is known to fit a tile."""
-    dims = next(iter(call.operands.values())).target
-    length = size_of(leaves(dims[len(dims) - call.spec.inner - 1 :]))
+    dims, spec = next(iter(call.operands.values())).target, call.spec
+    length = size_of(leaves(dims[len(dims) - spec.inner - spec.paired :]))
     return isinstance(length, int) and length <= BACKWARD.whole // 2
 
 

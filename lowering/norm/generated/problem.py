@@ -89,7 +89,12 @@ class Problem:
 
     def results(self) -> list[Tensor]:
         """Empty ones: y_0, y_1, ... and, where it is kept, x."""
-        return [self.result(dtype) for dtype in self.spec.results]
+        rows = (*self.rows, *(1 for _ in range(self.spec.inner)))
+        return [
+            self.captured[0].new_empty(rows, dtype=dtype) if i in self.spec.by_row
+            else self.result(dtype)
+            for i, dtype in enumerate(self.spec.results)
+        ]  # fmt: skip
 
     def apart(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """A tensor by the names that kernels have for it: its members of pairs, where there are."""

@@ -18,7 +18,7 @@ from ...triton.source import Source
 from ...triton.trace import Input, trace
 from ...triton.values import HALVES
 from .config import Config, Way
-from .layout import Layout
+from .layout import Layout, result_dtype
 
 FP32 = pointer(torch.float32)
 
@@ -225,11 +225,13 @@ class Text:
         self.write(f"{into} = tl.load({self.at(name)}{given}){cast}")
         return Value(into, dtype)
 
-    def store(self, name: str, value: Value) -> None:
-        """A tile of a tensor that has all axes."""
-        mask = self.mask()
+    def store(self, name: str, value: Value, axes: str | None = None) -> None:
+        """A tile of a tensor that has all axes, or of one that has some and is one wide along
+        others."""
+        mask = self.mask(axes)
         given = f", mask={mask}" if mask else ""
-        one = "" if self.layout.tile_axes(name) else f" + tl.zeros({self.shape()}, tl.int32)"
+        shape = [self.config.block(a) if a in (axes or self.axes) else 1 for a in self.axes]
+        one = "" if self.layout.tile_axes(name) else f" + tl.zeros({shape}, tl.int32)"
         self.write(f"tl.store({self.at(name)}{one}, {value.text}{given})")
 
     def full(self, text: str, *, masked: bool = True) -> str:
@@ -244,6 +246,19 @@ class Text:
             if self.axes[position] not in keep:
                 text = f"tl.sum({text}, {position})"
         return text
+
+    def largest(self, text: str) -> str:
+        """The largest number of each row, of an expression that has all axes; NaN where one is."""
+        mask = self.mask()
+        text = f"tl.where({mask}, {text}, float('-inf'))" if mask else text
+        self.write(f"each = tl.broadcast_to({text}, {self.shape()})")
+        largest = "tl.where(each != each, float('-inf'), each)"
+        no_number = "(each != each).to(tl.int32)"
+        for position in reversed(range(len(self.axes))):
+            if self.axes[position] != "m":
+                largest = f"tl.max({largest}, {position})"
+                no_number = f"tl.max({no_number}, {position})"
+        return f"tl.where({no_number} > 0, float('nan'), {largest})"
 
     # -- programs
 
@@ -267,8 +282,7 @@ class Text:
         return {name: self.load(name, self.layout.dtype(name), f"{name}_tile") for name in names}
 
     def result_dtype(self, program: Program) -> torch.dtype:
-        graph = trace(program, self.inputs(program))
-        return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
+        return result_dtype(program, self.layout.dtype)
 
     def run(self, emitter: Emitter, program: Program, values: dict[str, Value]) -> Value:
         (value,) = emitter.run(trace(program, self.inputs(program)), values)
@@ -298,6 +312,7 @@ def facts(layout: Layout) -> list[str]:
     results = [f"y_{i}{m}" for i in range(len(spec.dtypes)) for m in spec.members]
     return [
         f"x = {spec.before}",
+        *([] if spec.peak is None else [f"p = max {spec.peak}"]),
         *(f"{name} = {program}" for name, program in zip(results, spec.after, strict=True)),
         f"n: {'x' if spec.bare else what}",
         *operands,

@@ -45,16 +45,18 @@ class Workload:
     order: Sequence[int] = ()
     paired: bool = False
     bare: bool = False
+    peak: Callable[..., Tensor] | None = None
 
     def entries(self, dtype: torch.dtype) -> Iterator[Entry]:
         """The kernels of a step of training."""
         after = self.after if isinstance(self.after, tuple) else (self.after,)
         programs = tuple(map(_program, after))
         dtypes = (dtype,) * (len(after) // (2 if self.paired else 1))
+        dtypes = (torch.int8, torch.float32) if self.peak else dtypes
         x = NormSpec(
             len(self.shapes), self.inner, _program(self.before), programs, self.centred, False,
             False, 1e-5, torch.float32, dtypes, dtype if self.kept else None, self.paired,
-            self.bare,
+            self.bare, _program(self.peak) if self.peak else None, (1,) if self.peak else (),
         )  # fmt: skip
         captured = [torch.empty(s, dtype=dtype, device="meta") for s in self.shapes]
         if self.order:
@@ -63,9 +65,10 @@ class Workload:
         shape = tuple(self.shapes[0][:-1] if self.paired else self.shapes[0])
         of = Problem(x, captured, shape, "", TARGETS["sm_90"], False)
         with recording() as found:
-            *results, means, lows, scales = forward(of, keep=True)
+            *results, means, lows, scales = forward(of, keep=self.peak is None)
             grads = dict(enumerate(results))
-            backward(of, grads, Statistics(means, lows, scales), [True] * len(captured))
+            if self.peak is None:
+                backward(of, grads, Statistics(means, lows, scales), [True] * len(captured))
         name = f"{self.label}, {str(dtype).removeprefix('torch.')}"
         yield from (replace(entry, label=name) for entry in found.values())
 
@@ -124,6 +127,19 @@ def _turned_back(na: Tensor, nb: Tensor, c1b: Tensor, c2b: Tensor) -> Tensor:
     return nb * c1b + na * c2b
 
 
+def _magnitude(n: Tensor, c1: Tensor) -> Tensor:
+    return (n * c1.float()).abs()
+
+
+def _quantised(n: Tensor, c1: Tensor, p: Tensor) -> Tensor:
+    scale = p.clamp(min=1e-5) / 127
+    return torch.round(n * c1.float() / scale).clamp(-128, 127).to(torch.int8)
+
+
+def _step(p: Tensor) -> Tensor:
+    return p.clamp(min=1e-5) / 127
+
+
 def _gated(c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
     return c0 + c1 * c2
 
@@ -154,6 +170,8 @@ WORKLOADS = (
     Workload("norm of queries, rotated in neighbours", _itself, (_rotated, _rotated_back),
              ((1, 24, 4608, 64, 2), (1, 1, 1, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
              centred=False, order=(0, 2, 1, 3, 4), paired=True),
+    Workload("RMS norm, quantised by row", _itself, (_quantised, _step),
+             ((16384, 4096), (1, 4096)), centred=False, peak=_magnitude),
     Workload("rotation of queries, in halves", _itself, (_turned, _turned_back),
              ((1, 32, 4608, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
              centred=False, order=(0, 2, 1, 4, 3), paired=True, bare=True),
