@@ -14,7 +14,7 @@ from tests.every import crossed
 from tests.norm.forms import ROWS, Form
 from tests.norm.forms_quantised import FORMS, OTHERS, to_fp8
 from tests.norm.test_norm import DTYPES, inputs
-from tests.norm.test_results import NAMES
+from tests.norm.test_results import NAMES, region
 
 LOWERINGS = ["reference", "triton"]
 
@@ -40,7 +40,7 @@ def check(ours: Run, eager: Run, exact: Run) -> None:
 def test_quantisations(form: Form, dtype: torch.dtype, lowering: str) -> None:
     lowering = "reference" if form is to_fp8 else lowering
     ours = compiled(form, like(dtype), **{"fuser.lowering": lowering})
-    (found,) = ours.record.rewritten
+    found = region(ours)
     assert "abs" in found.facts["largest"]
     check(ours, run(form, like(dtype)), run(form, wide(like(dtype))))
 
@@ -50,7 +50,7 @@ def test_any_size(dynamic: int) -> None:
     x, w, b = like(torch.float32)
     torch._dynamo.maybe_mark_dynamic(x, dynamic)
     ours = compiled(FORMS[0], (x, w, b))
-    assert "largest" in ours.record.rewritten[0].facts
+    assert "largest" in region(ours).facts
     check(ours, run(FORMS[0], (x, w, b)), run(FORMS[0], wide((x, w, b))))
 
 
@@ -58,7 +58,7 @@ def test_any_size(dynamic: int) -> None:
 def test_what_is_not_by_row(form: Form, dtype: torch.dtype) -> None:
     """A largest value that something else is done with may be a result by itself."""
     ours = compiled(form, like(dtype))
-    (found,) = [r for r in ours.record.rewritten if r.pattern.startswith("norm.")]
+    found = region(ours)
     assert "largest" not in found.facts or "round" not in found.facts["after"]
     check(ours, run(form, like(dtype)), run(form, wide(like(dtype))))
 
@@ -66,7 +66,7 @@ def test_what_is_not_by_row(form: Form, dtype: torch.dtype) -> None:
 def test_in_training_the_norm_alone_is_a_region() -> None:
     args = inputs(ROWS[0], torch.float32)
     ours = compiled(FORMS[0], args, grad=True)
-    (found,) = ours.record.rewritten
+    found = region(ours)
     assert "largest" not in found.facts
     assert found.facts["stops"] == "no gradient goes through what is rounded, and one is wanted"
     check(ours, run(FORMS[0], args, grad=True), run(FORMS[0], wide(args), grad=True))

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.compiled import assert_near, compiled, run, wide
+from fuser.events import Rewritten
+from tests.compiled import Run, assert_near, compiled, run, wide
 from tests.every import crossed, some
 from tests.norm.forms import FEATURES, Form
 from tests.norm.forms_results import IMAGES, ROWS, STOPS
@@ -27,6 +28,12 @@ def name(case: Any) -> str | None:
 NAMES: dict[str, Any] = {"ids": name}
 
 
+def region(ours: Run) -> Rewritten:
+    """Of the norm: gates may have regions of their own."""
+    (found,) = [r for r in ours.record.rewritten if r.pattern.startswith("norm.")]
+    return found
+
+
 def like(form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
     of_images = form in [image for image, _ in IMAGES]
     return inputs(F.group_norm if of_images else F.layer_norm, dtype, images=of_images)
@@ -39,7 +46,7 @@ def test_results(case: tuple[Form, str], dtype: torch.dtype, lowering: str) -> N
     ours = compiled(form, args, grad=True, **{"fuser.lowering": lowering})
     assert ours.rewrites("norm") == 1, ours.reasons()
     if dtype is torch.float32:
-        assert ours.record.rewritten[0].facts["after"] == programs
+        assert region(ours).facts["after"] == programs
     assert_near(ours, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 
@@ -58,9 +65,8 @@ def test_where_it_stops(case: tuple[Form, str], dtype: torch.dtype) -> None:
     form, programs = case
     args = like(form, dtype)
     ours = compiled(form, args, grad=True)
-    (found,) = ours.record.rewritten
     if dtype is torch.float32:
-        assert found.facts["after"] == programs
+        assert region(ours).facts["after"] == programs
     assert_near(ours, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 

@@ -12,7 +12,7 @@ from tests.norm.forms import FEATURES, ROWS, Form
 from tests.norm.forms_pairs import OTHERS, ROTATIONS
 from tests.norm.forms_rope import FORMS, LOOKALIKES
 from tests.norm.test_norm import DTYPES, inputs
-from tests.norm.test_results import NAMES
+from tests.norm.test_results import NAMES, region
 
 LOWERINGS = ["reference", "triton"]
 
@@ -27,8 +27,7 @@ def like(dtype: torch.dtype) -> tuple[Tensor, ...]:
 def test_rotations(form: Form, dtype: torch.dtype, lowering: str) -> None:
     args = like(dtype)
     ours = compiled(form, args, grad=True, **{"fuser.lowering": lowering})
-    (found,) = ours.record.rewritten
-    assert "nb" in found.facts["after"]
+    assert "nb" in region(ours).facts["after"]
     assert_near(ours, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 
@@ -38,7 +37,7 @@ def test_inference_of_any_size(form: Form) -> None:
     for dim in (0, 1):
         torch._dynamo.maybe_mark_dynamic(x, dim)
     found = compiled(form, (x, w, b))
-    assert "nb" in found.record.rewritten[0].facts["after"], found.reasons()
+    assert "nb" in region(found).facts["after"], found.reasons()
     assert_near(found, run(form, (x, w, b)), run(form, wide((x, w, b))))
 
 
@@ -46,14 +45,13 @@ def test_inference_of_any_size(form: Form) -> None:
 def test_what_is_none_of_pairs(form: Form, dtype: torch.dtype) -> None:
     args = like(dtype)
     ours = compiled(form, args, grad=True)
-    (found,) = [r for r in ours.record.rewritten if r.pattern.startswith("norm.")]
-    assert "nb" not in found.facts["after"]
+    assert "nb" not in region(ours).facts["after"]
     assert_near(ours, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 
 def test_the_programs_of_both_members() -> None:
     (form,) = [f for f in ROTATIONS if f.__name__ == "qwen3"]
-    (found,) = compiled(form, like(torch.float32)).record.rewritten
+    found = region(compiled(form, like(torch.float32)))
     own, other = found.facts["after"].split("; ")
     assert own == "(((c0a * na) * c1a) + (neg((c0b * nb)) * c2a))"
     assert other == "(((c0b * nb) * c1b) + ((c0a * na) * c2b))"
