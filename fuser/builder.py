@@ -181,10 +181,13 @@ class Builder:
         return node
 
     def operand(self, operand: Operand, *, materialise: bool = False) -> Node:
-        """An operand in its target arrangement and dtype; scalars and 0-d tensors as they are."""
+        """An operand in its target arrangement and dtype; scalars and 0-d tensors as they are.
+        Complex numbers are pairs, along one dimension more."""
         node = self.current(operand.node)
         if operand.index:
             node = self.call(operator.getitem, node, operand.index)
+        if isinstance(value(node), torch.Tensor) and value(node).is_complex():
+            node = self.call(torch.view_as_real, node)
         if operand.target:
             fixed = dict(operand.fixed)
             views = steps(operand.dims, operand.target, materialise=materialise, fixed=fixed)

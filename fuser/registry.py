@@ -28,7 +28,7 @@ ENTRY_POINT_GROUP = "fuser.patterns"
 P = TypeVar("P", bound=type[Pattern])
 
 
-OWN_FAMILIES = ("attention.", "moe.", "router.", "norm.", "activation.", "loss.")
+OWN_FAMILIES = ("attention.", "moe.", "router.", "norm.", "rope.", "activation.", "loss.")
 _ID = re.compile(r"\w+(\.\w+)*")
 
 

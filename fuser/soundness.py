@@ -180,14 +180,16 @@ def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
         return isinstance(size, torch.SymInt) and not symbols((size,)) - view.input_symbols
     if user.target is ASSERT_METADATA:
         return True
+    op = view.op(user)
+    if op.name == "type_as" and op.args.get("input") is not node:
+        return True
     if not all(isinstance(size, int) for size in value(node).shape):
         return False
     if likeness(user) is not None:
         return user.args[0] is node
-    op = view.op(user)
     if op.kind in (Kind.VIEW, Kind.SLICE) and op.args.get("input") is node and user.users:
         return all(reads_shape_alone(view, reader, user) for reader in user.users)
-    return op.name in ("reshape_as", "expand_as", "type_as") and op.args.get("input") is not node
+    return op.name in ("reshape_as", "expand_as") and op.args.get("input") is not node
 
 
 def likeness(node: Node) -> Callable[..., Any] | None:

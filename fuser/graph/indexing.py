@@ -18,6 +18,8 @@ INDEXING: dict[str, str] = {
     "scatter_reduce": "input dim index src reduce",
     "searchsorted": "sorted_sequence input",
     "take_along_dim": "input index dim",
+    "view_as_complex": "input",
+    "view_as_real": "input",
 }
 """In the functional spelling; all of kind OTHER."""
 

@@ -52,11 +52,7 @@ def pull_view(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims]:
             order = [_index(d, rank) for d in op.args["dims"]]
             return source, _unpermute(dims, order)
         case "transpose" | "t" | "T" | "mT":
-            first, second = _transposed(op, rank)
-            order = list(range(rank))
-            if rank >= 2:
-                order[first], order[second] = order[second], order[first]
-            return source, _unpermute(dims, order)
+            return source, _unpermute(dims, _swapped(rank, *_transposed(op, rank)))
         case "movedim":
             return source, _unpermute(dims, _moved(op, rank))
         case "expand" | "expand_as":
@@ -67,6 +63,27 @@ def pull_view(op: Op, node: Node, dims: Dims) -> tuple[Node, Dims]:
             return source, _uninterleave(op, dims, shape)
         case _:
             raise Unproven(f"no rule for the view {op.name!r}")
+
+
+def push_view(op: Op, node: Node, dims: Dims) -> Dims:
+    """Axes of the result of a view that has every element once, given those of its input.
+
+    Raises:
+        Unproven: it is another view.
+    """
+    dims, rank = resolve(dims), len(dims)
+    match op.name:
+        case "reshape" | "reshape_as" | "flatten" | "unflatten" | "squeeze" | "unsqueeze":
+            return regroup(dims, tuple(value(node).shape))
+        case "permute":
+            return tuple(dims[_index(d, rank)] for d in op.args["dims"])
+        case "transpose" | "t" | "T" | "mT":
+            first, second = _transposed(op, rank)
+            return _unpermute(dims, _swapped(rank, first, second))
+        case "movedim":
+            return tuple(dims[d] for d in _moved(op, rank))
+        case _:
+            raise Unproven(f"no rule for what the view {op.name!r} makes of axes")
 
 
 def pull_pointwise(op: Op, node: Node, dims: Dims) -> dict[Node, Dims]:
@@ -188,6 +205,13 @@ def _transposed(op: Op, rank: int) -> tuple[int, int]:
     if op.name in ("t", "T") and rank > 2:
         raise Unproven("a reversal of more than two dimensions")
     return rank - 2, rank - 1
+
+
+def _swapped(rank: int, first: int, second: int) -> list[int]:
+    order = list(range(rank))
+    if rank >= 2:
+        order[first], order[second] = order[second], order[first]
+    return order
 
 
 def _moved(op: Op, rank: int) -> list[int]:

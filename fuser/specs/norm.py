@@ -10,6 +10,9 @@ import torch
 from ..graph.program import Program
 from .names import name_of
 
+PAIR = ("a", "b")
+"""Members of a pair, as names of what programs read end."""
+
 
 @dataclass(frozen=True)
 class NormSpec:
@@ -19,43 +22,74 @@ class NormSpec:
         mean = Σ x / n  where it is `centred`, else 0
         v    = Σ (x - mean)² / n,  or  Σ (x - mean)²  where it is `summed`
         r    = 1 / sqrt(v + eps),  or  1 / max(sqrt(v), eps)  where eps is a `floor`
-        y    = after((x - mean) r, c_0, c_1, ...)
+        y_i  = after_i((x - mean) r, c_0, c_1, ...)
 
     Sums run over the last `inner` dimensions, of n elements. Operands: `c_j`, all of one rank,
-    broadcast against each other to the shape of x, which is that of the results: y, and where it is
-    `kept`, x.
+    broadcast against each other to the shape of x, which is that of the results: y_0, y_1, ... and,
+    where it is `kept`, x.
+
+    Where it is `paired`, as for a rotary embedding, tensors have one dimension more, the last: the
+    two members of a pair. Sums run over both, and what comes after reads both:
+
+        y_i[..., 0] = after_2i(na, nb, c_ja, c_jb, c_k, ...),   y_i[..., 1] = after_2i+1(...)
+
+    with c_k for an operand whose last dimension has one element. Where it is `bare`, such pairs are
+    all that there is: nothing is normalised, and n is x.
+
+    Where there is a `peak`, what comes after may read the largest value of it in each row, as a
+    quantisation does:
+
+        p = max peak(n, c_0, c_1, ...)
+
+    Results that are numbered in `by_row` have one number for each row, y_i = after_i(p).
     """
 
     captured: int
     inner: int
     before: Program
-    after: Program
-    """Its input `n` is what was normalised."""
+    after: tuple[Program, ...]
+    """Their input `n` is what was normalised."""
     centred: bool
     summed: bool
     floor: bool
     eps: float
     norm_dtype: torch.dtype
     """To which what was normalised is rounded."""
-    dtype: torch.dtype
-    """Of y."""
+    dtypes: tuple[torch.dtype, ...]
+    """Of y_0, y_1, ..."""
     kept: torch.dtype | None = None
     """Of x, where it is a result."""
+    paired: bool = False
+    bare: bool = False
+    peak: Program | None = None
+    by_row: tuple[int, ...] = ()
 
     @property
-    def dtypes(self) -> list[torch.dtype]:
-        """Of the results."""
-        return [self.dtype] if self.kept is None else [self.dtype, self.kept]
+    def results(self) -> list[torch.dtype]:
+        """Dtypes of all of them."""
+        return [*self.dtypes, *([] if self.kept is None else [self.kept])]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What a name ends in that stands for one element of a pair, if there are pairs."""
+        return PAIR if self.paired else ("",)
+
+    def programs(self, result: int) -> tuple[Program, ...]:
+        """Of one result, for each member."""
+        each = len(self.members)
+        return self.after[each * result : each * (result + 1)]
 
     def to_text(self) -> str:
         fields = {
             **{n: getattr(self, n) for n in ("captured", "inner", "centred", "summed", "floor")},
             **({} if self.kept is None else {"kept": name_of(self.kept)}),
+            **{name: True for name in ("paired", "bare") if getattr(self, name)},
+            **({"peak": self.peak.text, "by_row": self.by_row} if self.peak else {}),
             "before": self.before.text,
-            "after": self.after.text,
+            "after": [program.text for program in self.after],
             "eps": self.eps.hex(),
             "norm_dtype": name_of(self.norm_dtype),
-            "dtype": name_of(self.dtype),
+            "dtypes": [name_of(dtype) for dtype in self.dtypes],
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -63,9 +97,12 @@ class NormSpec:
     def from_text(text: str) -> NormSpec:
         data = json.loads(text)
         data["eps"] = float.fromhex(data["eps"])
-        for key in ("norm_dtype", "dtype", "kept"):
+        for key in ("norm_dtype", "kept"):
             if key in data:
                 data[key] = getattr(torch, data[key])
-        for key in ("before", "after"):
-            data[key] = Program(data[key])
+        data["dtypes"] = tuple(getattr(torch, name) for name in data["dtypes"])
+        data["before"] = Program(data["before"])
+        if "peak" in data:
+            data["peak"], data["by_row"] = Program(data["peak"]), tuple(data["by_row"])
+        data["after"] = tuple(map(Program, data["after"]))
         return NormSpec(**data)

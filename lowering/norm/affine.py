@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
+from fuser.graph.program import Program
 from fuser.specs import NormSpec
 
 _PRODUCTS = (torch.mul, operator.mul)
@@ -33,24 +34,35 @@ class Affine:
     bias: str = ""
 
 
-def leading(spec: NormSpec, *, bare: bool = False) -> Affine:
-    """The longest beginning of `spec.after` that is a weight, a bias, and a cast; or a cast alone,
-    where it is to be `bare`."""
-    graph = spec.after.graph
-    (end,) = (node for node in graph.nodes if node.op == "placeholder" and node.target == "n")
-    weight = bias = ""
+def leading(spec: NormSpec, *, bare: bool = False) -> list[Affine]:
+    """Of each program after the norm the longest beginning that is a weight, a bias, and a cast; or
+    a cast alone, where it is to be `bare`, and nothing where they differ in that."""
+    found = [_leading(program, spec.norm_dtype, bare) for program in spec.after]
+    alike = {(of.weight, of.bias, of.dtype) for of in found}
+    return (
+        found if len(alike) == 1 else [_nothing(program, spec.norm_dtype) for program in spec.after]
+    )
+
+
+def _nothing(program: Program, dtype: torch.dtype) -> Affine:
+    (end,) = (n for n in program.graph.nodes if n.op == "placeholder" and n.target == "n")
+    return Affine(program.graph, end, dtype)
+
+
+def _leading(program: Program, dtype: torch.dtype, bare: bool) -> Affine:
+    start = _nothing(program, dtype)
+    end, weight, bias = start.end, "", ""
     found = None if bare else _with(end, _PRODUCTS)
     if found is not None:
         end, weight = found
     found = None if bare else _with(end, _SUMS)
     if found is not None:
         end, bias = found
-    dtype = spec.norm_dtype
     cast = _only(end)
     to = cast.kwargs.get("dtype") if cast is not None and cast.target == "to" else None
     if cast is not None and isinstance(to, torch.dtype):
         end, dtype = cast, to
-    return Affine(graph, end, dtype, weight, bias)
+    return Affine(start.graph, end, dtype, weight, bias)
 
 
 def _only(node: Node) -> Node | None:

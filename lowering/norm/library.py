@@ -40,16 +40,21 @@ class _Plan:
     """Which kernel, in which arrangement.
 
     Attributes:
+        affines: the beginnings of all programs, which are one.
         target: of x.
         parameters: of weight and bias.
         size: of its normalised dimensions, or groups.
     """
 
     function: Any
-    affine: Affine
+    affines: list[Affine]
     target: Dims
     parameters: Dims
     size: int
+
+    @property
+    def affine(self) -> Affine:
+        return self.affines[0]
 
 
 @register_lowering(NormSpec, order=20)
@@ -84,7 +89,7 @@ def _slower(call: Call, context: Context, plan: _Plan) -> str:
         return _HALF
     if plan.function is torch.ops.fuser.group_norm.default:
         return "" if _comes_last(call, plan) else _ORDER
-    alone = all(user.op == "output" for user in plan.affine.end.users)
+    alone = all(user.op == "output" for of in plan.affines for user in of.end.users)
     before = any(node.op.startswith("call") for node in spec.before.graph.nodes)
     return _AROUND if before or not alone or spec.kept is not None else ""
 
@@ -99,6 +104,10 @@ def _comes_last(call: Call, plan: _Plan) -> bool:
 def _plan(call: Call) -> _Plan | str:
     """How a kernel of the library computes a chain, or why none does."""
     spec: NormSpec = call.spec
+    if spec.peak is not None:
+        return "the library has no kernel that looks for the largest of a row"
+    if spec.paired:
+        return "the library has no kernel that reads pairs of elements"
     if not spec.centred:
         return "the library has no kernel of its own for norms without a mean"
     if spec.floor or spec.summed:
@@ -109,9 +118,10 @@ def _plan(call: Call) -> _Plan | str:
     return _placed_as(call, leading(spec, bare=True)) if isinstance(found, str) else found
 
 
-def _placed_as(call: Call, affine: Affine) -> _Plan | str:
+def _placed_as(call: Call, affines: list[Affine]) -> _Plan | str:
     """The kernel whose weight stands where this one does, if there is one."""
     spec: NormSpec = call.spec
+    affine = affines[0]
     arranged = next(iter(call.operands.values())).target
     outer, inner = arranged[: len(arranged) - spec.inner], arranged[len(arranged) - spec.inner :]
     if not leaves(inner):
@@ -125,12 +135,12 @@ def _placed_as(call: Call, affine: Affine) -> _Plan | str:
         return "there is a bias, but no weight"
     if all(found == list(leaves(inner)) for found in axes):
         function = torch.ops.fuser.layer_norm.default
-        return _Plan(function, affine, arranged, inner, spec.inner)
-    return _groups(call, affine, outer, inner, axes)
+        return _Plan(function, affines, arranged, inner, spec.inner)
+    return _groups(call, affines, outer, inner, axes)
 
 
 def _groups(
-    call: Call, affine: Affine, outer: Dims, inner: Dims, axes: list[list[Any]]
+    call: Call, affines: list[Affine], outer: Dims, inner: Dims, axes: list[list[Any]]
 ) -> _Plan | str:
     """A weight for each channel, some of which are normalised together."""
     channels = axes[0] if axes else []
@@ -146,7 +156,7 @@ def _groups(
     spatial = _spatial(call, channels, rest)
     target = (tuple(batch), tuple(channels), *spatial)
     parameters = (tuple(channels),)
-    return _Plan(torch.ops.fuser.group_norm.default, affine, target, parameters, count)
+    return _Plan(torch.ops.fuser.group_norm.default, affines, target, parameters, count)
 
 
 def _spatial(call: Call, channels: list[Any], rest: list[Any]) -> Dims:
@@ -176,9 +186,9 @@ def _emit(builder: Builder, call: Call, plan: _Plan) -> list[Node]:
     )
     results = builder.call(plan.function, wide, weight, bias, plan.size, spec.eps)
     end = builder.call(operator.getitem, results, 0)
-    y = Speller(builder, read, {plan.affine.end: end})(plan.affine.graph.output_node())
+    given = [Speller(builder, read, {of.end: end})(of.graph.output_node()) for of in plan.affines]
+    given += [] if spec.kept is None else [x]
     arranged = next(iter(call.operands.values())).target
-    given = [y] if spec.kept is None else [y, x]
     return [builder.arrange(node, plan.target, arranged) for node in given]
 
 

@@ -38,6 +38,13 @@ def shape_of(captured: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*(c.shape for c in captured)))
 
 
+def shape_of_result(spec: NormSpec, index: int, shape: Sequence[Any]) -> tuple[Any, ...]:
+    """Of the shape of x, or with one element for each row."""
+    if index not in spec.by_row:
+        return tuple(shape)
+    return (*shape[: len(shape) - spec.inner], *(1 for _ in range(spec.inner)))
+
+
 def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     """A chain as `spec` says, with every intermediate in memory.
 
@@ -51,22 +58,41 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     shape = shape_of(captured)
     named = {f"c{i}": c for i, c in enumerate(captured)}
     x = _computed(spec.before, named).expand(shape)
-    dims = list(range(len(shape) - spec.inner, len(shape)))
-    wide = x.float()
+    n = x if spec.bare else _normalised(spec, x.float())
+    named["n"] = n.to(spec.norm_dtype)
+    if spec.peak is not None:
+        dims = list(range(len(shape) - spec.inner, len(shape)))
+        named["p"] = _computed(spec.peak, named).expand(shape).amax(dims, keepdim=True)
+    results = [_result(spec, i, named, shape) for i in range(len(spec.dtypes))]
+    results += [] if spec.kept is None else [x]
+    return [r.to(dtype) for r, dtype in zip(results, spec.results, strict=True)]
+
+
+def _normalised(spec: NormSpec, wide: Tensor) -> Tensor:
+    shape = wide.shape
+    dims = list(range(len(shape) - spec.inner - spec.paired, len(shape)))
     if spec.centred:
         wide = wide - wide.mean(dims, keepdim=True)
         wide = wide - wide.mean(dims, keepdim=True)  # what rounding left of a large mean
     if spec.floor:
         root = torch.linalg.vector_norm(wide, dim=dims, keepdim=True)  # its gradient at 0 is 0
         root = root if spec.summed else root * math.prod(shape[d] for d in dims) ** -0.5
-        n = wide / root.clamp_min(spec.eps)
-    else:
-        squares = wide.square()
-        v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
-        n = wide * torch.rsqrt(v + spec.eps)
-    y = _computed(spec.after, {**named, "n": n.to(spec.norm_dtype)}).expand(shape)
-    results = [y] if spec.kept is None else [y, x]
-    return [r.to(dtype) for r, dtype in zip(results, spec.dtypes, strict=True)]
+        return wide / root.clamp_min(spec.eps)
+    squares = wide.square()
+    v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
+    return wide * torch.rsqrt(v + spec.eps)
+
+
+def _result(
+    spec: NormSpec, index: int, named: Mapping[str, Tensor], shape: Sequence[int]
+) -> Tensor:
+    if not spec.paired:
+        return _computed(spec.after[index], named).expand(shape_of_result(spec, index, shape))
+    apart = {f"{n}{m}": t[..., i] for n, t in named.items() if t.shape[-1] == 2
+             for i, m in enumerate(spec.members)}  # fmt: skip
+    apart |= {n: t[..., 0] for n, t in named.items() if t.shape[-1] == 1}
+    each = [_computed(program, apart).expand(shape[:-1]) for program in spec.programs(index)]
+    return torch.stack(each, -1)
 
 
 def _computed(program: Program, named: Mapping[str, Tensor]) -> Tensor:
@@ -82,8 +108,11 @@ def norm(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
 
 @norm.register_fake
 def _(captured: Sequence[Tensor], spec: str) -> list[Tensor]:
-    shape = shape_of(captured)
-    return [captured[0].new_empty(shape, dtype=dtype) for dtype in spec_of(spec).dtypes]
+    of, shape = spec_of(spec), shape_of(captured)
+    return [
+        captured[0].new_empty(shape_of_result(of, i, shape), dtype=dtype)
+        for i, dtype in enumerate(of.results)
+    ]
 
 
 @torch.library.custom_op("fuser::norm_backward", mutates_args=())
@@ -115,17 +144,17 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     captured, ctx.spec = inputs
-    ctx.shape = output[0].shape
+    ctx.shapes = [y.shape for y in output]
     ctx.save_for_backward(*captured)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     captured = list(ctx.saved_tensors)
     needs = [x.is_floating_point() and x.requires_grad for x in captured]
-    dtypes = spec_of(ctx.spec).dtypes
+    dtypes = spec_of(ctx.spec).results
     given = [
-        captured[0].new_zeros(ctx.shape, dtype=dtype) if g is None else g
-        for g, dtype in zip(grads, dtypes, strict=True)
+        captured[0].new_zeros(shape, dtype=dtype) if g is None else g
+        for g, dtype, shape in zip(grads, dtypes, ctx.shapes, strict=True)
     ]
     found = iter(norm_backward(given, captured, ctx.spec, needs))
     return [next(found) if n else None for n in needs], None
@@ -139,7 +168,7 @@ def emit_operator(builder: Builder, call: Call, function: Any, *more: Any) -> li
     spec: NormSpec = call.spec
     captured = [builder.operand(call.operands[f"c{i}"]) for i in range(spec.captured)]
     results = builder.call(function, captured, spec.to_text(), *more)
-    return builder.items(results, len(spec.dtypes))
+    return builder.items(results, len(spec.results))
 
 
 @register_lowering(NormSpec, order=100)

@@ -18,7 +18,7 @@ from fuser.soundness import reads_shape_alone
 
 from ..captured import loses_nothing
 from ..norm.core import DTYPES, same_shape
-from ..norm.region import REARRANGED
+from ..norm.growth import REARRANGED
 from .anchors import GLU
 
 MAX_AFTER = 24

@@ -1,5 +1,5 @@
-"""Normalisations, with what is pointwise around them."""
+"""Normalisations, with what is pointwise around them, and rotations of pairs."""
 
-from . import chain
+from . import chain, rotation
 
-__all__ = ["chain"]
+__all__ = ["chain", "rotation"]

@@ -49,6 +49,7 @@ class Core:
         native: it is what a kernel of torch's does, and rounded alike.
         factors: tensors of the shape of x, or that broadcast to it, and numbers, that it was
             multiplied with on the way.
+        bare: nothing is normalised, and `node` is x, which stays outside.
     """
 
     node: Node
@@ -65,6 +66,7 @@ class Core:
     bias: Node | None = None
     native: bool = True
     factors: tuple[Node | float, ...] = ()
+    bare: bool = False
 
     def split(self, dims: Dims) -> Space:
         """Which axes of a tensor with the shape of x are normalised.
@@ -92,15 +94,27 @@ class Space:
     outer: list[Axis] = field(default_factory=list)
     inner: list[Axis] = field(default_factory=list)
 
-    def arranged(self, operands: Sequence[Dims]) -> tuple[Dims, int]:
-        """One dimension for each run of axes that every operand has, or lacks, as a whole.
+    def arranged(self, operands: Sequence[Dims], pair: Axis | None = None) -> tuple[Dims, int]:
+        """One dimension for each run of axes that every operand has, or lacks, as a whole; and one
+        for the members of pairs.
 
         Returns:
-            The dimensions, and how many of the last are normalised.
+            The dimensions, and how many are normalised, those before the members.
         """
-        outer, inner = (runs(axes, operands) for axes in (self.outer, self.inner))
+        outer, inner = (
+            [run for part in _around(axes, pair) for run in runs(part, operands)]
+            for axes in (self.outer, self.inner)
+        )
         inner = inner or [()]  # rows of one element
-        return (*outer, *inner), len(inner)
+        return (*outer, *inner, *([] if pair is None else [(pair,)])), len(inner)
+
+
+def _around(axes: Sequence[Axis], pair: Axis | None) -> list[Sequence[Axis]]:
+    """Axes before those of pairs, and after: what these stand between stays apart."""
+    if pair not in axes:
+        return [axes]
+    at = [axis is pair for axis in axes].index(True)
+    return [axes[:at], axes[at + 1 :]]
 
 
 def resolved(space: Space) -> Space:

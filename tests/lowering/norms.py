@@ -32,6 +32,20 @@ def modulated(n: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
     return n * (1 + c1) + c2
 
 
+def modulated_again(n: Tensor, c3: Tensor, c4: Tensor) -> Tensor:
+    return n * (1 + c3) + c4
+
+
+def rotated(na: Tensor, nb: Tensor, c1a: Tensor, c1b: Tensor, c2a: Tensor, c3a: Tensor) -> Tensor:
+    return na * c1a * c2a - nb * c1b * c3a
+
+
+def rotated_back(
+    na: Tensor, nb: Tensor, c1a: Tensor, c1b: Tensor, c2b: Tensor, c3b: Tensor
+) -> Tensor:
+    return nb * c1b * c2b + na * c1a * c3b
+
+
 def total(c0: Tensor, c1: Tensor) -> Tensor:
     return c0 + c1
 
@@ -42,8 +56,7 @@ def scaled(n: Tensor, c2: Tensor) -> Tensor:
 
 def norm(
     before: Callable[..., Tensor] = itself,
-    after: Callable[..., Tensor] = affine_silu,
-    *,
+    *after: Callable[..., Tensor],
     inner: int = 1,
     centred: bool = True,
     summed: bool = False,
@@ -52,13 +65,16 @@ def norm(
     norm_dtype: torch.dtype = FP32,
     dtype: torch.dtype = FP32,
     kept: torch.dtype | None = None,
+    paired: bool = False,
 ) -> NormSpec:
     """A spec whose programs are these functions."""
-    programs = (program(before), program(after))
-    captured = {n for p in programs for n in p.inputs} - {"n"}
+    first, last = program(before), tuple(map(program, after or (affine_silu,)))
+    names = {n.rstrip("ab") for p in (first, *last) for n in p.inputs} - {"n"}
+    dtypes = (dtype,) * (len(last) // (1 + paired))
     return NormSpec(
-        len(captured), inner, *programs, centred, summed, floor, eps, norm_dtype, dtype, kept
-    )
+        len(names), inner, first, last, centred, summed, floor, eps, norm_dtype, dtypes, kept,
+        paired,
+    )  # fmt: skip
 
 
 def operands(*shapes: Sequence[int], dtype: torch.dtype = FP32, mean: float = 0.0) -> list[Tensor]:
@@ -83,7 +99,7 @@ def permuted(t: Tensor, *order: int) -> Tensor:
 
 def generated(spec: NormSpec, x: Sequence[Tensor], *, keep: bool = True) -> list[Tensor]:
     found = torch.ops.fuser.generated_norm(list(x), spec.to_text(), "a test", keep)
-    return list(found[: len(spec.dtypes)])
+    return list(found[: len(spec.results)])
 
 
 def in_fp64(spec: NormSpec) -> NormSpec:
@@ -95,8 +111,9 @@ def in_fp64(spec: NormSpec) -> NormSpec:
 
     double = torch.float64
     return replace(
-        spec, before=widened(spec.before), after=widened(spec.after), norm_dtype=double,
-        dtype=double, kept=None if spec.kept is None else double,
+        spec, before=widened(spec.before), after=tuple(map(widened, spec.after)),
+        norm_dtype=double, dtypes=(double,) * len(spec.dtypes),
+        kept=None if spec.kept is None else double,
     )  # fmt: skip
 
 
@@ -104,15 +121,22 @@ def exact(spec: NormSpec, x: Sequence[Tensor]) -> list[Tensor]:
     """What `NormSpec` says, in fp64."""
     named = {f"c{i}": c for i, c in enumerate(x)}
     shape = torch.broadcast_shapes(*(c.shape for c in x))
-    dims = list(range(len(shape) - spec.inner, len(shape)))
+    dims = list(range(len(shape) - spec.inner - spec.paired, len(shape)))
     found = spec.before(**{n: named[n] for n in spec.before.inputs}).expand(shape)
     away = found - found.mean(dims, keepdim=True) if spec.centred else found
     v = away.square().sum(dims, keepdim=True)
-    v = v if spec.summed else v / math.prod(shape[-spec.inner :])
+    v = v if spec.summed else v / math.prod(shape[d] for d in dims)
     root = v.sqrt().clamp_min(spec.eps) if spec.floor else (v + spec.eps).sqrt()
-    values = {**named, "n": away / root}
-    y = spec.after(**{n: values[n] for n in spec.after.inputs}).expand(shape)
-    return [y] if spec.kept is None else [y, found]
+    values = {**named, "n": found if spec.bare else away / root}
+    if spec.paired:
+        first, second = ({f"{n}{m}": t[..., i * (t.shape[-1] - 1)] for n, t in values.items()}
+                         for i, m in enumerate("ab"))  # fmt: skip
+        values = first | second | {n: t[..., 0] for n, t in values.items() if t.shape[-1] == 1}
+    each = [p(**{n: values[n] for n in p.inputs}) for p in spec.after]
+    if spec.paired:
+        each = [torch.stack(pair, -1) for pair in zip(each[::2], each[1::2], strict=True)]
+    results = [y.expand(shape) for y in each]
+    return results if spec.kept is None else [*results, found]
 
 
 def outcome(function: Callable[..., list[Tensor]], spec: NormSpec, x: Sequence[Tensor]) -> Run:

@@ -19,7 +19,17 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fuser.lowering  # noqa: F401  registers the operators
 from fuser.specs import NormSpec
-from tests.lowering.norms import modulated, norm, row_norm, scaled, total
+from tests.lowering.norms import (
+    itself,
+    modulated,
+    modulated_again,
+    norm,
+    rotated,
+    rotated_back,
+    row_norm,
+    scaled,
+    total,
+)
 from tests.lowering.open_operators import Launch, launches, pretend, symbol
 
 HALF = torch.bfloat16
@@ -47,7 +57,7 @@ def training(
 
     def function(*x: Any) -> Any:
         results = torch.ops.fuser.generated_norm(x, spec.to_text(), "a test", True)
-        return results[: len(spec.dtypes)]
+        return results[: len(spec.results)]
 
     env = ShapeEnv()
     known = {size: symbol(env, size) for size in symbols}
@@ -68,8 +78,11 @@ def main() -> None:
     pretend()
     layer = norm(dtype=HALF)
     residual = norm(total, scaled, centred=False, dtype=HALF, kept=HALF)
-    modulate = norm(after=modulated, norm_dtype=HALF, dtype=HALF)
+    modulate = norm(itself, modulated, norm_dtype=HALF, dtype=HALF)
     group = norm(inner=2, dtype=HALF)
+    twice = norm(itself, modulated, modulated_again, norm_dtype=HALF, dtype=HALF)
+    pairs = norm(itself, rotated, rotated_back, norm_dtype=HALF, dtype=HALF, paired=True)
+    heads = [(2, 16, 512, 64, 2), (1, 1, 1, 64, 2), *[(1, 1, 512, 64, 2)] * 2]
     large, along = (2, 32, 4, 65536), (1, 32, 4, 1)
     found = {
         "layer": training(layer, *row_norm(8192, 1024)),
@@ -78,6 +91,9 @@ def main() -> None:
         "long": training(layer, *row_norm(8192, 20000)),
         "group": training(group, large, along, along),
         "channels_last": training(group, large, along, along, order=(0, 3, 1, 2)),
+        "twice": training(twice, (8192, 1024), *[(1, 1024)] * 4),
+        "halves": training(pairs, *heads, order=(0, 1, 2, 4, 3)),
+        "neighbours": training(pairs, *heads, order=(0, 2, 1, 3, 4)),
         "dynamic": training(layer, *row_norm(8192, 1024), symbols=(8192,)),
         "dynamic group": training(group, large, along, along, symbols=(2, 65536)),
     }

@@ -27,6 +27,7 @@ from tests.lowering.norms import (
     HALF,
     check,
     generated,
+    itself,
     modulated,
     norm,
     operands,
@@ -87,19 +88,19 @@ def _kinds(dtype: torch.dtype, b: int, t: int, d: int) -> dict[str, tuple[NormSp
     return {
         "layer": (norm(dtype=dtype), [x, weight, weight]),
         "residual": (norm(total, scaled, kept=dtype, **rms), [x, x, weight]),
-        "modulate": (norm(after=modulated, norm_dtype=dtype, dtype=dtype), [x, each, each]),
-        "positions": (norm(after=modulated, norm_dtype=dtype, dtype=dtype), [x, (1, t, d), each]),
+        "modulate": (norm(itself, modulated, norm_dtype=dtype, dtype=dtype), [x, each, each]),
+        "positions": (norm(itself, modulated, norm_dtype=dtype, dtype=dtype), [x, (1, t, d), each]),
         "gate": (
             norm(gated, modulated_after_gate, norm_dtype=dtype, dtype=dtype, kept=dtype),
             [x, x, each, each, each],
         ),
-        "by row": (norm(after=by_row, norm_dtype=dtype, dtype=dtype), [x, (b, t, 1)]),
-        "by batch": (norm(after=by_row, norm_dtype=dtype, dtype=dtype), [x, (b, 1, 1)]),
+        "by row": (norm(itself, by_row, norm_dtype=dtype, dtype=dtype), [x, (b, t, 1)]),
+        "by batch": (norm(itself, by_row, norm_dtype=dtype, dtype=dtype), [x, (b, 1, 1)]),
         "again": (norm(total, read_again, norm_dtype=dtype, dtype=dtype), [x, x, weight]),
-        "unit": (norm(after=lambda n: n * 2, summed=True, floor=True, eps=1e-12, **rms), [x]),
-        "floor": (norm(after=lambda n: n, floor=True, eps=0.98, **rms), [x]),
-        "summed": (norm(after=lambda n, c1: n * c1, summed=True, **rms), [x, weight]),
-        "variance summed": (norm(after=lambda n: n + 1, summed=True, dtype=dtype), [x]),
+        "unit": (norm(itself, lambda n: n * 2, summed=True, floor=True, eps=1e-12, **rms), [x]),
+        "floor": (norm(itself, lambda n: n, floor=True, eps=0.98, **rms), [x]),
+        "summed": (norm(itself, lambda n, c1: n * c1, summed=True, **rms), [x, weight]),
+        "variance summed": (norm(itself, lambda n: n + 1, summed=True, dtype=dtype), [x]),
     }
 
 
@@ -159,7 +160,7 @@ def test_no_columns() -> None:
 
 def test_rows_of_one_element_may_have_no_dimension() -> None:
     x, weight = operands((5,), (1,))
-    spec = norm(after=lambda n, c1: n * c1 + c1, inner=0)
+    spec = norm(itself, lambda n, c1: n * c1 + c1, inner=0)
     ours = outcome(generated, spec, [x, weight])
     torch.testing.assert_close(ours.outputs[0], weight.detach().expand(5))
     assert ours.grads[0] is not None
@@ -196,8 +197,8 @@ def test_expanded_operands_have_full_gradients() -> None:
 
 
 def test_x_may_be_broadcast_itself() -> None:
-    check(norm(after=modulated), operands((1, 40), (5, 40), (5, 1)))
-    check(norm(after=modulated), operands((5, 1), (5, 40), (1, 40)))
+    check(norm(itself, modulated), operands((1, 40), (5, 40), (5, 1)))
+    check(norm(itself, modulated), operands((5, 1), (5, 40), (1, 40)))
 
 
 GROUPS = {
@@ -286,7 +287,7 @@ def test_what_is_no_number_stays_in_its_row(way: str, number: float, centred: bo
 @pytest.mark.parametrize("way", ROWS)
 def test_rows_of_zeros(way: str) -> None:
     """Their divisor is eps, and the gradient that of a division by a number."""
-    spec = norm(after=lambda n: n, centred=False, summed=True, floor=True, eps=1e-3)
+    spec = norm(itself, lambda n: n, centred=False, summed=True, floor=True, eps=1e-3)
     (x,) = operands(ROWS[way])
     with torch.no_grad():
         x[0, 1] = 0
@@ -346,7 +347,7 @@ def test_results_are_the_same_in_every_run(way: str) -> None:
 
 
 def test_an_operand_that_no_program_reads_has_no_gradient() -> None:
-    spec = norm(after=lambda n, c1: n * c1)
+    spec = norm(itself, lambda n, c1: n * c1)
     spec = NormSpec.from_text(spec.to_text().replace('"captured":2', '"captured":3'))
     ours = outcome(generated, spec, operands((5, 40), (1, 40), (1, 1)))
     assert ours.grads[2] is not None
@@ -359,7 +360,7 @@ def test_operands_that_are_no_floats(mask: torch.dtype) -> None:
         return torch.where(c1 > 0, n, -1.0)
 
     (x,) = operands((5, 40))
-    check(norm(after=hidden), [x, (x > 0)[:, :1].to(mask)])
+    check(norm(itself, hidden), [x, (x > 0)[:, :1].to(mask)])
 
 
 def test_what_has_no_kernels() -> None:
@@ -379,7 +380,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.fuser.interpreted_norm.default, (plain, text, "", True))
     y, kept, *saved = torch.ops.fuser.generated_norm(plain, text, "", True)
     grads = [torch.ones_like(y), torch.ones_like(kept)]
-    given = (grads, plain, *saved, text, "", [True, False, True])
+    given = (grads, [0, 1], plain, saved, text, "", [True, False, True])
     torch.library.opcheck(torch.ops.fuser.interpreted_norm_backward.default, given)
 
 

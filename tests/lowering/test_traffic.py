@@ -13,17 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuser.lowering.norm.generated import problem
+from fuser.lowering.norm.generated import launching
 from fuser.lowering.triton import launch
 from fuser.specs import NormSpec
 from tests.lowering.norms import (
     FP32,
     HALF,
     generated,
+    itself,
     modulated,
+    modulated_again,
     norm,
     operands,
     permuted,
+    rotated,
+    rotated_back,
     row_norm,
     scaled,
     total,
@@ -42,9 +46,12 @@ CASES: dict[str, tuple[NormSpec, list[Any], int]] = {
     "RMS norm of a residual": (
         norm(total, scaled, centred=False, kept=FP32), [(96, 256), (96, 256), (1, 256)], 1,
     ),
-    "modulated": (norm(after=modulated), [(2, 96, 256), (2, 1, 256), (2, 1, 256)], 1),
-    "long rows": (norm(after=by_row), [(16, 2048), (16, 1)], 2),
-    "parts of rows": (norm(after=by_row), [(2, 4096), (2, 1)], 2),
+    "modulated": (norm(itself, modulated), [(2, 96, 256), (2, 1, 256), (2, 1, 256)], 1),
+    "long rows": (norm(itself, by_row), [(16, 2048), (16, 1)], 2),
+    "parts of rows": (norm(itself, by_row), [(2, 4096), (2, 1)], 2),
+    "modulated twice": (
+        norm(itself, modulated, modulated_again), [(96, 256), *[(1, 256)] * 4], 1,
+    ),
 }  # fmt: skip
 """A spec, shapes, and how often a large operand is read."""
 
@@ -74,7 +81,7 @@ def _cached(x: list[Tensor]) -> int:
 def test_forward(name: str) -> None:
     spec, shapes, times = CASES[name]
     x = [t.detach() for t in operands(*shapes)]
-    with traffic(problem, _cached(x)) as moved:
+    with traffic(launching, _cached(x)) as moved:
         results = generated(spec, x, keep=False)
     assert 1.0 <= moved.bytes / least(x, results, times) <= MOST, _told(moved)
 
@@ -85,7 +92,7 @@ def test_backward(name: str) -> None:
     x = operands(*shapes)
     results = generated(spec, x)
     grads = [torch.randn_like(y) for y in results]
-    with traffic(problem, _cached(x)) as moved:
+    with traffic(launching, _cached(x)) as moved:
         found = torch.autograd.grad(results, x, grads)
     large = max(t.numel() for t in x)
     gradients = [g for g in found if g.numel() == large]
@@ -94,11 +101,27 @@ def test_backward(name: str) -> None:
     assert 1.0 <= moved.bytes / must <= MOST, _told(moved)
 
 
+def test_pairs() -> None:
+    """Each member once; the tables of angles, which have no gradient, once for all heads. What lies
+    between members is counted by the first of them, but for the very last one."""
+    spec = norm(itself, rotated, rotated_back, paired=True, centred=False)
+    x = operands((4, 48, 32, 2), (1, 1, 32, 2), *[(1, 48, 32, 2)] * 2)
+    x = [*x[:2], *(t.detach() for t in x[2:])]
+    with traffic(launching, _cached(x)) as moved:
+        (y,) = generated(spec, x)
+    must = least(x, [y], 1)
+    assert must - 4 * len(x) <= moved.bytes <= MOST * must, _told(moved)
+    with traffic(launching, _cached(x)) as moved:
+        torch.autograd.grad(y, x[:2], torch.randn_like(y))
+    must += _bytes(y)
+    assert must - 4 * len(x) <= moved.bytes <= MOST * must, _told(moved)
+
+
 def test_channels_that_come_last_are_read_as_they_lie() -> None:
     spec = norm(inner=2)
     x = [permuted(operands((2, 4, 8, 64))[0], 0, 3, 1, 2).detach()]
     x += [t.detach() for t in operands((1, 4, 8, 1), (1, 4, 8, 1))]
-    with traffic(problem, _cached(x)) as moved:
+    with traffic(launching, _cached(x)) as moved:
         results = generated(spec, x, keep=False)
     assert results[0].stride() == x[0].stride()
     assert 1.0 <= moved.bytes / least(x, results, 2) <= MOST, _told(moved)
@@ -107,12 +130,12 @@ def test_channels_that_come_last_are_read_as_they_lie() -> None:
 @pytest.mark.parametrize("dtype", [FP32, HALF], ids=str)
 def test_counts(dtype: torch.dtype) -> None:
     """By hand: 8 rows of 64, a weight, no statistics; the weight once, whoever reads it."""
-    spec = norm(after=lambda n, c1: n * c1, norm_dtype=dtype, dtype=dtype)
+    spec = norm(itself, lambda n, c1: n * c1, norm_dtype=dtype, dtype=dtype)
     x = [t.detach() for t in operands((8, 64), (1, 64), dtype=dtype)]
-    with traffic(problem, 64 * dtype.itemsize) as moved:
+    with traffic(launching, 64 * dtype.itemsize) as moved:
         generated(spec, x, keep=False)
     assert moved.read == [{"c0": 512 * dtype.itemsize, "c1": 64 * dtype.itemsize}]
-    assert moved.written == [{"y": 512 * dtype.itemsize}]
+    assert moved.written == [{"y_0": 512 * dtype.itemsize}]
 
 
 def _told(moved: Traffic) -> str:

@@ -19,9 +19,11 @@ DTYPES = [torch.float32, torch.bfloat16]
 BY = ["reference", "auto"]
 
 
-def inputs(form: Form, dtype: torch.dtype, *, last: bool = False) -> tuple[Tensor, ...]:
+def inputs(
+    form: Form, dtype: torch.dtype, *, last: bool = False, images: bool = False
+) -> tuple[Tensor, ...]:
     torch.manual_seed(3)
-    if form in IMAGES:
+    if images or form in IMAGES:
         x, size = torch.randn(2, CHANNELS, 3, 5), CHANNELS
         x = x.contiguous(memory_format=torch.channels_last) if last else x
     else:

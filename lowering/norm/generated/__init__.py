@@ -10,7 +10,8 @@ layout        what a kernel is specialised on
 config        how it is cut
 text          the frame that the kernels share
 forward, backward    their text, and `build` for all of them
-problem, run  launching them, one and all
+problem       one norm with its operands
+launching, run    its kernels, one and all
 operator      `fuser::generated_norm`
 catalogue     kernels by description, to be compiled ahead of time
 workloads     those that are always compiled

@@ -1,6 +1,6 @@
 """Gradients of the operands.
 
-    dn, dc_j = ∂after(n, c)ᵀ dy
+    dn, dc_j = Σ_i ∂after_i(n, c)ᵀ dy_i
     dx       = r (dn - mean(dn) - n mean(dn n)) + dx_out
     dc_j    += ∂before(c)ᵀ dx
 
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
+
+from fuser.graph.program import Program
 
 from ...triton.emitter import Emitter, Value
 from ...triton.kernel import pointer
@@ -65,10 +67,12 @@ class Needs:
 
     Attributes:
         operands: their names.
+        results: numbers of the results y_i that have a gradient.
         x_out: x is a result too, and has a gradient.
     """
 
     operands: tuple[str, ...]
+    results: tuple[int, ...] = (0,)
     x_out: bool = False
 
 
@@ -84,9 +88,8 @@ def whole_text(layout: Layout, config: Config, needs: Needs) -> Text:
     with _rows_of_program(text), text.emitting() as emitter:
         _place(text, needs)
         found = _Gradients(text, emitter, needs)
-        if layout.spec.centred:
-            write(f"sum_n = {text.total('dn', 'm')}")
-        write(f"sum_nn = {text.total('dn * n', 'm')}")
+        for total, terms in _sums(layout).items():
+            write(f"{total} = {text.total(terms, 'm')}")
         for name, grad in found.of_operands().items():
             if name in summed:
                 write(f"{name}_sum += {_reduced(text, name, grad, Sum.PROGRAMS)}")
@@ -110,7 +113,8 @@ def long_text(layout: Layout, config: Config, needs: Needs) -> Text:
 
 
 def part_text(layout: Layout, config: Config, needs: Needs) -> Text:
-    """Sums over parts of rows: `sums[row, part]` is Σ dn, where x is centred, and Σ dn n."""
+    """Sums over parts of rows: `sums[row, part]` is Σ dn, where x is centred, and Σ dn n; without
+    gradients of operands."""
     text = Text(
         "part_backward", "Sums over parts of rows, for their gradients.", layout, config, Way.SPLIT
     )
@@ -133,7 +137,7 @@ def apply_text(layout: Layout, config: Config, needs: Needs, block_p: int) -> Te
     text.rows("first_row")
     text.pieces()
     _place(text, needs)
-    load_parts(text, _sums(layout), block_p)
+    load_parts(text, tuple(_sums(layout)), block_p)
     for name in _sums(layout):
         text.write(f"{name} = tl.sum({name}, 1)")
     _spread(text, needs, "first", "last")
@@ -163,11 +167,14 @@ def _rows_of_program(text: Text) -> Generator[None]:
 def _place(text: Text, needs: Needs) -> None:
     """Where rows begin, and their statistics."""
     layout, spec, write = text.layout, text.layout.spec, text.write
-    text.place_operands(_operands(layout))
-    text.place("grad", pointer(spec.dtype))
+    text.place_operands(layout.read)
+    for i in needs.results:
+        for member in spec.members:
+            text.place(f"grad{i}{member}", pointer(spec.dtypes[i]))
     mask = ", mask=in_rows, other=0.0" if text.masks_rows else ""
     own = {"means": "rough", "lows": "rest"} if spec.centred else {}
-    for name, value in {**own, "scales": "root" if spec.floor else "scale"}.items():
+    own |= {} if spec.bare else {"scales": "root" if spec.floor else "scale"}
+    for name, value in own.items():
         text.place(name, FP32)
         write(f"{value} = tl.load({at_row(text, name)}{mask})")
     if spec.floor:
@@ -176,35 +183,35 @@ def _place(text: Text, needs: Needs) -> None:
         return
     if needs.x_out:
         assert spec.kept is not None
-        text.place("grad_x", pointer(spec.kept))
+        for member in spec.members:
+            text.place(f"grad_x{member}", pointer(spec.kept))
     for name in needs.operands:
         if sum_of(layout, name, text.by) is Sum.EACH:
-            dtype = text.dtype(name) if layout.whole(name) else torch.float32
+            dtype = layout.dtype(name) if layout.whole(name) else torch.float32
             text.place(f"d{name}", pointer(dtype))
 
 
-def _operands(layout: Layout) -> list[str]:
-    spec = layout.spec
-    return sorted({n for p in (spec.before, spec.after) for n in p.inputs} - {"n"})
-
-
-def _sums(layout: Layout) -> tuple[str, ...]:
-    return ("sum_n", "sum_nn") if layout.spec.centred else ("sum_nn",)
+def _sums(layout: Layout) -> dict[str, str]:
+    """Sums over rows, and what is added up."""
+    if layout.spec.bare:
+        return {}
+    of_n = " + ".join(f"dn{m}" for m in layout.spec.members)
+    of_nn = " + ".join(f"dn{m} * n{m}" for m in layout.spec.members)
+    return {**({"sum_n": of_n} if layout.spec.centred else {}), "sum_nn": of_nn}
 
 
 def _gather(text: Text, needs: Needs, first: str, last: str) -> None:
     """Sums over a row, or a part of it."""
-    write, centred = text.write, text.layout.spec.centred
+    write = text.write
     if text.stage == "part_backward":
         pieces_of_part(text)
     for name in _sums(text.layout):
         write(f"{name} = tl.zeros({text.shape()}, tl.float32)")
     with write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:
         text.columns("piece")
-        _Gradients(text, emitter, Needs(()))
-        if centred:
-            write("sum_n += dn")
-        write("sum_nn += dn * n")
+        _Gradients(text, emitter, Needs((), needs.results))
+        for name, terms in _sums(text.layout).items():
+            write(f"{name} += {terms}")
     for name in _sums(text.layout):
         write(f"{name} = {text.total(name, 'm')}")
 
@@ -228,52 +235,77 @@ class _Gradients:
 
     def __init__(self, text: Text, emitter: Emitter, needs: Needs) -> None:
         self._text, self._emitter, self._needs = text, emitter, needs
-        spec, write = text.layout.spec, text.write
-        self._values = text.operands(_operands(text.layout))
-        self._x = before(text, emitter, self._values)
-        write(f"d = {text.full(less_mean(text))}")
+        spec, layout, write = text.layout.spec, text.layout, text.write
+        self._values = text.operands(layout.read)
+        before(text, emitter, self._values)
+        for member in spec.members if not spec.bare else ():
+            write(f"d{member} = {text.full(less_mean(text, member))}")
         n = normalised(text, emitter)
-        self._grad = text.load("grad", spec.dtype, "grad_tile")
-        wanted = [c for c in needs.operands if c in spec.after.inputs]
-        cotangent = emitter.cast(self._grad, text.result_dtype(spec.after))
-        derived = unrounded(trace_gradient(spec.after, text.inputs(spec.after), ("n", *wanted)))
-        given = {**self._values, "n": n, "grad": cotangent}
-        dn, *others = (emitter.tensor(v) for v in emitter.run(derived, given))
-        write(f"dn = {text.full(emitter.cast(dn, torch.float32).text)}")
-        self._after = dict(zip(wanted, others, strict=True))
+        self._terms = {name: list[str]() for name in (*n, *needs.operands)}
+        for i in needs.results:
+            for member, program in zip(spec.members, spec.programs(i), strict=True):
+                grad = text.load(f"grad{i}{member}", spec.dtypes[i], f"grad{i}{member}_tile")
+                self._derive(program, {**self._values, **n}, grad)
+        for name in n:
+            terms = " + ".join(self._terms.pop(name))
+            write(f"d{name} = {text.full(terms) if terms else f'tl.zeros_like({name})'}")
+
+    def _derive(self, program: Program, given: dict[str, Value], grad: Value) -> None:
+        """Adds what a program's result gives to the gradients of what it reads."""
+        text, emitter = self._text, self._emitter
+        wanted = [name for name in self._terms if name in program.inputs]
+        if not wanted:
+            return
+        cotangent = emitter.cast(grad, text.result_dtype(program))
+        derived = unrounded(trace_gradient(program, text.inputs(program), wanted))
+        found = emitter.run(derived, {**given, "grad": cotangent})
+        for name, value in zip(wanted, found, strict=True):
+            self._terms[name].append(self._wide(value))
+
+    def _wide(self, value: Value) -> str:
+        return self._emitter.cast(self._emitter.tensor(value), torch.float32).text
 
     def of_operands(self) -> dict[str, list[str]]:
         """Terms of each gradient, in fp32."""
-        text, emitter, spec = self._text, self._emitter, self._text.layout.spec
-        found = {c: [emitter.cast(v, torch.float32).text] for c, v in self._after.items()}
-        wanted = [c for c in self._needs.operands if c in spec.before.inputs]
-        if wanted:
-            text.write(f"dx = {self._of_x()}")
-            program = spec.before
+        text, emitter, layout = self._text, self._emitter, self._text.layout
+        program = layout.spec.before
+        if not set(layout.read_before) & set(self._needs.operands):
+            return self._terms
+        if not layout.spec.bare:
+            self._of_statistics()
+        for member in layout.spec.members:
+            own = {name: layout.own(name, member) for name in program.inputs}
+            wanted = [name for name, tensor in own.items() if tensor in self._needs.operands]
+            text.write(f"dx{member} = {self._of_x(member)}")
             derived = unrounded(trace_gradient(program, text.inputs(program), wanted))
-            dx = emitter.cast(Value("dx", torch.float32), text.result_dtype(program))
-            values = emitter.run(derived, {**self._values, "grad": dx})
-            for name, value in zip(wanted, values, strict=True):
-                wide = emitter.cast(emitter.tensor(value), torch.float32).text
-                found.setdefault(name, []).append(wide)
-        return found
+            dx = emitter.cast(Value(f"dx{member}", torch.float32), text.result_dtype(program))
+            given = {name: self._values[tensor] for name, tensor in own.items()}
+            found = emitter.run(derived, {**given, "grad": dx})
+            for name, value in zip(wanted, found, strict=True):
+                self._terms[own[name]].append(self._wide(value))
+        return self._terms
 
-    def _of_x(self) -> str:
+    def _of_statistics(self) -> None:
+        """What the gradients of a row's statistics are multiplied with."""
         text, spec = self._text, self._text.layout.spec
-        m = text.along("m")
         second = "sum_nn" if spec.summed else f"sum_nn / {text.length}"
         if spec.floor:
             eps = literal(float(spec.eps), torch.float32).text
             second = f"tl.where(root > {eps}, {second}, 0.0)"
         text.write(f"of_n = {second}")
-        terms = f"dn - n * of_n{m}"
         if spec.centred:
             text.write(f"of_mean = sum_n / {text.length}")
-            terms = f"dn - of_mean{m} - n * of_n{m}"
-        total = f"({terms}) * scale{m}"
+
+    def _of_x(self, member: str) -> str:
+        text, spec = self._text, self._text.layout.spec
+        m = text.along("m")
+        mean = f" - of_mean{m}" if spec.centred else ""
+        total = f"(dn{member}{mean} - n{member} * of_n{m}) * scale{m}"
+        total = f"dn{member}" if spec.bare else total
         if self._needs.x_out:
             assert spec.kept is not None
-            total += f" + {text.load('grad_x', spec.kept, 'grad_x_tile').text}"
+            name = f"grad_x{member}"
+            total += f" + {text.load(name, spec.kept, f'{name}_tile').text}"
         return total
 
 
@@ -293,7 +325,7 @@ def _store(text: Text, emitter: Emitter, name: str, terms: Sequence[str]) -> Non
         return
     total = Value(" + ".join(terms), torch.float32)
     if text.layout.whole(name):
-        total = emitter.cast(total, text.dtype(name))
+        total = emitter.cast(total, text.layout.dtype(name))
     text.store(f"d{name}", total)
 
 

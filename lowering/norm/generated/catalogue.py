@@ -73,7 +73,8 @@ class Entry:
             "wide": layout.wide,
             "stage": self.stage,
             "arguments": [
-                [a.operands, a.x_out] if isinstance(a, Needs) else a for a in self.arguments
+                [a.operands, a.results, a.x_out] if isinstance(a, Needs) else a
+                for a in self.arguments
             ],
             "sizes": [self.sizes.rows, self.sizes.rest, self.sizes.inner],
             "way": self.way.value,
@@ -99,7 +100,8 @@ class Entry:
         if data["stage"] not in TEXTS:
             raise ValueError(f"a norm has no stage {data['stage']!r}")
         arguments = tuple(
-            Needs(tuple(a[0]), a[1]) if isinstance(a, list) else a for a in data["arguments"]
+            Needs(tuple(a[0]), tuple(a[1]), a[2]) if isinstance(a, list) else a
+            for a in data["arguments"]
         )
         rows, each, inner = data["sizes"]
         return Entry(
@@ -126,5 +128,5 @@ def record(
     numbers = {n: hint(v) for n, v in values.items() if not isinstance(v, Tensor)}
     ones = tuple(n for n, v in numbers.items() if v == 1)
     multiples = tuple(n for n, v in numbers.items() if v is not None and v % 16 == 0)
-    label = f"{layout.spec.before} | {layout.spec.after}"
+    label = " | ".join(map(str, (layout.spec.before, *layout.spec.after)))
     _recorder.note(Entry(label, layout, stage, arguments, sizes, way, ones, multiples))

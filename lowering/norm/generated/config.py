@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
 
@@ -58,7 +58,7 @@ class Limits:
 
     def of(self, layout: Layout) -> int:
         """Elements of a row that is read once."""
-        wide = sum(layout.whole_columns(f"c{i}") for i in range(len(layout.dtypes)))
+        wide = sum(map(layout.whole_columns, layout.operands))
         return self.whole if wide <= _FEW and len(layout.inner) == 1 else self.whole // 2
 
 
@@ -94,10 +94,12 @@ def limits(target: Target, *, backward: bool) -> Limits:
 def way(layout: Layout, sizes: Sizes, target: Target, *, backward: bool) -> Way:
     """How rows are read: whole ones where they fit; several programs to each where there are fewer
     rows than the device has processors."""
+    if layout.spec.bare or layout.spec.peak is not None:
+        return Way.WHOLE
     own = limits(target, backward=backward)
     padded = power_of_two(prod(sizes.inner[:-1])) * power_of_two(sizes.inner[-1])
     known = all(isinstance(s, int) for s in layout.inner)
-    if known and padded <= own.of(layout):
+    if known and padded * len(layout.spec.members) <= own.of(layout):
         return Way.WHOLE
     config = cut(layout, sizes, target, Way.LONG, backward=backward)
     tiles = -(-sizes.rest // config.block_m)
@@ -107,6 +109,8 @@ def way(layout: Layout, sizes: Sizes, target: Target, *, backward: bool) -> Way:
 def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool) -> Config:
     """The tiles of a kernel."""
     own = limits(target, backward=backward)
+    each = len(layout.spec.members)
+    own = replace(own, tile=own.tile // each, thread=own.thread // each**2)  # else 255 registers
     u, f, rows = map(power_of_two, (prod(sizes.inner[:-1]), sizes.inner[-1], sizes.rest))
     if by is not Way.WHOLE:
         f = min(f, own.tile)

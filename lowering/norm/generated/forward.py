@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 
+from fuser.specs import NormSpec
+
 from ...triton.emitter import Emitter, Value
 from ...triton.kernel import pointer
 from ...triton.values import literal
@@ -32,10 +34,11 @@ def whole_text(layout: Layout, config: Config, keep: bool) -> Text:
     place_results(text)
     text.columns()
     with text.emitting() as emitter:
-        values = text.operands(_operands(layout))
+        values = text.operands(layout.read)
         x = before(text, emitter, values)
-        statistics(text)
-        if keep:
+        if not layout.spec.bare:
+            statistics(text)
+        if keep and not layout.spec.bare:
             keep_statistics(text)
         _finish(text, emitter, values, x)
     return text
@@ -95,23 +98,18 @@ def apply_text(layout: Layout, config: Config, keep: bool, block_p: int) -> Text
 # -- rows
 
 
-def _operands(layout: Layout) -> list[str]:
-    """Those that a program reads."""
-    spec = layout.spec
-    return sorted({n for p in (spec.before, spec.after) for n in p.inputs} - {"n"})
-
-
 def _start(text: Text, first: str) -> None:
     text.rows(first)
-    names = text.layout.spec.before.inputs if text.stage == "part" else _operands(text.layout)
-    text.place_operands(names)
+    text.place_operands(text.layout.read_before if text.stage == "part" else text.layout.read)
 
 
 def place_results(text: Text) -> None:
     spec = text.layout.spec
-    text.place("y", pointer(spec.dtype))
-    if spec.kept is not None:
-        text.place("x_out", pointer(spec.kept))
+    for member in spec.members:
+        for i, dtype in enumerate(spec.dtypes):
+            text.place(f"y_{i}{member}", pointer(dtype))
+        if spec.kept is not None:
+            text.place(f"x_out{member}", pointer(spec.kept))
 
 
 def own_part(text: Text) -> None:
@@ -129,33 +127,41 @@ def pieces_of_part(text: Text) -> None:
 # -- statistics
 
 
-def before(text: Text, emitter: Emitter, values: dict[str, Value]) -> Value:
-    """`x`, in fp32 and zero beyond the ends; its value in the dtype that it has."""
-    found = text.run(emitter, text.layout.spec.before, values)
-    wide = emitter.cast(found, torch.float32)
-    text.write(f"x = {text.full(wide.text)}")
+def before(text: Text, emitter: Emitter, values: dict[str, Value]) -> dict[str, Value]:
+    """`x`, in fp32 and zero beyond the ends; its value in the dtype that it has, by member."""
+    program, found = text.layout.spec.before, dict[str, Value]()
+    for member in text.layout.spec.members:
+        given = {name: values[text.layout.own(name, member)] for name in program.inputs}
+        found[member] = text.run(emitter, program, given)
+        wide = emitter.cast(found[member], torch.float32)
+        text.write(f"x{member} = {text.full(wide.text)}")
     return found
 
 
 def statistics(text: Text) -> None:
     """The mean and the `scale` of rows that are in registers, and `d`, x less its mean."""
-    write, spec = text.write, text.layout.spec
+    write, spec, m = text.write, text.layout.spec, text.along("m")
     if spec.centred:
-        write(f"rough = {text.total('x', 'm')} / {text.length}")
-        write(f"away = {text.full('x - rough' + text.along('m'))}")
-        write(f"rest = {text.total('away', 'm')} / {text.length}")
-        write(f"d = {text.full('away - rest' + text.along('m'))}")
-    else:
-        write("d = x")
-    write(f"squares = {text.total('d * d', 'm')}")
+        write(f"rough = {text.total(_sum(spec, 'x{}'), 'm')} / {text.length}")
+        for member in spec.members:
+            write(f"away{member} = {text.full(f'x{member} - rough{m}')}")
+        write(f"rest = {text.total(_sum(spec, 'away{}'), 'm')} / {text.length}")
+    for member in spec.members:
+        less = text.full(f"away{member} - rest{m}") if spec.centred else f"x{member}"
+        write(f"d{member} = {less}")
+    write(f"squares = {text.total(_sum(spec, 'd{} * d{}'), 'm')}")
     scale(text, "squares")
 
 
-def less_mean(text: Text) -> str:
+def _sum(spec: NormSpec, term: str) -> str:
+    return " + ".join(term.replace("{}", member) for member in spec.members)
+
+
+def less_mean(text: Text, member: str) -> str:
     """What is squared, before it is cut off at the ends. A mean is two numbers here, `rough` and
     the `rest` that it lacks, as their sum is rounded as coarsely as a number of x."""
-    m = text.along("m")
-    return f"(x - rough{m}) - rest{m}" if text.layout.spec.centred else "x"
+    m, x = text.along("m"), f"x{member}"
+    return f"({x} - rough{m}) - rest{m}" if text.layout.spec.centred else x
 
 
 def scale(text: Text, squares: str) -> None:
@@ -202,15 +208,16 @@ def _gather(text: Text, first: str, last: str) -> None:
         write(f"count = tl.zeros([{', '.join(shape)}], tl.float32)")
     with write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:
         text.columns("piece")
-        before(text, emitter, text.operands(spec.before.inputs))
-        if not spec.centred:
-            write("squares += x * x")
-            return
+        before(text, emitter, text.operands(text.layout.read_before))
         there = text.mask(columns)
-        write(f"count += ({there}).to(tl.float32)" if there else "count += 1.0")
-        write(f"d = {text.full('x - lanes')}")
-        write("lanes += d / tl.maximum(count, 1.0)" if there else "lanes += d / count")
-        write(f"squares += d * {text.full('x - lanes')}")
+        for x in [f"x{member}" for member in spec.members]:
+            if not spec.centred:
+                write(f"squares += {x} * {x}")
+                continue
+            write(f"count += ({there}).to(tl.float32)" if there else "count += 1.0")
+            write(f"d = {text.full(f'{x} - lanes')}")
+            write("lanes += d / tl.maximum(count, 1.0)" if there else "lanes += d / count")
+            write(f"squares += d * {text.full(f'{x} - lanes')}")
 
 
 def _combined(text: Text) -> list[str]:
@@ -274,21 +281,36 @@ def _normalise(text: Text, first: str, last: str) -> None:
         pieces_of_part(text)
     with write.block(f"for piece in range({first}, {last}):"), text.emitting() as emitter:
         text.columns("piece")
-        values = text.operands(_operands(text.layout))
+        values = text.operands(text.layout.read)
         x = before(text, emitter, values)
-        write(f"d = {less_mean(text)}")
+        for member in text.layout.spec.members:
+            write(f"d{member} = {less_mean(text, member)}")
         _finish(text, emitter, values, x)
 
 
-def normalised(text: Text, emitter: Emitter) -> Value:
-    """`n` of `d` and `scale`, rounded as the spec says."""
-    text.write(f"n = d * scale{text.along('m')}")
-    return emitter.cast(Value("n", torch.float32), text.layout.spec.norm_dtype)
+def normalised(text: Text, emitter: Emitter) -> dict[str, Value]:
+    """`n` of `d` and `scale`, rounded as the spec says, by name."""
+    spec, found = text.layout.spec, dict[str, Value]()
+    for member in spec.members:
+        name = f"n{member}"
+        less = f"x{member}" if spec.bare else f"d{member} * scale{text.along('m')}"
+        text.write(f"{name} = {less}")
+        found[name] = emitter.cast(Value(name, torch.float32), spec.norm_dtype)
+    return found
 
 
-def _finish(text: Text, emitter: Emitter, values: dict[str, Value], x: Value) -> None:
+def _finish(text: Text, emitter: Emitter, values: dict[str, Value], x: dict[str, Value]) -> None:
     spec = text.layout.spec
-    y = text.run(emitter, spec.after, {**values, "n": normalised(text, emitter)})
-    text.store("y", emitter.cast(y, spec.dtype))
+    given = {**values, **normalised(text, emitter)}
+    if spec.peak is not None:
+        wide = emitter.cast(text.run(emitter, spec.peak, given), torch.float32)
+        text.write(f"peak = {text.largest(wide.text)}")
+        given["p"] = Value(f"peak{text.along('m')}", text.layout.dtype("p"))
+    for i, dtype in enumerate(spec.dtypes):
+        for member, program in zip(spec.members, spec.programs(i), strict=True):
+            y = text.run(emitter, program, given)
+            axes = "m" if i in spec.by_row else None
+            text.store(f"y_{i}{member}", emitter.cast(y, dtype), axes)
     if spec.kept is not None:
-        text.store("x_out", emitter.cast(x, spec.kept))
+        for member in spec.members:
+            text.store(f"x_out{member}", emitter.cast(x[member], spec.kept))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fuser.graph.program import Program
 from fuser.specs import NormSpec
 from fuser.torch_private import known_true
 
 from ...triton.kernel import TYPES
 from ...triton.space import Space
+from ...triton.trace import Input, trace
 
 LARGEST = 2**31
 """Positions within a row that are below it are counted in 32 bits."""
@@ -27,12 +29,13 @@ class Layout:
     """Everything that the text of the kernels depends on.
 
     Attributes:
-        dtypes: of the operands.
+        dtypes: of the operands, by their numbers.
         lead, rest: how many dimensions of rows there are; each program has one position of the
             former.
         inner: sizes of dimensions of columns, None where they are arguments; the last one is the
             fastest in memory.
-        varies: along which of all dimensions a tensor has more than one element, by its name.
+        varies: along which of all dimensions a tensor has more than one element, by its name; the
+            members of pairs are tensors of their own.
         between: tiles have their rows between the slow and the fast columns.
         wide: positions in a row are counted in 64 bits.
     """
@@ -54,8 +57,39 @@ class Layout:
     @property
     def itemsize(self) -> int:
         """Bytes of an element, of the widest operand that has all columns."""
-        whole = [d.itemsize for i, d in enumerate(self.dtypes) if self.whole_columns(f"c{i}")]
+        whole = [self.dtype(n).itemsize for n in self.operands if self.whole_columns(n)]
         return min(8, max(whole, default=4))
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of all that there are: `c0`, or `c0a` and `c0b`."""
+        return [name for name, _ in self.varies if name.startswith("c")]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of what is called so in a program."""
+        if name.startswith("n"):
+            return self.spec.norm_dtype
+        if name == "p":
+            assert self.spec.peak is not None
+            return result_dtype(self.spec.peak, self.dtype)
+        return self.dtypes[operand_of(name)]
+
+    def own(self, name: str, member: str) -> str:
+        """The tensor that has an operand's elements of one member of pairs."""
+        return name + member if name + member in self.operands else name
+
+    @property
+    def read_before(self) -> list[str]:
+        """Operands of the program before the norm."""
+        spec = self.spec
+        return sorted({self.own(n, m) for n in spec.before.inputs for m in spec.members})
+
+    @property
+    def read(self) -> list[str]:
+        """Operands of all programs."""
+        after = {n for p in (*self.spec.after, self.spec.peak) if p for n in p.inputs}
+        after = {n for n in after if n.startswith("c")}
+        return sorted({*self.read_before, *after})
 
     @property
     def axes(self) -> str:
@@ -91,12 +125,23 @@ class Layout:
         return self.whole_rows(name) and self.whole_columns(name)
 
 
+def result_dtype(program: Program, dtype_of: Callable[[str], torch.dtype]) -> torch.dtype:
+    """Of what a program computes, from dtypes by names of its inputs."""
+    graph = trace(program, {name: Input(dtype_of(name)) for name in program.inputs})
+    return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
+
+
+def operand_of(name: str) -> int:
+    """The number of an operand, by the name of it or of a member of its pairs."""
+    return int(name.strip("cab"))
+
+
 def layout_of(spec: NormSpec, dtypes: Mapping[str, torch.dtype], space: Space) -> Layout:
     """The layout of a norm whose tensors are arranged as `space` says."""
     inner = tuple(s if isinstance(s, int) else None for s in space.inner)
     return Layout(
         spec,
-        tuple(dtypes[f"c{i}"] for i in range(spec.captured)),
+        tuple({operand_of(n): d for n, d in dtypes.items() if n.startswith("c")}.values()),
         len(space.lead),
         len(space.rest),
         inner,
@@ -121,7 +166,7 @@ def require(spec: NormSpec, dtypes: list[torch.dtype]) -> None:
     Raises:
         NoLayout: there are none.
     """
-    for dtype in (*dtypes, *spec.dtypes, spec.norm_dtype):
+    for dtype in (*dtypes, *spec.results, spec.norm_dtype):
         if dtype not in TYPES:
             raise NoLayout(f"{str(dtype).removeprefix('torch.')} is no dtype of its kernels")
         if dtype is torch.float64:

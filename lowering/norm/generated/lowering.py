@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import NormSpec
@@ -18,8 +19,8 @@ from ...triton.trace import NotPrintable
 from ..reference import emit_operator
 from .backward import Needs
 from .build import build
-from .config import Config
-from .layout import Layout, NoLayout, require
+from .config import BACKWARD, Config
+from .layout import Layout, NoLayout, operand_of, require
 
 _UNMEASURED = "it was measured on no GPU yet, and Inductor fuses a norm with its neighbours itself"
 
@@ -36,6 +37,10 @@ class GeneratedNorm(Lowering):
         if refusal:
             return Refusal(refusal)
         spec: NormSpec = call.spec
+        if spec.peak is not None and context.training:
+            return Refusal("its kernels have no gradient of the largest of a row")
+        if (spec.bare or spec.peak is not None) and not _is_short(call):
+            return Refusal("its rows have no size that is known, or are too long for one tile")
         try:
             _print(spec, [_dtype(call, f"c{i}") for i in range(spec.captured)], context.training)
         except (NoLayout, NotPrintable, RuntimeError) as error:
@@ -55,9 +60,13 @@ class GeneratedNorm(Lowering):
 def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     """Writes kernels for rows of one tile: whether there is text depends on the programs alone."""
     require(spec, dtypes)
-    names = [f"c{i}" for i, d in enumerate(dtypes) if d.is_floating_point]
-    tensors = [f"c{i}" for i in range(spec.captured)] + [f"d{n}" for n in names]
-    tensors += ["y", "x_out", "grad", "grad_x"]
+    read = {n for program in spec.after for n in program.inputs}
+    own = [f"c{i}" for i, _ in enumerate(dtypes)]
+    own = [m for n in own for m in ([n] if n in read or not spec.paired else [f"{n}a", f"{n}b"])]
+    names = [n for n in own if dtypes[operand_of(n)].is_floating_point]
+    results = [f"{name}{i}" for i, _ in enumerate(spec.dtypes) for name in ("y_", "grad")]
+    results = [f"{name}{m}" for name in (*results, "x_out", "grad_x") for m in spec.members]
+    tensors = [*own, *(f"d{n}" for n in names), *results]
     varies = [
         *((n, (True, True)) for n in tensors),
         ("means", (True, False)),
@@ -69,11 +78,18 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     config = Config(1, 1, 64)
     build(layout, "whole", (True,), config)
     if training:
-        read = {n for p in (spec.before, spec.after) for n in p.inputs}
-        needs = Needs(tuple(n for n in names if n in read), spec.kept is not None)
+        every = tuple(range(len(spec.dtypes)))
+        needs = Needs(tuple(n for n in names if n in layout.read), every, spec.kept is not None)
         build(layout, "whole_backward", (needs,), config)
+
+
+def _is_short(call: Call) -> bool:
+    """Whether a row is known to fit a tile."""
+    dims, spec = next(iter(call.operands.values())).target, call.spec
+    length = size_of(leaves(dims[len(dims) - spec.inner - spec.paired :]))
+    return isinstance(length, int) and length <= BACKWARD.whole // 2
 
 
 def _dtype(call: Call, name: str) -> torch.dtype:
     place = call.operands[name]
-    return place.dtype or value(place.node).dtype
+    return place.dtype or value(place.node).dtype.to_real()

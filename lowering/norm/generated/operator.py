@@ -16,37 +16,37 @@ from ..reference import spec_of
 from .problem import Statistics, problem
 from .run import backward, forward
 
+_STATISTICS = 3
+"""How many tensors of statistics follow the results."""
+
 
 @torch.library.custom_op("fuser::interpreted_norm", mutates_args=(), device_types="cpu")
 def interpreted_norm(
     captured: Sequence[Tensor], spec: str, origin: str, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """`generated_norm` in Triton's interpreter."""
     return forward(problem(captured, spec, origin), keep)
 
 
 @interpreted_norm.register_fake
-def _(
-    captured: Sequence[Tensor], spec: str, origin: str, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(captured: Sequence[Tensor], spec: str, origin: str, keep: bool) -> list[Tensor]:
     of = problem(captured, spec, origin)
-    found = of.statistics(keep=keep)
-    return of.result(of.spec.dtype), of.result(of.spec.kept), found.means, found.lows, found.scales
+    return [*of.results(), *of.statistics(keep=keep).tensors]
 
 
 @torch.library.custom_op("fuser::interpreted_norm_backward", mutates_args=(), device_types="cpu")
 def interpreted_norm_backward(
     grads: Sequence[Tensor],
+    results: Sequence[int],
     captured: Sequence[Tensor],
-    means: Tensor,
-    lows: Tensor,
-    scales: Tensor,
+    statistics: Sequence[Tensor],
     spec: str,
     origin: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """`generated_norm_backward` in Triton's interpreter."""
-    found = backward(problem(captured, spec, origin), grads, Statistics(means, lows, scales), needs)
+    of, given = problem(captured, spec, origin), dict(zip(results, grads, strict=True))
+    found = backward(of, given, Statistics(*statistics), needs)
     return [like(g, captured[i]) for g, i in zip(found, _wanted(needs), strict=True)]
 
 
@@ -62,17 +62,14 @@ def _wanted(needs: Sequence[bool]) -> list[int]:
 
 @interpreted_norm_backward.register_fake
 def _(
-    grads: Sequence[Tensor], captured: Sequence[Tensor], means: Tensor, lows: Tensor,
-    scales: Tensor, spec: str,
-    origin: str, needs: Sequence[bool],
+    grads: Sequence[Tensor], results: Sequence[int], captured: Sequence[Tensor],
+    statistics: Sequence[Tensor], spec: str, origin: str, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
     return [torch.empty_like(captured[i]) for i in _wanted(needs)]
 
 
 @torch.library.triton_op("fuser::generated_norm", mutates_args=())
-def generated_norm(
-    captured: Sequence[Tensor], spec: str, origin: str, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def generated_norm(captured: Sequence[Tensor], spec: str, origin: str, keep: bool) -> list[Tensor]:
     """A norm as a spec says.
 
     Args:
@@ -82,8 +79,8 @@ def generated_norm(
         keep: a backward will follow: the statistics are saved for it.
 
     Returns:
-        y, in the order in memory of the first operand that is not broadcast; the same of x, or
-        nothing where the spec keeps none; the means in two numbers and the scales of rows, or none.
+        The results, in the order in memory of the first operand that is not broadcast; then the
+        means in two numbers and the scales of rows, or none.
     """
     if captured[0].device.type == "cpu":
         return interpreted_norm(captured, spec, origin, keep)
@@ -93,40 +90,44 @@ def generated_norm(
 @torch.library.triton_op("fuser::generated_norm_backward", mutates_args=())
 def generated_norm_backward(
     grads: Sequence[Tensor],
+    results: Sequence[int],
     captured: Sequence[Tensor],
-    means: Tensor,
-    lows: Tensor,
-    scales: Tensor,
+    statistics: Sequence[Tensor],
     spec: str,
     origin: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of `generated_norm` for the operands where `needs` says so; `grads` are of y and,
-    where it has one, of x."""
+    """Gradients of `generated_norm` for the operands where `needs` says so.
+
+    Args:
+        grads: of those results that `results` numbers, one of y_0, y_1, ... at the least.
+    """
     if captured[0].device.type == "cpu":
-        return interpreted_norm_backward(grads, captured, means, lows, scales, spec, origin, needs)
-    return backward(problem(captured, spec, origin), grads, Statistics(means, lows, scales), needs)
+        return interpreted_norm_backward(grads, results, captured, statistics, spec, origin, needs)
+    of, given = problem(captured, spec, origin), dict(zip(results, grads, strict=True))
+    return backward(of, given, Statistics(*statistics), needs)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     captured, ctx.spec, ctx.origin, _ = inputs
-    y, _, means, lows, scales = output
-    ctx.mark_non_differentiable(means, lows, scales)
+    statistics = output[-_STATISTICS:]
+    ctx.mark_non_differentiable(*statistics)
     ctx.set_materialize_grads(False)
-    ctx.like = y.shape, y.dtype
-    ctx.save_for_backward(means, lows, scales, *captured)
+    ctx.shape = output[0].shape
+    ctx.save_for_backward(*statistics, *captured)
 
 
-def _backward(ctx: Any, grad: Tensor | None, grad_x: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    means, lows, scales, *captured = ctx.saved_tensors
+def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    statistics, captured = ctx.saved_tensors[:_STATISTICS], ctx.saved_tensors[_STATISTICS:]
+    spec = spec_of(ctx.spec)
     needs = [x.is_floating_point() and x.requires_grad for x in captured]
-    shape, dtype = ctx.like
-    if grad is None:
-        grad = captured[0].new_zeros(shape, dtype=dtype)
-    has_x = spec_of(ctx.spec).kept is not None
-    grads = [g for g in (grad, grad_x if has_x else None) if g is not None]
+    given = {i: g for i, g in enumerate(grads[:-_STATISTICS]) if g is not None}
+    if not any(i < len(spec.dtypes) for i in given):
+        given = {0: captured[0].new_zeros(ctx.shape, dtype=spec.dtypes[0]), **given}
     found = iter(
-        generated_norm_backward(grads, captured, means, lows, scales, ctx.spec, ctx.origin, needs)
+        generated_norm_backward(
+            [*given.values()], [*given], captured, statistics, ctx.spec, ctx.origin, needs
+        )
     )
     return [next(found) if n else None for n in needs], None, None, None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 
@@ -17,7 +18,7 @@ from ...triton.source import Source
 from ...triton.trace import Input, trace
 from ...triton.values import HALVES
 from .config import Config, Way
-from .layout import Layout
+from .layout import Layout, result_dtype
 
 FP32 = pointer(torch.float32)
 
@@ -82,10 +83,7 @@ class Text:
             return self.size(len(self.layout.inner) - 1)
         sizes = [self.size(d) for d in range(len(self.layout.inner) - 1)]
         if all(s.isdigit() for s in sizes):
-            total = 1
-            for s in sizes:
-                total *= int(s)
-            return str(total)
+            return str(prod(map(int, sizes)))
         return sizes[0] if len(sizes) == 1 else f"({' * '.join(sizes)})"
 
     @property
@@ -93,7 +91,7 @@ class Text:
         """Elements of a row."""
         sizes = [self.many(a) for a in self.layout.axes if a != "m"]
         if all(s.isdigit() for s in sizes):
-            return str(int(sizes[0]) * (int(sizes[1]) if len(sizes) > 1 else 1))
+            return str(prod(map(int, sizes)) * len(self.layout.spec.members))
         return self.number("LENGTH")
 
     # -- rows
@@ -129,10 +127,7 @@ class Text:
 
     def place_operands(self, names: Iterable[str]) -> None:
         for name in names:
-            self.place(name, pointer(self.dtype(name)))
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.layout.dtypes[int(name[1:])]
+            self.place(name, pointer(self.layout.dtype(name)))
 
     # -- columns
 
@@ -230,11 +225,13 @@ class Text:
         self.write(f"{into} = tl.load({self.at(name)}{given}){cast}")
         return Value(into, dtype)
 
-    def store(self, name: str, value: Value) -> None:
-        """A tile of a tensor that has all axes."""
-        mask = self.mask()
+    def store(self, name: str, value: Value, axes: str | None = None) -> None:
+        """A tile of a tensor that has all axes, or of one that has some and is one wide along
+        others."""
+        mask = self.mask(axes)
         given = f", mask={mask}" if mask else ""
-        one = "" if self.layout.tile_axes(name) else f" + tl.zeros({self.shape()}, tl.int32)"
+        shape = [self.config.block(a) if a in (axes or self.axes) else 1 for a in self.axes]
+        one = "" if self.layout.tile_axes(name) else f" + tl.zeros({shape}, tl.int32)"
         self.write(f"tl.store({self.at(name)}{one}, {value.text}{given})")
 
     def full(self, text: str, *, masked: bool = True) -> str:
@@ -249,6 +246,19 @@ class Text:
             if self.axes[position] not in keep:
                 text = f"tl.sum({text}, {position})"
         return text
+
+    def largest(self, text: str) -> str:
+        """The largest number of each row, of an expression that has all axes; NaN where one is."""
+        mask = self.mask()
+        text = f"tl.where({mask}, {text}, float('-inf'))" if mask else text
+        self.write(f"each = tl.broadcast_to({text}, {self.shape()})")
+        largest = "tl.where(each != each, float('-inf'), each)"
+        no_number = "(each != each).to(tl.int32)"
+        for position in reversed(range(len(self.axes))):
+            if self.axes[position] != "m":
+                largest = f"tl.max({largest}, {position})"
+                no_number = f"tl.max({no_number}, {position})"
+        return f"tl.where({no_number} > 0, float('nan'), {largest})"
 
     # -- programs
 
@@ -265,17 +275,14 @@ class Text:
         self.functions |= emitter.functions
 
     def inputs(self, program: Program) -> dict[str, Input]:
-        known = {f"c{i}": dtype for i, dtype in enumerate(self.layout.dtypes)}
-        known["n"] = self.layout.spec.norm_dtype
-        return {name: Input(known[name]) for name in program.inputs}
+        return {name: Input(self.layout.dtype(name)) for name in program.inputs}
 
     def operands(self, names: Iterable[str]) -> dict[str, Value]:
         """Loads tiles of operands."""
-        return {name: self.load(name, self.dtype(name), f"{name}_tile") for name in names}
+        return {name: self.load(name, self.layout.dtype(name), f"{name}_tile") for name in names}
 
     def result_dtype(self, program: Program) -> torch.dtype:
-        graph = trace(program, self.inputs(program))
-        return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
+        return result_dtype(program, self.layout.dtype)
 
     def run(self, emitter: Emitter, program: Program, values: dict[str, Value]) -> Value:
         (value,) = emitter.run(trace(program, self.inputs(program)), values)
@@ -296,15 +303,19 @@ def facts(layout: Layout) -> list[str]:
     )  # fmt: skip
     names = [f"r{i}" for i in range(layout.outer)] + [f"s{i}" for i in range(len(layout.inner))]
     operands = [
-        f"c{i}: {dtype}, [{', '.join(n for n, varies in zip(names, own, strict=True) if varies)}]"
-        for i, dtype in enumerate(layout.dtypes)
-        for own in (layout.of(f"c{i}"),)
+        f"{c}: {layout.dtype(c)}, "
+        f"[{', '.join(n for n, varies in zip(names, layout.of(c), strict=True) if varies)}]"
+        for c in layout.operands
     ]
     kept = f", x: {spec.kept}" if spec.kept else ""
+    what = f"x{' less its mean' if spec.centred else ''} over the {root}"
+    results = [f"y_{i}{m}" for i in range(len(spec.dtypes)) for m in spec.members]
     return [
         f"x = {spec.before}",
-        f"y = {spec.after}",
-        f"n: x{' less its mean' if spec.centred else ''} over the {root}",
+        *([] if spec.peak is None else [f"p = max {spec.peak}"]),
+        *(f"{name} = {program}" for name, program in zip(results, spec.after, strict=True)),
+        f"n: {'x' if spec.bare else what}",
         *operands,
-        f"n: {spec.norm_dtype}, y: {spec.dtype}{kept}; rows [{', '.join(names[: layout.outer])}]",
+        f"n: {spec.norm_dtype}, y: {', '.join(map(str, spec.dtypes))}{kept}; "
+        f"rows [{', '.join(names[: layout.outer])}]",
     ]

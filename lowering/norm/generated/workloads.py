@@ -26,7 +26,8 @@ class Workload:
 
     Attributes:
         label: what it is, in words.
-        before, after: programs.
+        before: program.
+        after: programs, by result and, in pairs, by member.
         shapes: of the operands, the first of the shape of the result.
         inner: how many of the last dimensions are normalised.
         centred: its mean is taken away.
@@ -36,29 +37,38 @@ class Workload:
 
     label: str
     before: Callable[..., Tensor]
-    after: Callable[..., Tensor]
+    after: Callable[..., Tensor] | tuple[Callable[..., Tensor], ...]
     shapes: Sequence[Sequence[int]]
     inner: int = 1
     centred: bool = True
     kept: bool = False
     order: Sequence[int] = ()
+    paired: bool = False
+    bare: bool = False
+    peak: Callable[..., Tensor] | None = None
 
     def entries(self, dtype: torch.dtype) -> Iterator[Entry]:
         """The kernels of a step of training."""
+        after = self.after if isinstance(self.after, tuple) else (self.after,)
+        programs = tuple(map(_program, after))
+        dtypes = (dtype,) * (len(after) // (2 if self.paired else 1))
+        dtypes = (torch.int8, torch.float32) if self.peak else dtypes
         x = NormSpec(
-            len(self.shapes), self.inner, _program(self.before), _program(self.after),
-            self.centred, False, False, 1e-5, torch.float32, dtype,
-            dtype if self.kept else None,
+            len(self.shapes), self.inner, _program(self.before), programs, self.centred, False,
+            False, 1e-5, torch.float32, dtypes, dtype if self.kept else None, self.paired,
+            self.bare, _program(self.peak) if self.peak else None, (1,) if self.peak else (),
         )  # fmt: skip
         captured = [torch.empty(s, dtype=dtype, device="meta") for s in self.shapes]
         if self.order:
             first = torch.empty([self.shapes[0][d] for d in self.order], dtype=dtype, device="meta")
             captured[0] = first.permute([self.order.index(d) for d in range(first.dim())])
-        of = Problem(x, captured, tuple(self.shapes[0]), "", TARGETS["sm_90"], False)
+        shape = tuple(self.shapes[0][:-1] if self.paired else self.shapes[0])
+        of = Problem(x, captured, shape, "", TARGETS["sm_90"], False)
         with recording() as found:
-            y, kept, *saved = forward(of, keep=True)
-            grads = [y, kept] if self.kept else [y]
-            backward(of, grads, Statistics(*saved), [True] * len(captured))
+            *results, means, lows, scales = forward(of, keep=self.peak is None)
+            grads = dict(enumerate(results))
+            if self.peak is None:
+                backward(of, grads, Statistics(means, lows, scales), [True] * len(captured))
         name = f"{self.label}, {str(dtype).removeprefix('torch.')}"
         yield from (replace(entry, label=name) for entry in found.values())
 
@@ -95,6 +105,41 @@ def _modulated(n: Tensor, c3: Tensor, c4: Tensor) -> Tensor:
     return n * (1 + c3) + c4
 
 
+def _modulated_again(n: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+    return n * (1 + c1) + c2
+
+
+def _rotated(na: Tensor, nb: Tensor, c1a: Tensor, c1b: Tensor, c2a: Tensor, c3a: Tensor) -> Tensor:
+    return na * c1a.float() * c2a - nb * c1b.float() * c3a
+
+
+def _rotated_back(
+    na: Tensor, nb: Tensor, c1a: Tensor, c1b: Tensor, c2b: Tensor, c3b: Tensor
+) -> Tensor:
+    return nb * c1b.float() * c2b + na * c1a.float() * c3b
+
+
+def _turned(na: Tensor, nb: Tensor, c1a: Tensor, c2a: Tensor) -> Tensor:
+    return na * c1a - nb * c2a
+
+
+def _turned_back(na: Tensor, nb: Tensor, c1b: Tensor, c2b: Tensor) -> Tensor:
+    return nb * c1b + na * c2b
+
+
+def _magnitude(n: Tensor, c1: Tensor) -> Tensor:
+    return (n * c1.float()).abs()
+
+
+def _quantised(n: Tensor, c1: Tensor, p: Tensor) -> Tensor:
+    scale = p.clamp(min=1e-5) / 127
+    return torch.round(n * c1.float() / scale).clamp(-128, 127).to(torch.int8)
+
+
+def _step(p: Tensor) -> Tensor:
+    return p.clamp(min=1e-5) / 127
+
+
 def _gated(c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
     return c0 + c1 * c2
 
@@ -117,6 +162,19 @@ WORKLOADS = (
     Workload("gate, residual, layer norm, modulate", _gated, _modulated,
              ((4, 4608, 3072), (4, 4608, 3072), (4, 1, 3072), (4, 1, 3072), (4, 1, 3072)),
              kept=True),
+    Workload("layer norm, modulated twice", _itself, (_modulated_again, _modulated),
+             ((4, 4608, 3072), *[(4, 1, 3072)] * 4)),
+    Workload("norm of queries, rotated in halves", _itself, (_rotated, _rotated_back),
+             ((1, 32, 4608, 64, 2), (1, 1, 1, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
+             centred=False, order=(0, 2, 1, 4, 3), paired=True),
+    Workload("norm of queries, rotated in neighbours", _itself, (_rotated, _rotated_back),
+             ((1, 24, 4608, 64, 2), (1, 1, 1, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
+             centred=False, order=(0, 2, 1, 3, 4), paired=True),
+    Workload("RMS norm, quantised by row", _itself, (_quantised, _step),
+             ((16384, 4096), (1, 4096)), centred=False, peak=_magnitude),
+    Workload("rotation of queries, in halves", _itself, (_turned, _turned_back),
+             ((1, 32, 4608, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
+             centred=False, order=(0, 2, 1, 4, 3), paired=True, bare=True),
 )  # fmt: skip
 
 

@@ -1,0 +1,196 @@
+"""Which operators a region around a normalisation has.
+
+Upwards an operator joins where nobody else reads its result; downwards where it follows right upon
+what was taken, so that whoever else reads that comes after the region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.effects import draws
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.view import GraphView
+from fuser.soundness import reads_shape_alone
+
+from ..captured import loses_nothing
+from . import pairs
+from .core import DTYPES, Core, same_shape
+from .statistic import STATISTICS
+
+QUANTISED = (*DTYPES, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+MAX_STEPS = 32
+"""Of the programs after a normalisation."""
+MAX_BEFORE = 8
+MAX_RESULTS = 4
+REARRANGED = (
+    "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
+    "transpose", "t", "T", "mT", "movedim",
+)  # fmt: skip
+"""Views that have every element once."""
+
+
+class After(Enum):
+    """What a region may have after a normalisation."""
+
+    PEAK = "pointwise operators, also such that read the largest value of each row"
+    PAIRS = "pointwise operators, and such that read pairs of elements, with several results"
+    SEVERAL = "pointwise operators with several results"
+    ONE = "pointwise operators with one result"
+    NOTHING = "nothing"
+
+
+def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
+    """The normalised tensor, and after it what is pointwise."""
+    taken, best = [core.node], [core.node]
+    pending = readers(view, core.node)
+    while pending and len(taken) < MAX_STEPS and allowed is not After.NOTHING:
+        node = min(pending, key=view.order.__getitem__)
+        pending.discard(node)
+        read = next(source for source in node.all_input_nodes if source in taken)
+        if allowed is After.PAIRS and pairs.written(view, node) is not None:
+            continue  # it joins with what is written into it
+        paired = allowed is After.PAIRS and pairs.joins(view, node, taken)
+        sources = [n for n in node.all_input_nodes if n in taken]
+        peaked = allowed is After.PEAK and (
+            is_peak(view, node) or any(_joins(view, node, n, QUANTISED) for n in sources)
+        )
+        if not (paired or peaked or rearranges(view, node) or _joins(view, node, read)):
+            if core.bare and not set(taken[1:]) & set(node.all_input_nodes):
+                continue  # it reads x, which stays outside
+            break
+        taken.append(node)
+        pending |= readers(view, node)
+        target = node.args[0] if paired and node.args else None
+        whole = pairs.written(view, target)
+        if isinstance(target, Node) and whole is not None and set(whole.writes) <= {*taken}:
+            taken.append(target)
+            pending |= readers(view, target) - {*taken}
+        if _is_worth(view, trimmed(view, taken), 1 if allowed is After.ONE else MAX_RESULTS):
+            best = list(taken)
+    return trimmed(view, best)
+
+
+def _is_worth(view: GraphView, taken: list[Node], most: int) -> bool:
+    """Whether a region may end here: with one result, or with several that have to be in memory."""
+    every, inside = results(view, taken), set(taken)
+    if not all(map(is_tensor, every)):
+        return False
+    found = [n for n in every if n not in rows(view, taken)]
+    several = all(any(_is_memory(view, u) for u in readers(view, n) - inside) for n in found)
+    return len(found) == 1 or (1 < len(found) <= most and several)
+
+
+def _is_memory(view: GraphView, reader: Node) -> bool:
+    """Whether an operator reads memory, whatever kernels are made; others join what they read."""
+    op = view.op(reader)
+    if op.kind is Kind.VIEW:
+        return any(_is_memory(view, user) for user in reader.users)
+    joins = (Kind.POINTWISE, Kind.REDUCE, Kind.DROPOUT)
+    return op.kind not in joins and op.name not in STATISTICS
+
+
+def results(view: GraphView, taken: list[Node]) -> list[Node]:
+    """Those that others read."""
+    inside = set(taken)
+    return [node for node in taken if not readers(view, node) <= inside]
+
+
+def trimmed(view: GraphView, taken: list[Node]) -> list[Node]:
+    """Without copies and views at the end: who reads one may read what it is a copy of."""
+    end = len(taken)
+    while end > 1 and (_is_copy(view, taken[end - 1]) or rearranges(view, taken[end - 1])):
+        end -= 1
+    return taken[:end]
+
+
+def _is_copy(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    return op.kind is Kind.POINTWISE and loses_nothing(op, node)
+
+
+def readers(view: GraphView, node: Node) -> set[Node]:
+    return {user for user in node.users if not reads_shape_alone(view, user, node)}
+
+
+def rows(view: GraphView, taken: Sequence[Node]) -> set[Node]:
+    """What has one number for each row: the largest value, and what is made of it alone."""
+    found: set[Node] = set()
+    for node in taken[1:]:
+        sources = [n for n in node.all_input_nodes if n in taken]
+        if is_peak(view, node) or (sources and set(sources) <= found):
+            found.add(node)
+    return found
+
+
+def is_peak(view: GraphView, node: Node) -> bool:
+    """Whether a node is the largest value of each row, or that and its place."""
+    op = view.op(node)
+    if op.name == "getitem" and not is_tensor(op.args.get("input")):
+        source = op.args.get("input")
+        return isinstance(source, Node) and view.op(source).name == "max" and op.args["index"] == 0
+    return op.name in ("amax", "max") and op.kind is Kind.REDUCE and "dim" in op.args
+
+
+def _joins(
+    view: GraphView, node: Node, like: Node, dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> bool:
+    """Whether an operator may be a part of a program over tensors of one shape."""
+    op = view.op(node)
+    if op.inplace or not (is_tensor(node) and is_tensor(like)) or not same_shape(node, like):
+        return False
+    if op.kind is Kind.DROPOUT:
+        return not draws(node, op)
+    return op.kind is Kind.POINTWISE and _is_plain(op, node, dtypes)
+
+
+def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether every number that an operator reads is known, and its result is one of ours."""
+    numbers = [n for n in node.all_input_nodes if not is_tensor(n)]
+    return not numbers and value(node).dtype in dtypes and not draws(node, op)
+
+
+def rearranges(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    return op.kind is Kind.VIEW and op.name in REARRANGED and not op.inplace and is_tensor(node)
+
+
+def _source(
+    view: GraphView, node: Node, inside: set[Node], kept: Node | None = None
+) -> tuple[set[Node], Node]:
+    """What a tensor is a rearrangement of, and the views between: read for it alone, or `kept`."""
+    passed: set[Node] = set()
+    while rearranges(view, node) and (node is kept or readers(view, node) <= inside | passed):
+        passed.add(node)
+        node = view.op(node).args["input"]
+    return passed, node
+
+
+def kept(view: GraphView, core: Core, last: Node) -> Node | None:
+    """What is normalised, where others read it too, all of them after the region."""
+    passed, x = _source(view, core.x, set(core.interior))
+    others = readers(view, x) - core.interior - passed
+    later = bool(others) and all(view.order[node] > view.order[last] for node in others)
+    return x if later else None
+
+
+def before(view: GraphView, core: Core, kept: Node | None) -> set[Node]:
+    """What is pointwise above, and read for the normalisation alone; but what is `kept`."""
+    inside = set(core.interior)
+    found: set[Node] = set()
+    pending = [(core.x, core.x)]
+    while pending and len(found) < MAX_BEFORE:
+        node, like = pending.pop()
+        passed, source = _source(view, node, inside, kept)
+        like = source if passed else like
+        alone = source is kept or readers(view, source) <= inside | passed
+        if source in found or not alone or not _joins(view, source, like):
+            continue
+        found |= {*passed, source}
+        inside |= found
+        pending += [(n, like) for n in source.all_input_nodes if is_tensor(n)]
+    return found

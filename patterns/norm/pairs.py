@@ -1,0 +1,257 @@
+"""Halves of a tensor, or neighbours in it, as the two members of pairs: what a rotation reads.
+
+    x[..., :h] and x[..., h:], chunk, split, narrow; x[..., ::2] and x[..., 1::2]; unbind, select,
+    view_as_complex                                                            take one member
+    cat, stack, view_as_real, out[..., ::2] = and out[..., 1::2] =             have both again
+
+Nothing is assumed of what is done between: each member of a result is a program of its own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, leaves, resolve, same_size, split_dim
+from fuser.graph.index import full_index
+from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.view import GraphView
+from fuser.torch_private import to_expr
+
+_SEVERAL = ("chunk", "split", "unbind")
+_NEW = (torch.empty_like, torch.zeros_like, "new_empty", "new_zeros")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A part of a tensor: one member of each pair along a dimension.
+
+    Attributes:
+        source: the tensor.
+        dim: of the source.
+        which: 0 or 1.
+        near: members are neighbours, not halves.
+        drops: the dimension has a pair and nothing else, and is gone.
+    """
+
+    source: Node
+    dim: int
+    which: int
+    near: bool = False
+    drops: bool = False
+
+
+@dataclass(frozen=True)
+class Both:
+    """Two tensors, one of each member, as one.
+
+    Attributes:
+        parts: the two.
+        dim: of the one.
+        new: the dimension has a pair and nothing else.
+        near: members are neighbours, not halves.
+        writes: where they were written into the one.
+    """
+
+    parts: tuple[Node, Node]
+    dim: int
+    new: bool = False
+    near: bool = False
+    writes: tuple[Node, ...] = ()
+
+
+class Pair:
+    """The axis of two elements that stands for the member, in whatever has both.
+
+    Attributes:
+        axis: None before anything told which it is.
+    """
+
+    def __init__(self) -> None:
+        self.axis: Axis | None = None
+
+    def has(self, dims: Dims) -> bool:
+        return self.axis is not None and self.axis in leaves(dims)
+
+    def apart(self, of: Member, dims: Dims) -> Dims:
+        """Axes of the source, given those of one member.
+
+        Raises:
+            Unproven: it is a part of a part.
+        """
+        if self.has(dims):
+            raise Unproven("pairs of pairs")
+        self.axis = self.axis or Axis(2, "pair")
+        own: Dim = (self.axis,)
+        if of.drops:
+            return (*dims[: of.dim], own, *dims[of.dim :])
+        dim = (*dims[of.dim], *own) if of.near else (*own, *dims[of.dim])
+        return (*dims[: of.dim], dim, *dims[of.dim + 1 :])
+
+    def together(self, of: Both, dims: Dims) -> Dims:
+        """Axes of each part, given those of both.
+
+        Raises:
+            Unproven: they are pairs of something else.
+        """
+        dim, rest = dims[of.dim], ()
+        if not of.new:
+            half = to_expr(value(of.parts[0]).shape[of.dim])
+            first, second = split_dim(dim, (half, 2) if of.near else (2, half))
+            dim, rest = (second, first) if of.near else (first, second)
+        self.require(dim)
+        return (*dims[: of.dim], *(() if of.new else (rest,)), *dims[of.dim + 1 :])
+
+    def require(self, dim: Dim) -> None:
+        """That a dimension stands for the member."""
+        (dim,) = resolve((dim,))
+        if len(dim) != 1 or dim[0] is not (self.axis or dim[0]):
+            raise Unproven("what is put together are no members of pairs")
+        self.axis = dim[0]
+
+
+def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
+    """Whether an operator takes members of pairs apart, multiplies them as complex numbers, or puts
+    them together again."""
+    op = view.op(node)
+    if op.inplace:
+        return False
+    if op.name in _SEVERAL:
+        found = value(node)
+        return isinstance(found, (tuple, list)) and len(found) == 2
+    if op.name in ("view_as_complex", "view_as_real") or is_product(op, node):
+        return True
+    if node.target is operator.setitem:
+        return written(view, node.args[0]) is not None
+    found = both(view, node)
+    return member(view, node) is not None or (found is not None and set(found.parts) <= {*inside})
+
+
+def is_product(op: Op, node: Node) -> bool:
+    """Of complex numbers."""
+    factors = [op.args.get("input"), op.args.get("other")]
+    return op.name == "mul" and all(
+        is_tensor(n) and value(n).dtype is torch.complex64 for n in (node, *factors)
+    )
+
+
+def member(view: GraphView, node: Node) -> Member | None:
+    """Of what a node is a member."""
+    op = view.op(node)
+    source = op.args.get("input")
+    if not is_tensor(node) or not isinstance(source, Node) or op.inplace:
+        return None
+    if op.name == "getitem" and not is_tensor(source):
+        return _of_several(view.op(source), op.args.get("index"))
+    if not is_tensor(source):
+        return None
+    if op.name == "getitem" and op.kind is Kind.SLICE:
+        return _sliced(source, op.args["index"])
+    dim, rank = op.args.get("dim"), value(source).ndim
+    if op.name == "select" and isinstance(dim, int):
+        return _part(source, dim % rank, op.args.get("index"))
+    if op.name == "narrow" and isinstance(dim, int):
+        start, length = op.args.get("start"), op.args.get("length")
+        if isinstance(start, int) and isinstance(length, int) and start >= 0:
+            return _part(source, dim % rank, slice(start, start + length))
+    return None
+
+
+def _of_several(op: Op, which: Any) -> Member | None:
+    """One of the tensors that `chunk`, `split` or `unbind` gives."""
+    source, dim = op.args.get("input"), op.args.get("dim", 0)
+    given = is_tensor(source) and isinstance(dim, int) and which in (0, 1)
+    if op.name not in _SEVERAL or not given:
+        return None
+    assert isinstance(source, Node)
+    dim = dim % value(source).ndim
+    size = value(source).shape[dim]
+    if not isinstance(size, int) or size % 2:
+        return None
+    if op.name == "unbind":
+        return _part(source, dim, which)
+    sizes = op.args.get("sizes")
+    halves = {"chunk": op.args.get("chunks") == 2,
+              "split": sizes == size // 2 or list(_listed(sizes)) == [size // 2] * 2}  # fmt: skip
+    return Member(source, dim, which) if halves[op.name] else None
+
+
+def _listed(sizes: Any) -> Sequence[Any]:
+    return sizes if isinstance(sizes, (list, tuple)) else ()
+
+
+def _sliced(source: Node, index: Any) -> Member | None:
+    try:
+        parts = full_index(index, value(source).ndim)
+    except Unproven:
+        return None
+    cut = [d for d, part in enumerate(parts) if part != slice(None)]
+    if len(cut) != 1 or len(parts) != value(source).ndim:
+        return None
+    return _part(source, cut[0], parts[cut[0]])
+
+
+def _part(source: Node, dim: int, part: Any) -> Member | None:
+    """What a slice, or one position, of a dimension takes."""
+    size = value(source).shape[dim]
+    if not isinstance(size, int) or size % 2 or not size:
+        return None
+    if isinstance(part, int) and not isinstance(part, bool):
+        return Member(source, dim, part % 2, drops=True) if size == 2 and -2 <= part < 2 else None
+    if not isinstance(part, slice):
+        return None
+    if not all(n is None or isinstance(n, int) for n in (part.start, part.stop, part.step)):
+        return None
+    half, taken = size // 2, part.indices(size)
+    if taken[2] == 1 and taken[1] - taken[0] == half and taken[0] in (0, half):
+        return Member(source, dim, taken[0] // half)
+    if taken[2] == 2 and taken[0] in (0, 1) and len(range(*taken)) == half:
+        return Member(source, dim, taken[0], near=True)
+    return None
+
+
+def both(view: GraphView, node: Node) -> Both | None:
+    """What two tensors a node puts together, one for each member."""
+    op = view.op(node)
+    parts, dim = op.args.get("tensors"), op.args.get("dim", 0)
+    if op.name not in ("cat", "stack") or not is_tensor(node) or not isinstance(dim, int):
+        return None
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not all(map(is_tensor, parts)):
+        return None
+    if not _has_shape(parts[0], value(parts[1]).shape):
+        return None
+    return Both((parts[0], parts[1]), dim % value(node).ndim, op.name == "stack")
+
+
+def written(view: GraphView, node: Any) -> Both | None:
+    """What two tensors were written into a new one, one for each member, before anybody read it."""
+    if not is_tensor(node) or node.target not in _NEW:
+        return None
+    writes = [u for u in node.users if u.target is operator.setitem and u.args[0] is node]
+    parts = [part for write in writes if (part := _sliced(node, write.args[1])) is not None]
+    if len(writes) != 2 or len(parts) != 2 or parts[0].drops:
+        return None
+    if replace(parts[0], which=1 - parts[0].which) != parts[1]:
+        return None
+    last = max(view.order[write] for write in writes)
+    if any(view.order[user] < last for user in node.users if user not in writes):
+        return None
+    given = [write.args[2] for write in writes]
+    whole, dim = value(node), parts[0].dim
+    half = (*whole.shape[:dim], whole.shape[dim] // 2, *whole.shape[dim + 1 :])
+    tensors = [n for n in given if is_tensor(n) and _has_shape(n, half)]
+    if len(tensors) != 2:
+        return None
+    first, second = tensors if parts[0].which == 0 else tensors[::-1]
+    return Both((first, second), dim, near=parts[0].near, writes=tuple(writes))
+
+
+def _has_shape(node: Node, shape: Sequence[Any]) -> bool:
+    own = value(node).shape
+    sizes = zip(own, shape, strict=True) if len(own) == len(shape) else [(0, 1)]
+    return all(same_size(to_expr(a), to_expr(b)) for a, b in sizes)

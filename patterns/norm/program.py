@@ -1,0 +1,182 @@
+"""The programs around a normalisation, built from their results up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fuser.graph.axes import Dims, Unproven, broadcast, resolve
+from fuser.graph.ops import Kind, value
+from fuser.graph.program import Program, ProgramBuilder
+from fuser.graph.pull import pull_pointwise, pull_view
+from fuser.graph.view import GraphView
+from fuser.specs.norm import PAIR
+
+from ..captured import Captured
+from . import pairs
+from .core import Core
+from .growth import is_peak
+
+_COMPLEX = "complex numbers that something else than a product reads"
+
+
+class Reader:
+    """Builds one program: what one element of a result is.
+
+    Attributes:
+        builder: of the program.
+        core_dims: axes of what was normalised, once that was reached.
+        peaks: nodes that are the largest value of each row, with their axes.
+    """
+
+    def __init__(
+        self, view: GraphView, inside: Collection[Node], captured: Captured, pair: pairs.Pair,
+        member: int | None = None,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            view: of the graph.
+            inside: nodes that are a part of the program.
+            captured: tensors that it reads from outside.
+            pair: what its pairs are.
+            member: whose program it is; None where a program is the same for both.
+        """
+        self.view, self.inside, self.captured, self.pair = view, inside, captured, pair
+        self.member = member
+        self.builder = ProgramBuilder()
+        self.core_dims: Dims | None = None
+        self.peaks: dict[Node, Dims] = {}
+        self._inputs: dict[str, Node] = {}
+        self._seen: dict[tuple[Node, int | None], tuple[Dims, Any]] = {}
+
+    def program(self, node: Node, dims: Dims, core: Core | None) -> Program:
+        """What computes a value with these axes."""
+        return self.builder.finish(self.visit(node, dims, core, self.member))
+
+    def visit(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        """The program's node for a value with these axes; of a pair, for one member.
+
+        Raises:
+            Unproven: it is read in two arrangements.
+        """
+        return self._once(node, dims, core, member, self._made)
+
+    def dims(self, node: Node) -> Dims:
+        """The axes that a value was visited with."""
+        return resolve(next(dims for (n, _), (dims, _) in self._seen.items() if n is node))
+
+    def _once(
+        self, node: Node, dims: Dims, core: Core | None, member: int | None, make: Any
+    ) -> Any:
+        dims = resolve(dims)
+        key = node, member if self.pair.has(dims) else None
+        if key in self._seen:
+            known, made = self._seen[key]
+            if resolve(known) != dims:
+                raise Unproven("a tensor is combined with a rearranged copy of itself")
+            return made
+        made = make(node, dims, core, member)
+        self._seen[key] = (dims, made)
+        return made
+
+    def _made(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        if core is not None and node is core.node:
+            return self._core(core, dims, member)
+        if node not in self.inside:
+            return self._input(node, dims, member)
+        op = self.view.op(node)
+        if is_peak(self.view, node):
+            self.peaks[node] = dims
+            return self.builder.graph.placeholder("p")
+        if op.kind is Kind.DROPOUT:
+            return self.visit(op.args["input"], dims, core, member)
+        if op.kind is Kind.VIEW:
+            return self.visit(*pull_view(op, node, dims), core, member)
+        part = pairs.member(self.view, node)
+        whole = pairs.both(self.view, node) or pairs.written(self.view, node)
+        if part is not None:
+            return self.visit(part.source, self.pair.apart(part, dims), core, part.which)
+        if whole is not None:
+            each, own = self.pair.together(whole, dims), whole.parts[_known(member)]
+            made = self.visit(own, each, core, member)
+            return (
+                made
+                if value(own).dtype is value(node).dtype
+                else self._cast(made, value(node).dtype)
+            )
+        if op.name == "view_as_real":
+            self.pair.require(dims[-1])
+            return self._complex(op.args["input"], dims[:-1], core)[_known(member)]
+        if value(node).is_complex():
+            raise Unproven(_COMPLEX)
+        pulled = pull_pointwise(op, node, dims)
+        mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
+        return self.builder.pointwise(op, node, mapped)
+
+    def _complex(self, node: Node, dims: Dims, core: Core | None) -> tuple[Node, Node]:
+        """The real and the imaginary part of a value."""
+        return self._once(node, dims, core, None, self._made_complex)
+
+    def _made_complex(
+        self, node: Node, dims: Dims, core: Core | None, _: int | None
+    ) -> tuple[Node, Node]:
+        op = self.view.op(node)
+        own = self.pair.apart(pairs.Member(node, len(dims), 0, drops=True), dims)
+        if node not in self.inside:
+            if value(node).dtype is not torch.complex64 or value(node).is_conj():
+                raise Unproven(_COMPLEX)
+            return self._input(node, own, 0), self._input(node, own, 1)
+        if op.name == "view_as_complex":
+            x = op.args["input"]
+            return self.visit(x, own, core, 0), self.visit(x, own, core, 1)
+        if op.kind is Kind.VIEW:
+            return self._complex(*pull_view(op, node, dims), core)
+        if not pairs.is_product(op, node):
+            raise Unproven(_COMPLEX)
+        pulled, call = pull_pointwise(op, node, dims), self.builder.call
+        (a, b), (c, d) = (
+            self._complex(n, pulled[n], core) for n in (op.args["input"], op.args["other"])
+        )
+        real = call(torch.sub, call(torch.mul, a, c), call(torch.mul, b, d))
+        return real, call(torch.add, call(torch.mul, a, d), call(torch.mul, b, c))
+
+    def _input(self, node: Node, dims: Dims, member: int | None) -> Node:
+        own = self._member(dims, member)
+        name = self.captured.add(node, dims) + own
+        if name not in self._inputs:
+            self._inputs[name] = self.builder.input(name)
+        return self._inputs[name]
+
+    def _member(self, dims: Dims, member: int | None) -> str:
+        return PAIR[member] if member is not None and self.pair.has(dims) else ""
+
+    def _core(self, core: Core, dims: Dims, member: int | None) -> Node:
+        if self.core_dims is not None and resolve(self.core_dims) != dims:
+            raise Unproven("what was normalised is read in two arrangements")
+        self.core_dims = dims
+        result = self.builder.input("n" + self._member(dims, member))
+        for factor in core.factors:
+            if isinstance(factor, Node):
+                factor = self._input(factor, broadcast(dims, value(factor).shape), member)
+            result = self.builder.call(torch.mul, result, factor)
+        for parameter, combine in ((core.weight, torch.mul), (core.bias, torch.add)):
+            if parameter is not None:
+                axes = broadcast(core.along(dims, parameter), value(parameter).shape)
+                wide = self._input(parameter, axes, member)
+                if value(parameter).dtype is not torch.float32:
+                    wide = self._cast(wide, torch.float32)
+                result = self.builder.call(combine, result, wide)
+        dtype = value(core.node).dtype
+        return result if dtype is core.dtype else self._cast(result, dtype)
+
+    def _cast(self, node: Node, dtype: torch.dtype) -> Node:
+        return self.builder.graph.call_method("to", (node,), {"dtype": dtype})
+
+
+def _known(member: int | None) -> int:
+    if member is None:
+        raise Unproven("pairs whose members are told apart before they are normalised")
+    return member

@@ -1,0 +1,112 @@
+"""Rotary embeddings of what is not normalised, or not right before: pairs and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch.fx import Node
+
+from fuser.graph.axes import Unproven
+from fuser.graph.ops import Kind, is_tensor, value
+from fuser.graph.view import GraphView
+from fuser.pattern import Decline, Match, Pattern
+from fuser.registry import register_pattern
+
+from ..captured import loses_nothing
+from ..declined import Declined
+from . import pairs
+from .core import Core
+from .growth import After, readers, rearranges
+from .region import grown
+
+_LIMIT = 16
+_SIDES = ((False, After.PAIRS),)
+
+
+@register_pattern
+class Rotation(Pattern):
+    """Fuse a rotary embedding, and whatever else is computed of pairs.
+
+        halves or neighbours of x -> pointwise -> cat, stack or complex numbers -> pointwise
+        =>   fuser::norm
+
+    Sound when: every result has both members of all pairs; each is what was computed of it, so that
+        nothing need be a rotation.
+    Declines:   members of members; a member that is read elsewhere.
+    """
+
+    id: ClassVar[str] = "rope.rotation"
+    priority: ClassVar[int] = 4
+    modest: ClassVar[bool] = True
+
+    def anchors(self, view: GraphView) -> Iterable[Node]:
+        return (node for node in view.nodes if _puts_together(view, node))
+
+    def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
+        declined: Decline | None = None
+        for x in _sources(view, anchor):
+            core = Core(
+                x, x, (value(x).ndim - 1,), 0.0, value(x).dtype, frozenset(), centred=False,
+                native=False, bare=True,
+            )  # fmt: skip
+            try:
+                found = grown(view, core, self.id, _SIDES)
+            except (Declined, Unproven) as error:
+                declined = declined or Decline(str(error), anchor)
+                continue
+            if anchor in found.nodes and _computes(found):
+                return found
+        return declined
+
+
+def _computes(found: Match) -> bool:
+    """Whether anything is more than moved."""
+    (call,) = found.calls
+    return any(node.op.startswith("call") for p in call.spec.after for node in p.graph.nodes)
+
+
+def _puts_together(view: GraphView, node: Node) -> bool:
+    if not is_tensor(node):
+        return False
+    return view.op(node).name == "view_as_real" or _whole(view, node) is not None
+
+
+def _whole(view: GraphView, node: Node) -> pairs.Both | None:
+    return pairs.both(view, node) or pairs.written(view, node)
+
+
+def _sources(view: GraphView, anchor: Node) -> list[Node]:
+    """The tensors of which a member is in either part of what is put together."""
+    whole = _whole(view, anchor)
+    parts = (view.op(anchor).args["input"],) if whole is None else whole.parts
+    first, *others = (_divided(view, part) for part in parts)
+    return [_top(view, n) for n in first if all(n in found for found in others)]
+
+
+def _top(view: GraphView, node: Node) -> Node:
+    """What a tensor is a view or a copy of, as far as nobody else reads what is between."""
+    while _is_same(view, node) and len(readers(view, node)) == 1:
+        node = view.op(node).args["input"]
+    return node
+
+
+def _is_same(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    return rearranges(view, node) or (op.kind is Kind.POINTWISE and loses_nothing(op, node))
+
+
+def _divided(view: GraphView, node: Node) -> list[Node]:
+    """The tensors that members were taken of, some way above."""
+    pending, seen, found = [node], set[Node](), list[Node]()
+    while pending and len(seen) < _LIMIT:
+        node = pending.pop()
+        seen.add(node)
+        op, part = view.op(node), pairs.member(view, node)
+        if part is not None:
+            found.append(part.source)
+        elif op.name == "view_as_complex":
+            found.append(op.args["input"])
+        elif op.kind is Kind.POINTWISE or rearranges(view, node):
+            pending += [n for n in node.all_input_nodes if is_tensor(n) and n not in seen][::-1]
+    return list(dict.fromkeys(found))
