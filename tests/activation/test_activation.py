@@ -53,8 +53,6 @@ def test_forms(form: Form, dtype: torch.dtype, by: str) -> None:
 @pytest.mark.parametrize(
     ("form", "by"), crossed(IMAGES, BY), ids=lambda of: getattr(of, "__name__", of)
 )
-    ("form", "by"), crossed(IMAGES, BY), ids=lambda of: getattr(of, "__name__", of)
-)
 def test_channels_last(form: Form, by: str) -> None:
     args = inputs(form, torch.float32, last=True)
     found = compiled(form, args, **{"fuser.lowering": by}).outputs
