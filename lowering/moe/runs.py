@@ -92,12 +92,11 @@ class Runs:
         Returns:
             `(R, out)`, with zeros for rows of no expert.
         """
-        matrices = [m.to(rows.dtype) for m in matrices] if len(matrices) == 1 else matrices
         matrices = [m.mT for m in matrices] if turned else matrices
         out = rows.new_empty(len(rows), matrices[0].shape[-1])
         out[self.count :] = 0
         if len(matrices) == 1 and self.together:
-            found = torch.bmm(self.pad(rows), matrices[0]).flatten(0, 1)
+            found = torch.bmm(self.pad(rows), matrices[0].to(rows.dtype)).flatten(0, 1)
             torch.index_select(found, 0, self.padded, out=out[: self.count])
             return out
         for expert, run in self.each():

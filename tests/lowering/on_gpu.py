@@ -18,7 +18,7 @@ from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.lowering import Emission
 from fuser.options import Options
-from fuser.plan import Left, Planned, plan
+from fuser.plan import Failed, Left, Planned, plan
 from fuser.rehearsal import Rehearsal
 
 DEVICE = torch.device("cuda", 0)
@@ -58,10 +58,10 @@ def _moved(x: FakeTensor) -> FakeTensor:
 def planned(
     fn: Callable[..., Any], inputs: Sequence[Tensor], *, grad: bool = False, **options: Any
 ) -> Emission | str:
-    """What the plan puts there on a GPU, or why it leaves the only region alone."""
+    """What the plan puts there on a GPU, or why it leaves the only attention alone."""
     view = graph_of(fn, inputs, grad=grad)
     with torch.set_grad_enabled(grad):
-        (decision,) = plan(view, Options(strict=True, **options))
+        decision = _only(view, Options(strict=True, **options))
     if isinstance(decision, Planned):
         (emission,) = decision.emissions
         return emission
@@ -69,11 +69,21 @@ def planned(
     return decision.decline.reason
 
 
+def _only(view: GraphView, options: Options) -> Planned | Left | Failed:
+    """What is decided of the only attention; its softcap may be an activation, too."""
+
+    def pattern(found: Planned | Left | Failed) -> str:
+        return found.match.pattern if isinstance(found, Planned) else found.pattern
+
+    (decision,) = (d for d in plan(view, options) if pattern(d).startswith("attention."))
+    return decision
+
+
 def replacement(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Graph:
-    """What replaces the only region in inference, by itself."""
+    """What replaces the only attention in inference, by itself."""
     view = graph_of(fn, inputs, grad=False)
     with torch.no_grad():
-        (decision,) = plan(view, Options(strict=True))
+        decision = _only(view, Options(strict=True))
         assert isinstance(decision, Planned), decision
         alone = Rehearsal.of(view, decision.match, Folder(view), training=False)
         return alone.replaced(decision.emissions).graph
