@@ -171,7 +171,7 @@ class Builder:
         if isinstance(step, Expand):
             return self.method("expand", node, tuple(shape))
         symbolic = [i for i, s in enumerate(shape) if isinstance(s, Node)]
-        if len(symbolic) == 1:
+        if len(symbolic) == 1 and 0 not in shape:  # of nothing, -1 could be any size
             shape[symbolic[0]] = -1
         return self.method("reshape", node, tuple(shape))
 

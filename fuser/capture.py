@@ -70,7 +70,18 @@ def require_sure(module: GraphModule, record: Record) -> None:
     if not any(value(node).requires_grad for node in tensors):
         return
     if any(unbacked(value(node).shape) for node in tensors):
-        raise NotWhole("it is trained, and not all sizes that depend on data are gone")
+        why = "it is trained, and not all sizes that depend on data are gone"
+        raise NotWhole(f"{why}{_left(record)}")
+
+
+def _left(record: Record) -> str:
+    """The first mixture that was found and left as it was, and why: its rewrite would have taken
+    the sizes along."""
+    found = (m for m in record.near_misses if m.pattern.startswith("moe.") and m.sound)
+    miss = next(found, None)
+    if miss is None:
+        return ""
+    return f"; {miss.pattern} was left: {miss.reason} (fuser.policy=always forces it)"
 
 
 @contextlib.contextmanager

@@ -210,3 +210,27 @@ def test_anchors_that_are_no_nodes() -> None:
             torch.compile(_attention_then_exp, backend="fuser", options=EAGER)(torch.rand(2, 5, 8))
     finally:
         registry.remove(pattern.id)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (lambda x: torch.nn.functional.gelu(x) * 2 + 1, (0, 8)),
+        (lambda x: torch.nn.functional.gelu(x) * 2 + 1, (8, 0)),
+        (lambda x: torch.nn.functional.silu(x[..., :4]) * x[..., 4:], (2, 0, 8)),
+        (_rms, (0, 3, 8)),
+    ],
+    ids=["activation", "activation of no columns", "gate", "norm"],
+)
+def test_nothing_beside_a_size_that_is_not_known(
+    fn: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    """A reshape of no elements cannot be told to find out a size."""
+    ours = compiled(fn, (torch.randn(shape),), dynamic=True)
+    assert ours.record.failures == []
+    assert ours.record.rewritten
+    assert ours.outputs[0].shape == fn(torch.randn(shape)).shape

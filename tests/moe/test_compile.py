@@ -310,3 +310,11 @@ def test_explain_tells_why_a_capture_failed() -> None:
     (line,) = [x for x in report.breaks if "as torch.compile does" in x]
     assert "`forward` is compiled" in line
     assert "not all sizes that depend on data are gone" in line
+
+
+def test_explain_tells_that_a_captured_loop_was_left() -> None:
+    """Not that it could not be captured: with a rewrite no size would depend on data any more."""
+    report = fuser.explain(fuser.compile(MixtralLoop().eval()), tokens())
+    (line,) = [x for x in report.breaks if "as torch.compile does" in x]
+    assert "moe.loop was left: " in line
+    assert "(fuser.policy=always forces it)" in line
