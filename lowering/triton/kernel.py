@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from fuser.torch_private import hint
 
 from .source import load
 
@@ -15,6 +18,10 @@ TYPES: dict[torch.dtype, str] = {
     torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 """Names that Triton has for the dtypes of tensors."""
+
+
+class NoKernel(ValueError):
+    """Why a region has no generated kernels, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,46 @@ class Kernel:
     def function(self) -> Any:
         """The `JITFunction`, or its interpreted twin under `TRITON_INTERPRET=1`."""
         return getattr(load(self.source), self.name)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the JIT would specialise a launch on.
+
+    Attributes:
+        ones: numbers that are one, which it makes constants.
+        multiples: those that are multiples of 16.
+    """
+
+    ones: tuple[str, ...]
+    multiples: tuple[str, ...]
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Numbers:
+        """Those of a launch; of symbols what they are in the example."""
+        known = {n: hint(v) for n, v in values.items() if not isinstance(v, torch.Tensor)}
+        ones = tuple(n for n, v in known.items() if v == 1)
+        return Numbers(ones, tuple(n for n, v in known.items() if v is not None and v % 16 == 0))
+
+    def specialised(self, kernel: Kernel) -> Kernel:
+        """What the JIT would compile of a kernel, all pointers of which are multiples of 16."""
+        signature = tuple((n, t) for n, t in kernel.signature if n not in self.ones)
+        divisible = frozenset(n for n, t in signature if n in self.multiples or t.startswith("*"))
+        constants = tuple((n, 1) for n, _ in kernel.signature if n in self.ones)
+        return replace(kernel, signature=signature, constants=constants, divisible=divisible)
+
+
+def require_dtypes(dtypes: Iterable[torch.dtype]) -> None:
+    """Whether kernels that compute in fp32 take tensors of these dtypes.
+
+    Raises:
+        NoKernel: they do not.
+    """
+    for dtype in dtypes:
+        if dtype not in TYPES:
+            raise NoKernel(f"{str(dtype).removeprefix('torch.')} is no dtype of its kernels")
+        if dtype is torch.float64:
+            raise NoKernel("its kernels compute in float32, not in float64")
 
 
 def pointer(dtype: torch.dtype) -> str:

@@ -26,10 +26,12 @@ from fuser.torch_private import (
     make_fx,
 )
 
+from .kernel import NoKernel
+
 aten = torch.ops.aten
 
 
-class NotPrintable(ValueError):
+class NotPrintable(NoKernel):
     """Why a program has no Triton text."""
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fuser.specs import ActivationSpec
-from fuser.torch_private import hint
 
-from ...triton.kernel import Kernel
+from ...triton.kernel import Kernel, Numbers
 from ...triton.launch import TARGETS
 from ...triton.recorder import Recorder
 from .config import Sizes, cut
@@ -33,8 +31,7 @@ class Entry:
         stage: one of `kernels.TEXTS`.
         arguments: of the stage.
         sizes: which the config depends on.
-        ones: arguments that are one, which the JIT makes constants.
-        multiples: those that are multiples of 16.
+        numbers: what the JIT would specialise it on.
     """
 
     label: str
@@ -42,18 +39,13 @@ class Entry:
     stage: str
     arguments: tuple[Any, ...]
     sizes: Sizes
-    ones: tuple[str, ...]
-    multiples: tuple[str, ...]
+    numbers: Numbers
 
     def kernels(self, arch: str) -> list[Kernel]:
         """What would be launched on a device."""
         config = cut(self.sizes, TARGETS[arch])
         kernel = build(self.layout, self.stage, self.arguments, config)
-        signature = tuple((n, t) for n, t in kernel.signature if n not in self.ones)
-        pointers = {n for n, t in signature if t.startswith("*")}
-        own = frozenset(n for n, _ in signature if n in self.multiples) | pointers
-        constants = tuple((n, 1) for n, _ in kernel.signature if n in self.ones)
-        return [replace(kernel, signature=signature, constants=constants, divisible=own)]
+        return [self.numbers.specialised(kernel)]
 
     def to_json(self) -> str:
         layout, sizes = self.layout, self.sizes
@@ -70,8 +62,8 @@ class Entry:
             "stage": self.stage,
             "arguments": self.arguments,
             "sizes": [sizes.lead, sizes.rest, sizes.columns],
-            "ones": self.ones,
-            "multiples": self.multiples,
+            "ones": self.numbers.ones,
+            "multiples": self.numbers.multiples,
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -93,7 +85,7 @@ class Entry:
         arguments = tuple(tuple(a) for a in data["arguments"])
         return Entry(
             data["label"], layout, data["stage"], arguments, Sizes(*data["sizes"]),
-            tuple(data["ones"]), tuple(data["multiples"]),
+            Numbers(tuple(data["ones"]), tuple(data["multiples"])),
         )  # fmt: skip
 
 
@@ -111,8 +103,5 @@ def record(
     """Notes a launch, where that is wanted."""
     if not _recorder.listens:
         return
-    numbers = {n: hint(v) for n, v in values.items() if not isinstance(v, Tensor)}
-    ones = tuple(n for n, v in numbers.items() if v == 1)
-    multiples = tuple(n for n, v in numbers.items() if v is not None and v % 16 == 0)
     label = str(layout.spec.program)
-    _recorder.note(Entry(label, layout, stage, arguments, sizes, ones, multiples))
+    _recorder.note(Entry(label, layout, stage, arguments, sizes, Numbers.of(values)))

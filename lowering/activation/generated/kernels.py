@@ -19,6 +19,7 @@ from torch.fx import Graph
 
 from ...triton.build import builder_of
 from ...triton.emitter import Emitter, Value
+from ...triton.kernel import pointer
 from ...triton.trace import trace, trace_gradient, unrounded
 from ..operands import inputs_of
 from .config import Config
@@ -152,7 +153,7 @@ class _Backward:
     def _start(self, name: str) -> str:
         """Where the sums of a part of an operand begin."""
         j, part = self.spec.named[name]
-        sums = self.text.tensor(f"dc{j}", FP32)
+        sums = self.text.tensor(f"dc{j}", pointer(FP32))
         if not part:
             return sums
         return f"{sums} + tl.full([], {part}, tl.int64) * {self.text.number(f'dc{j}_part')}"

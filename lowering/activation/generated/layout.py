@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
 from fuser.specs import ActivationSpec
-
-from ...triton.kernel import TYPES
-
-
-class NoLayout(ValueError):
-    """Why an activation has no kernels, in plain words."""
 
 
 class Sum(Enum):
@@ -79,16 +72,3 @@ class Layout:
         if own[-1]:
             return Sum.COLUMNS
         return Sum.ROWS if self.along_rows(name) else Sum.TILES
-
-
-def require(spec: ActivationSpec, dtypes: Sequence[torch.dtype]) -> None:
-    """Whether there are kernels for a spec and dtypes of operands.
-
-    Raises:
-        NoLayout: there are none.
-    """
-    for dtype in (*dtypes, spec.dtype):
-        if dtype not in TYPES:
-            raise NoLayout(f"{str(dtype).removeprefix('torch.')} is no dtype of its kernels")
-        if dtype is torch.float64:
-            raise NoLayout("its kernels compute in float32, not in float64")

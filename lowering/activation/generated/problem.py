@@ -13,13 +13,14 @@ from torch import Tensor
 from fuser.specs import ActivationSpec
 from fuser.torch_private import hint, known_true
 
+from ...triton.kernel import require_dtypes
 from ...triton.launch import Target, run, target_of
 from ...triton.space import Space, space_of
 from ..operands import gradients_of, has_shape, result_of, shape_of, spec_of
 from .catalogue import record
 from .config import Config, Sizes, cut, programs
 from .kernels import build
-from .layout import Layout, Sum, require
+from .layout import Layout, Sum
 
 MANY = 4096
 """Rows, or columns, where their number is not known while compiling."""
@@ -290,8 +291,8 @@ def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
     """Lays out the operands of an activation.
 
     Raises:
-        NoLayout: there are no kernels for it.
+        NoKernel: there are no kernels for it.
     """
     of = spec_of(spec)
-    require(of, [c.dtype for c in captured])
+    require_dtypes((*(c.dtype for c in captured), of.dtype))
     return Problem(of, captured, origin, target_of(captured[0].device))

@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ...triton.emitter import Emitter, Value
-from ...triton.frame import Argument, assembled, opening
-from ...triton.kernel import Kernel, pointer
-from ...triton.source import Source
-from ...triton.values import HALVES
+from ...triton.emitter import Value
+from ...triton.kernel import pointer
+from ...triton.text import PointwiseText
 from .config import Config
 from .layout import Layout
 
 
 @dataclass
-class Text:
-    """One kernel that is being written.
+class Text(PointwiseText):
+    """One kernel that is being written."""
 
-    Tensors, their strides and sizes become arguments when they are first asked for.
-
-    Attributes:
-        stage: what it is for, which is its name too.
-        about: its docstring.
-        layout: what it is specialised on.
-        config: how it is cut.
-        functions: names of device functions that the text calls.
-    """
-
-    stage: str
-    about: str
     layout: Layout
     config: Config
-    write: Source = field(default_factory=Source)
-    functions: set[str] = field(default_factory=set[str])
-    _tensors: dict[str, str] = field(default_factory=dict[str, str])
-    _numbers: dict[str, None] = field(default_factory=dict[str, None])
 
-    def kernel(self, origin: str) -> Kernel:
-        """The finished kernel."""
-        return assembled(
-            f"{self.stage}_kernel",
-            self.about,
-            opening(origin, facts(self.layout), self.functions),
-            [Argument(*item) for item in self._tensors.items()],
-            [*self._numbers],
-            self.write.lines,
-            num_warps=self.config.num_warps,
-            num_stages=1,
-        )
-
-    # -- arguments
-
-    def tensor(self, name: str, dtype: torch.dtype) -> str:
-        self._tensors.setdefault(name, pointer(dtype))
-        return name
-
-    def number(self, name: str) -> str:
-        self._numbers.setdefault(name)
-        return name
+    def facts(self) -> list[str]:
+        return facts(self.layout)
 
     @property
     def columns(self) -> str:
@@ -128,7 +89,7 @@ class Text:
     def place(self, name: str, dtype: torch.dtype) -> None:
         """`{name}_row`: where the rows of a tensor begin."""
         own = self.layout.of(name)[:-1]
-        self.tensor(name, dtype)
+        self.tensor(name, pointer(dtype))
         terms = [f"p{d} * {self.number(f'{name}_s{d}')}" for d, varies in enumerate(own) if varies]
         self.write(f"{name}_row = {' + '.join([name, *terms])}")
 
@@ -164,11 +125,7 @@ class Text:
         """A tile of a tensor, in the registers that hold its dtype."""
         layout = self.layout
         mask = self.mask(rows=layout.along_rows(name), columns=layout.along_columns(name))
-        zero = "0.0" if dtype.is_floating_point else "0"
-        given = f", mask={mask}, other={zero}" if mask else ""
-        cast = ".to(tl.float32)" if dtype in HALVES else ""
-        self.write(f"{into} = tl.load({self.at(name, part)}{given}){cast}")
-        return Value(into, dtype)
+        return self.load_at(self.at(name, part), mask, dtype, into)
 
     def operands(self, names: Sequence[str]) -> dict[str, Value]:
         """Tiles of inputs of the program."""
@@ -187,10 +144,7 @@ class Text:
     def _pair(self, j: int) -> dict[str, Value]:
         """Tiles of both parts of an operand."""
         dtype, names = self.layout.dtypes[j], self.layout.spec.names(j)
-        mask = self._mask_of_pair(f"c{j}")
-        given = f", mask={mask}, other=0.0" if mask else ""
-        cast = ".to(tl.float32)" if dtype in HALVES else ""
-        self.write(f"c{j}_pair = tl.load({self._at_pair(f'c{j}')}{given}){cast}")
+        self.load_at(self._at_pair(f"c{j}"), self._mask_of_pair(f"c{j}"), dtype, f"c{j}_pair")
         tiles = ", ".join(f"{name}_tile" for name in names)
         rows = self.config.block_m if self.layout.along_rows(f"c{j}") else 1
         shape = f"[{rows}, {self.config.block_f}, 2]"
@@ -201,12 +155,10 @@ class Text:
         """Tiles of both parts of a tensor that has all elements."""
         both = ", ".join(f"tl.broadcast_to({value.text}, {self.shape})" for value in values)
         shape = f"[{self.config.block_m}, {2 * self.config.block_f}]"
-        mask = self._mask_of_pair(name)
-        given = f", mask={mask}" if mask else ""
         pointers = self._at_pair(name)
         if not self.layout.along_rows(name):
             pointers += f" + tl.zeros({shape}, tl.int32)"
-        self.write(f"tl.store({pointers}, tl.reshape(tl.join({both}), {shape}){given})")
+        self.store_at(pointers, self._mask_of_pair(name), f"tl.reshape(tl.join({both}), {shape})")
 
     def _at_pair(self, name: str) -> str:
         rows = "[:, None]" if self.layout.along_rows(name) else ""
@@ -219,9 +171,7 @@ class Text:
 
     def store(self, name: str, value: Value, part: int = 0) -> None:
         """A tile of a tensor that has all elements."""
-        mask = self.mask()
-        given = f", mask={mask}" if mask else ""
-        self.write(f"tl.store({self._broadcast(self.at(name, part), name)}, {value.text}{given})")
+        self.store_at(self._broadcast(self.at(name, part), name), self.mask(), value.text)
 
     def _broadcast(self, pointers: str, name: str) -> str:
         """Pointers in the shape of a tile: dimensions of one element have no stride."""
@@ -237,13 +187,6 @@ class Text:
         mask = self.mask()
         text = f"tl.where({mask}, {text}, 0.0)" if mask else text
         return f"tl.broadcast_to({text}, {self.shape})"
-
-    @contextmanager
-    def emitting(self) -> Generator[Emitter]:
-        """An emitter, of whose functions the kernel's head is told."""
-        emitter = Emitter(self.write, "x")
-        yield emitter
-        self.functions |= emitter.functions
 
 
 def facts(layout: Layout) -> list[str]:

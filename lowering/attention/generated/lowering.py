@@ -17,9 +17,9 @@ from fuser.pattern import Operand as Place
 from fuser.specs import AttentionSpec
 from fuser.torch_private import hint
 
-from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
-from ...triton.launch import INTERPRETED_WORK, unavailable
-from ...triton.trace import NotPrintable
+from ...base import Context, Emission, register_lowering, size
+from ...triton.kernel import NoKernel
+from ...triton.lowering import GeneratedLowering, printing
 from .. import gpu
 from ..diagonals import Diagonals
 from ..factors import unscaled
@@ -31,27 +31,18 @@ from .numerics import tables_of
 
 
 @register_lowering(AttentionSpec, order=30)
-class GeneratedAttention(Lowering):
-    """Every program that can be printed, on a GPU, or in Triton's interpreter."""
+class GeneratedAttention(GeneratedLowering):
+    """Every program that can be printed."""
 
-    name: ClassVar[str] = "triton"
-    kind: ClassVar[str] = "triton"
+    why: ClassVar[str] = "the program is printed into a kernel"
 
-    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        refusal = unavailable(context.device)
-        if refusal:
-            return Refusal(refusal)
+    def offer(self, call: Call, context: Context) -> Emission:
         layout = _layout(call, context)
-        if layout is None:
-            return Refusal("the number of features is counted in the data")
         plain = call if layout.faithful else unscaled(call, context.folder.view)
         absorbed = absorb(plain, context.folder)
         layout = _layout(absorbed, context)
-        assert layout is not None
-        try:
+        with printing():
             check(layout, training=context.training)
-        except (NotPrintable, RuntimeError) as error:  # autograd's own, where it has no formula
-            return Refusal(str(error))
         names = [name for name in absorbed.operands if name[0] == "c"]
         relative = [Diagonals(absorbed, name, context.folder) for name in names]
         diagonals = {d.operand: d for d in relative if d.applies()}
@@ -65,15 +56,11 @@ class GeneratedAttention(Lowering):
             )
             return builder.call(operator.getitem, out, 0)
 
-        why = "the program is printed into a kernel"
-        if context.device.type == "cpu":
-            slower = "the interpreter is for checking numbers"
-            return Emission(emit, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
         share = gpu.share(layout.spec.mask, size(call, "q0", 2), size(call, "k0", 2))
-        return Emission(emit, "triton", why, gpu.slower(call), {}, gpu.GENERATED * share)
+        return self.emission(emit, context, gpu.slower(call), gpu.GENERATED * share)
 
 
-def _layout(call: Call, context: Context) -> Layout | None:
+def _layout(call: Call, context: Context) -> Layout:
     """What the operands will look like, once they are arranged."""
     spec: AttentionSpec = call.spec
     found: dict[str, Operand] = {}
@@ -81,7 +68,7 @@ def _layout(call: Call, context: Context) -> Layout | None:
         if name[0] in "qkv":
             features = size(call, name, 3)  # a symbol's, which running the operator guards
             if features is None:
-                return None
+                raise NoKernel("the number of features is counted in the data")
             found[name] = Operand(_dtype(place), features)
     tables = tables_of(spec)
     captured = [_captured(call.operands[f"c{i}"], f"c{i}" in tables) for i in range(spec.captured)]

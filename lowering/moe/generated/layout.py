@@ -10,12 +10,10 @@ import torch
 
 from fuser.specs import TOKEN, Columns, MoeSpec
 
+from ...triton.kernel import NoKernel
+
 LARGEST = 2**31
 """Elements of one expert's matrix stay below it: they are counted in 32 bits."""
-
-
-class NoLayout(ValueError):
-    """Why a mixture has no kernels, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,14 @@ def layout_of(
         interpreted: the kernels run in Triton's interpreter.
 
     Raises:
-        NoLayout: there are no kernels for it.
+        NoKernel: there are no kernels for it.
     """
     if any(c.product == TOKEN for c in spec.columns):
-        raise NoLayout("experts are one product each")
+        raise NoKernel("experts are one product each")
     sizes = tuple(_number(m.rows) for m in matrices)
     features, hidden = _number(matrices[0].columns), _number(matrices[-1].columns)
     if any(_number(m.columns) * m.rows >= LARGEST for m in matrices):
-        raise NoLayout(f"a matrix of an expert has {LARGEST} elements or more")
+        raise NoKernel(f"a matrix of an expert has {LARGEST} elements or more")
     columns = tuple(_column(c, sizes[c.product], hidden) for c in spec.columns)
     _require_disjoint(columns, hidden)
     found = iter(biases)
@@ -144,14 +142,14 @@ def layout_of(
 
 def _number(size: object) -> int:
     if not isinstance(size, int):
-        raise NoLayout("a number of features is counted in the data")
+        raise NoKernel("a number of features is counted in the data")
     return size
 
 
 def _column(c: Columns, rows: int, hidden: int) -> Column:
     own = range(rows)[c.start : c.stop : c.step]
     if len(own) != hidden or c.step < 1:
-        raise NoLayout("the activation takes columns of another number than it gives")
+        raise NoKernel("the activation takes columns of another number than it gives")
     return Column(c.product, own.start, c.step)
 
 
@@ -160,5 +158,5 @@ def _require_disjoint(columns: Sequence[Column], hidden: int) -> None:
     for c in columns:
         own = {(c.product, row) for row in range(c.start, c.start + c.step * hidden, c.step)}
         if taken & own:
-            raise NoLayout("two inputs of the activation read the same column")
+            raise NoKernel("two inputs of the activation read the same column")
         taken |= own

@@ -13,46 +13,38 @@ from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
-from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
-from ...triton.launch import INTERPRETED_WORK, unavailable
-from ...triton.trace import NotPrintable
+from ...base import Context, Emission, register_lowering, size
+from ...triton.kernel import NoKernel
+from ...triton.lowering import GeneratedLowering, printing
 from .. import cost
 from ..operators import emit, weight_dtype
 from .build import build
 from .config import INTERPRETED
-from .layout import Layout, Matrix, NoLayout, layout_of
+from .layout import Layout, Matrix, layout_of
 
 
 @register_lowering(MoeSpec, order=5)
-class GeneratedMoe(Lowering):
-    """Every activation that can be printed, on a GPU, or in Triton's interpreter."""
+class GeneratedMoe(GeneratedLowering):
+    """Every activation that can be printed."""
 
-    name: ClassVar[str] = "triton"
-    kind: ClassVar[str] = "triton"
+    why: ClassVar[str] = (
+        "each token goes through its own experts alone, and the host waits for nothing"
+    )
 
-    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        refusal = unavailable(context.device)
-        if refusal:
-            return Refusal(refusal)
-        try:
+    def offer(self, call: Call, context: Context) -> Emission:
+        with printing():
             layout = _layout(call, context)
             for stage, arguments in (("up", (True, True)), ("hidden", ())):
                 if stage == "up" or context.training:
                     build(layout, stage, arguments, INTERPRETED)
-        except (NoLayout, NotPrintable, RuntimeError) as error:
-            return Refusal(str(error))
 
         def put(builder: Builder) -> Node:
             function = torch.ops.fuser.generated_moe.default
             out = emit(builder, call, function, context.origin, context.training)
             return builder.call(operator.getitem, out, 0)
 
-        why = "each token goes through its own experts alone, and the host waits for nothing"
-        if context.device.type == "cpu":
-            slower = "the interpreter is for checking numbers"
-            return Emission(put, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
         work = cost.generated(call, training=context.training)
-        return Emission(put, "triton", why, _slower(layout, context, work), {}, work)
+        return self.emission(put, context, _slower(layout, context, work), work)
 
 
 def _slower(layout: Layout, context: Context, work: float) -> str:
@@ -74,7 +66,7 @@ def _layout(call: Call, context: Context) -> Layout:
     for names in (spec.matrices, spec.added):
         for start in range(0, len(names), each):
             if len({_dtype(call, name) for name in names[start : start + each]}) > 1:
-                raise NoLayout("matrices of experts have different dtypes")
+                raise NoKernel("matrices of experts have different dtypes")
     return layout_of(
         spec,
         _dtype(call, "x"),

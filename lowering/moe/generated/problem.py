@@ -267,7 +267,7 @@ def problem(x: Tensor, indices: Tensor, weights: Tensor, experts: Experts, origi
     """Lays out the operands of a mixture.
 
     Raises:
-        NoLayout: there are no kernels for it.
+        NoKernel: there are no kernels for it.
     """
     spec = experts.spec
     each = spec.experts if spec.separate else 1

@@ -12,16 +12,13 @@ from fuser.graph.program import Program
 from fuser.specs import RouterSpec
 from fuser.torch_private import differentiable, eager_world
 
+from ...triton.kernel import NoKernel
 from ...triton.trace import Input, trace
 
 MOST_EXPERTS, MOST_CHOICES = 512, 32
 """What the registers of a warp hold."""
 ELEMENTS = 256
 """Scores that a program looks at, at least."""
-
-
-class NoLayout(ValueError):
-    """Why a router has no kernels, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +74,16 @@ def layout_of(
     """The layout of a router.
 
     Raises:
-        NoLayout: there are no kernels for it.
+        NoKernel: there are no kernels for it.
     """
     if experts > MOST_EXPERTS:
-        raise NoLayout(f"there are more than {MOST_EXPERTS} experts")
+        raise NoKernel(f"there are more than {MOST_EXPERTS} experts")
     if spec.choices > MOST_CHOICES:
-        raise NoLayout(f"more than {MOST_CHOICES} experts are chosen for a token")
+        raise NoKernel(f"more than {MOST_CHOICES} experts are chosen for a token")
     layout = Layout(spec, experts, logits, tuple(captured))
     with eager_world(), differentiable():
         compared = result_dtype(spec.compared, layout.inputs)
     for dtype in (logits, compared, spec.dtype):
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise NoLayout(f"a part of it is {str(dtype)[6:]}")
+            raise NoKernel(f"a part of it is {str(dtype)[6:]}")
     return layout

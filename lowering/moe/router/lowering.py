@@ -12,10 +12,10 @@ from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import RouterSpec
 
-from ...base import Context, Emission, Lowering, Refusal, register_lowering, size
-from ...triton.launch import INTERPRETED_WORK, unavailable
-from ...triton.trace import NotPrintable
-from .layout import NoLayout, layout_of
+from ...base import Context, Emission, register_lowering, size
+from ...triton.kernel import NoKernel
+from ...triton.lowering import GeneratedLowering, printing
+from .layout import layout_of
 from .reference import emit
 from .text import build
 
@@ -23,33 +23,23 @@ _UNMEASURED = "what it gains over the operators of the region has not been measu
 
 
 @register_lowering(RouterSpec, order=5)
-class GeneratedRouter(Lowering):
-    """Every router whose programs can be printed, on a GPU, or in Triton's interpreter."""
+class GeneratedRouter(GeneratedLowering):
+    """Every router whose programs can be printed."""
 
-    name: ClassVar[str] = "triton"
-    kind: ClassVar[str] = "triton"
+    why: ClassVar[str] = "one kernel chooses experts and weighs them"
 
-    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        refusal = unavailable(context.device)
-        if refusal:
-            return Refusal(refusal)
+    def offer(self, call: Call, context: Context) -> Emission:
         spec: RouterSpec = call.spec
         logits, *captured = (value(operand.node) for operand in call.operands.values())
         experts = size(call, "logits", 1)
         if experts is None:
-            return Refusal("the number of experts is not known while compiling")
-        try:
+            raise NoKernel("the number of experts is not known while compiling")
+        with printing():
             layout = layout_of(spec, experts, logits.dtype, tuple(b.dtype for b in captured))
             for stage in ("forward", "backward") if context.training else ("forward",):
                 build(layout, stage)
-        except (NoLayout, NotPrintable, RuntimeError) as error:
-            return Refusal(str(error))
 
         def put(builder: Builder) -> list[Node]:
             return emit(builder, call, torch.ops.fuser.generated_router.default, context.origin)
 
-        why = "one kernel chooses experts and weighs them"
-        if context.device.type == "cpu":
-            slower = "the interpreter is for checking numbers"
-            return Emission(put, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
-        return Emission(put, "triton", why, _UNMEASURED, {})
+        return self.emission(put, context, _UNMEASURED)

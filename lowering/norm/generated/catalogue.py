@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fuser.specs import NormSpec
-from fuser.torch_private import hint
 
-from ...triton.kernel import Kernel
+from ...triton.kernel import Kernel, Numbers
 from ...triton.launch import TARGETS
 from ...triton.recorder import Recorder
 from .backward import Needs
@@ -35,8 +33,7 @@ class Entry:
         arguments: of the stage.
         sizes: which the config depends on.
         way: how it reads rows.
-        ones: arguments that are one, which the JIT makes constants.
-        multiples: those that are multiples of 16.
+        numbers: what the JIT would specialise it on.
     """
 
     label: str
@@ -45,19 +42,14 @@ class Entry:
     arguments: tuple[Any, ...]
     sizes: Sizes
     way: Way
-    ones: tuple[str, ...]
-    multiples: tuple[str, ...]
+    numbers: Numbers
 
     def kernels(self, arch: str) -> list[Kernel]:
         """What would be launched on a device."""
         backward = self.stage.endswith("_backward")
         config = cut(self.layout, self.sizes, TARGETS[arch], self.way, backward=backward)
         kernel = build(self.layout, self.stage, self.arguments, config)
-        signature = tuple((n, t) for n, t in kernel.signature if n not in self.ones)
-        pointers = {n for n, t in signature if t.startswith("*")}
-        own = frozenset(n for n, _ in signature if n in self.multiples) | pointers
-        constants = tuple((n, 1) for n, _ in kernel.signature if n in self.ones)
-        return [replace(kernel, signature=signature, constants=constants, divisible=own)]
+        return [self.numbers.specialised(kernel)]
 
     def to_json(self) -> str:
         layout = self.layout
@@ -78,8 +70,8 @@ class Entry:
             ],
             "sizes": [self.sizes.rows, self.sizes.rest, self.sizes.inner],
             "way": self.way.value,
-            "ones": self.ones,
-            "multiples": self.multiples,
+            "ones": self.numbers.ones,
+            "multiples": self.numbers.multiples,
         }
         return json.dumps(fields, separators=(",", ":"))
 
@@ -106,7 +98,7 @@ class Entry:
         rows, each, inner = data["sizes"]
         return Entry(
             data["label"], layout, data["stage"], arguments, Sizes(rows, each, tuple(inner)),
-            Way(data["way"]), tuple(data["ones"]), tuple(data["multiples"]),
+            Way(data["way"]), Numbers(tuple(data["ones"]), tuple(data["multiples"])),
         )  # fmt: skip
 
 
@@ -125,8 +117,5 @@ def record(
     """Notes a launch, where that is wanted."""
     if not _recorder.listens:
         return
-    numbers = {n: hint(v) for n, v in values.items() if not isinstance(v, Tensor)}
-    ones = tuple(n for n, v in numbers.items() if v == 1)
-    multiples = tuple(n for n, v in numbers.items() if v is not None and v % 16 == 0)
     label = " | ".join(map(str, (layout.spec.before, *layout.spec.after)))
-    _recorder.note(Entry(label, layout, stage, arguments, sizes, way, ones, multiples))
+    _recorder.note(Entry(label, layout, stage, arguments, sizes, way, Numbers.of(values)))

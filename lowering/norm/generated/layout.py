@@ -12,16 +12,11 @@ from fuser.graph.program import Program
 from fuser.specs import NormSpec
 from fuser.torch_private import known_true
 
-from ...triton.kernel import TYPES
 from ...triton.space import Space
 from ...triton.trace import Input, trace
 
 LARGEST = 2**31
 """Positions within a row that are below it are counted in 32 bits."""
-
-
-class NoLayout(ValueError):
-    """Why a norm has no kernels, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -158,16 +153,3 @@ def _is_near(strides: tuple[Any, ...], space: Space) -> bool:
     for size, stride in zip(space.inner, columns, strict=True):
         reach = reach + (0 if stride is None else size * stride)
     return known_true(reach < LARGEST)
-
-
-def require(spec: NormSpec, dtypes: list[torch.dtype]) -> None:
-    """Whether there are kernels for a spec and dtypes of operands.
-
-    Raises:
-        NoLayout: there are none.
-    """
-    for dtype in (*dtypes, *spec.results, spec.norm_dtype):
-        if dtype not in TYPES:
-            raise NoLayout(f"{str(dtype).removeprefix('torch.')} is no dtype of its kernels")
-        if dtype is torch.float64:
-            raise NoLayout("its kernels compute in float32, not in float64")

@@ -13,53 +13,43 @@ from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import NormSpec
 
-from ...base import Context, Emission, Lowering, Refusal, register_lowering
-from ...triton.launch import INTERPRETED_WORK, unavailable
-from ...triton.trace import NotPrintable
+from ...base import Context, Emission, register_lowering
+from ...triton.kernel import NoKernel, require_dtypes
+from ...triton.lowering import GeneratedLowering, printing
 from ..reference import emit_operator
 from .backward import Needs
 from .build import build
 from .config import BACKWARD, Config
-from .layout import Layout, NoLayout, operand_of, require
+from .layout import Layout, operand_of
 
 _UNMEASURED = "it was measured on no GPU yet, and Inductor fuses a norm with its neighbours itself"
 
 
 @register_lowering(NormSpec, order=5)
-class GeneratedNorm(Lowering):
-    """Every program that can be printed, on a GPU, or in Triton's interpreter."""
+class GeneratedNorm(GeneratedLowering):
+    """Every program that can be printed."""
 
-    name: ClassVar[str] = "triton"
-    kind: ClassVar[str] = "triton"
+    why: ClassVar[str] = "what is pointwise around the norm is computed while its rows are at hand"
 
-    def prepare(self, call: Call, context: Context) -> Emission | Refusal:
-        refusal = unavailable(context.device)
-        if refusal:
-            return Refusal(refusal)
+    def offer(self, call: Call, context: Context) -> Emission:
         spec: NormSpec = call.spec
         if spec.peak is not None and context.training:
-            return Refusal("its kernels have no gradient of the largest of a row")
+            raise NoKernel("its kernels have no gradient of the largest of a row")
         if (spec.bare or spec.peak is not None) and not _is_short(call):
-            return Refusal("its rows have no size that is known, or are too long for one tile")
-        try:
+            raise NoKernel("its rows have no size that is known, or are too long for one tile")
+        with printing():
             _print(spec, [_dtype(call, f"c{i}") for i in range(spec.captured)], context.training)
-        except (NoLayout, NotPrintable, RuntimeError) as error:
-            return Refusal(str(error))
 
         def emit(builder: Builder) -> list[Node]:
             function = torch.ops.fuser.generated_norm.default
             return emit_operator(builder, call, function, context.origin, context.training)
 
-        why = "what is pointwise around the norm is computed while its rows are at hand"
-        if context.device.type == "cpu":
-            slower = "the interpreter is for checking numbers"
-            return Emission(emit, "triton, interpreted", why, slower, {}, INTERPRETED_WORK)
-        return Emission(emit, "triton", why, _UNMEASURED, {})
+        return self.emission(emit, context, _UNMEASURED)
 
 
 def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     """Writes kernels for rows of one tile: whether there is text depends on the programs alone."""
-    require(spec, dtypes)
+    require_dtypes((*dtypes, *spec.results, spec.norm_dtype))
     read = {n for program in spec.after for n in program.inputs}
     own = [f"c{i}" for i, _ in enumerate(dtypes)]
     own = [m for n in own for m in ([n] if n in read or not spec.paired else [f"{n}a", f"{n}b"])]

@@ -12,13 +12,14 @@ from torch import Tensor
 from fuser.specs import NormSpec
 from fuser.torch_private import hint, known_true
 
+from ...triton.kernel import require_dtypes
 from ...triton.launch import Target, target_of
 from ...triton.space import space_of
 from ..reference import shape_of, spec_of
 from .backward import Needs, Sum, sum_of
 from .config import Sizes, Way, cut, way
 from .launching import Launching, product
-from .layout import layout_of, require
+from .layout import layout_of
 
 MANY = 4096
 """Rows, or columns, where their number is not known while compiling."""
@@ -288,10 +289,10 @@ def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
     """Lays out the operands of a norm.
 
     Raises:
-        NoLayout: there are no kernels for it.
+        NoKernel: there are no kernels for it.
     """
     of = spec_of(spec)
-    require(of, [c.dtype for c in captured])
+    require_dtypes((*(c.dtype for c in captured), *of.results, of.norm_dtype))
     shape = shape_of(captured)
     shape = shape[:-1] if of.paired else shape
     return Problem(of, captured, shape, origin, target_of(captured[0].device))

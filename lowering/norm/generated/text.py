@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -12,11 +11,9 @@ import torch
 from fuser.graph.program import Program
 
 from ...triton.emitter import Emitter, Value
-from ...triton.frame import Argument, assembled, opening
-from ...triton.kernel import Kernel, pointer
-from ...triton.source import Source
+from ...triton.kernel import pointer
+from ...triton.text import PointwiseText
 from ...triton.trace import Input, trace
-from ...triton.values import HALVES
 from .config import Config, Way
 from .layout import Layout, result_dtype
 
@@ -24,53 +21,22 @@ FP32 = pointer(torch.float32)
 
 
 @dataclass
-class Text:
+class Text(PointwiseText):
     """One kernel that is being written.
 
-    Tensors, their strides and sizes become arguments when they are first asked for.
-
     Attributes:
-        stage: what it is for, which is its name too.
-        about: its docstring.
-        layout: what it is specialised on.
-        config: how it is cut.
         by: how it reads rows.
-        functions: names of device functions that the text calls.
     """
 
-    stage: str
-    about: str
     layout: Layout
     config: Config
     by: Way
-    write: Source = field(default_factory=Source)
-    functions: set[str] = field(default_factory=set[str])
-    _tensors: dict[str, str] = field(default_factory=dict[str, str])
-    _numbers: dict[str, None] = field(default_factory=dict[str, None])
     _emitters: int = 0
 
-    def kernel(self, origin: str) -> Kernel:
-        """The finished kernel."""
-        return assembled(
-            f"{self.stage}_kernel",
-            self.about,
-            opening(origin, facts(self.layout), self.functions),
-            [Argument(*item) for item in self._tensors.items()],
-            [*self._numbers],
-            self.write.lines,
-            num_warps=self.config.num_warps,
-            num_stages=1,
-        )
+    def facts(self) -> list[str]:
+        return facts(self.layout)
 
-    # -- arguments
-
-    def tensor(self, name: str, kind: str) -> str:
-        self._tensors.setdefault(name, kind)
-        return name
-
-    def number(self, name: str) -> str:
-        self._numbers.setdefault(name)
-        return name
+    # -- sizes
 
     def size(self, dim: int) -> str:
         """Of a dimension of columns, counted from the first of those."""
@@ -218,21 +184,14 @@ class Text:
 
     def load(self, name: str, dtype: torch.dtype, into: str) -> Value:
         """A tile of a tensor, in the registers that hold its dtype."""
-        mask = self.mask(self.layout.tile_axes(name))
-        zero = "0.0" if dtype.is_floating_point else "0"
-        given = f", mask={mask}, other={zero}" if mask else ""
-        cast = ".to(tl.float32)" if dtype in HALVES else ""
-        self.write(f"{into} = tl.load({self.at(name)}{given}){cast}")
-        return Value(into, dtype)
+        return self.load_at(self.at(name), self.mask(self.layout.tile_axes(name)), dtype, into)
 
     def store(self, name: str, value: Value, axes: str | None = None) -> None:
         """A tile of a tensor that has all axes, or of one that has some and is one wide along
         others."""
-        mask = self.mask(axes)
-        given = f", mask={mask}" if mask else ""
         shape = [self.config.block(a) if a in (axes or self.axes) else 1 for a in self.axes]
         one = "" if self.layout.tile_axes(name) else f" + tl.zeros({shape}, tl.int32)"
-        self.write(f"tl.store({self.at(name)}{one}, {value.text}{given})")
+        self.store_at(f"{self.at(name)}{one}", self.mask(axes), value.text)
 
     def full(self, text: str, *, masked: bool = True) -> str:
         """An expression in the shape of a tile; zero beyond the ends where it is `masked`."""
@@ -263,16 +222,8 @@ class Text:
     # -- programs
 
     def emitter(self) -> Emitter:
-        """One whose names nobody else assigns."""
         self._emitters += 1
         return Emitter(self.write, f"{'xyzvw'[self._emitters - 1]}")
-
-    @contextmanager
-    def emitting(self) -> Generator[Emitter]:
-        """An emitter, of whose functions the kernel's head is told."""
-        emitter = self.emitter()
-        yield emitter
-        self.functions |= emitter.functions
 
     def inputs(self, program: Program) -> dict[str, Input]:
         return {name: Input(self.layout.dtype(name)) for name in program.inputs}
