@@ -22,7 +22,7 @@ from fuser.registry import register_pattern
 from fuser.soundness import reads_shape_alone
 from fuser.specs import LinearCrossEntropySpec, Reduction
 
-from ..declined import Declined
+from ..declined import Declined, proved
 from .leaves import LOSSES, Quantity
 from .logits import LogitsWalk, Product
 from .terms import NoLoss, Term, Terms, paired
@@ -51,12 +51,7 @@ class LinearCrossEntropy(Pattern):
                 yield node
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
-        try:
-            return _proved(view, anchor)
-        except Declined as error:
-            return Decline(error.reason, error.node, hint=error.hint)
-        except Unproven as error:
-            return Decline(str(error), anchor)
+        return proved(lambda: _prove(view, anchor), anchor)
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class _Loss:
     nodes: frozenset[Node]
 
 
-def _proved(view: GraphView, anchor: Node) -> Match | Decline | None:
+def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
     leaking: Decline | None = None
     rows: _Loss | None = None
     for node in _downwards(view, anchor):

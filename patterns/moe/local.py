@@ -24,10 +24,8 @@ from fuser.graph.pull import is_contraction
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
-from fuser.soundness import SIZE_OF_DATA
-from fuser.torch_private import GuardOnDataDependentSymNode
 
-from ..declined import Declined
+from ..declined import Declined, proved
 from .expert import MAX_NODES, ExpertWalk
 from .products import grouped_arguments, is_grouped
 from .region import LOCAL, in_runs
@@ -69,17 +67,10 @@ class LocalExperts(Pattern):
                 yield node
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
-        try:
-            if is_grouped(anchor):
-                return _grouped(view, anchor)
-            if view.op(anchor).name == "cat":
-                return in_turn(view, anchor)
-        except Declined as error:
-            return Decline(error.reason, error.node, hint=error.hint)
-        except Unproven as error:
-            return Decline(str(error), anchor)
-        except GuardOnDataDependentSymNode:
-            return Decline(SIZE_OF_DATA, anchor)
+        if is_grouped(anchor):
+            return proved(lambda: _grouped(view, anchor), anchor)
+        if view.op(anchor).name == "cat":
+            return proved(lambda: in_turn(view, anchor), anchor)
         return Decline(
             "every expert has as many places as any other, and their rows are one batched product "
             "already: there is nothing to sort, and nothing to leave out",

@@ -17,16 +17,15 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, Size, Unproven, fresh, leaves, resolve, same_size, size_of
+from fuser.graph.axes import Dim, Dims, Size, fresh, leaves, resolve, same_size, size_of
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
-from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import MoeSpec
-from fuser.torch_private import GuardOnDataDependentSymNode, to_expr
+from fuser.torch_private import to_expr
 
-from ..declined import Declined
+from ..declined import Declined, proved
 from .branches import in_one, same
 from .choices import experts_among
 from .expert import Expert, ExpertWalk, NoExpert
@@ -85,14 +84,7 @@ class LoopOverExperts(Pattern):
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         found = next(a for a in accumulators(view) if a.writes[-1].node is anchor)
-        try:
-            return _prove(view, found)
-        except Declined as error:
-            return Decline(error.reason, error.node, hint=error.hint)
-        except Unproven as error:
-            return Decline(str(error), anchor)
-        except GuardOnDataDependentSymNode:
-            return Decline(SIZE_OF_DATA, anchor)
+        return proved(lambda: _prove(view, found), anchor)
 
 
 def _prove(view: GraphView, found: Accumulator) -> Match | None:

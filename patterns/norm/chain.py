@@ -8,12 +8,11 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Unproven
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
 
-from ..declined import Declined
+from ..declined import proved
 from . import native, spelled, statistic
 from .core import Core
 from .region import grown
@@ -27,13 +26,11 @@ class _Chain(Pattern):
         """What is normalised."""
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
-        try:
+        def proof() -> Match | Decline | None:
             core = self.core(view, anchor)
             return None if core is None else grown(view, core, self.id)
-        except Declined as error:
-            return Decline(error.reason, error.node, hint=error.hint)
-        except Unproven as error:
-            return Decline(str(error), anchor)
+
+        return proved(proof, anchor)
 
 
 @register_pattern
