@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._functorch.aot_autograd import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fuser.lowering  # noqa: F401  registers the operators
 from tests.lowering.mixtures import in_runs, mixture
-from tests.lowering.open_operators import Launch, launches, pretend
+from tests.lowering.open_operators import Launch, launches, pretend, trained
 from tests.lowering.routers import KINDS, operands
 
 
@@ -32,25 +31,16 @@ def waits(graph: GraphModule) -> list[Launch]:
 
 def _kept(function: Callable[..., Any], inputs: list[torch.Tensor], dynamic: bool) -> Any:
     """Launches of the forward and the backward of a function of tensors that are on no device."""
-    found: dict[str, list[Launch]] = {}
 
-    def keep(which: str) -> Callable[..., Any]:
-        def compiler(graph: GraphModule, _: Any) -> Any:
-            found[which] = [*launches(graph), *waits(graph)]
-            return graph
-
-        return compiler
+    def told(graph: GraphModule) -> list[Launch]:
+        return [*launches(graph), *waits(graph)]
 
     def fake(t: torch.Tensor) -> torch.Tensor:
         made = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
         return made.requires_grad_(t.requires_grad)
 
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
-        given = [fake(t) for t in inputs]
-        compiled = aot_function(function, keep("forward"), keep("backward"), dynamic=dynamic)
-        out = compiled(*given)
-        out.backward(torch.empty_like(out))
-    return found
+        return trained(function, [fake(t) for t in inputs], told, dynamic=dynamic)[0]
 
 
 def counted() -> dict[str, list[Launch]]:

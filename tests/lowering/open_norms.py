@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._functorch.aot_autograd import aot_function
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fuser.lowering  # noqa: F401  registers the operators
 from fuser.specs import NormSpec
@@ -30,7 +26,7 @@ from tests.lowering.norms import (
     scaled,
     total,
 )
-from tests.lowering.open_operators import Launch, launches, pretend, symbol
+from tests.lowering.open_operators import operands, pretend, trained
 
 HALF = torch.bfloat16
 
@@ -46,30 +42,14 @@ def training(
         symbols: sizes that are symbols.
         order: of the dimensions of the first operand in memory.
     """
-    found: dict[str, list[Launch]] = {}
-
-    def keep(which: str) -> Callable[..., Any]:
-        def compiler(graph: GraphModule, _: Any) -> Any:
-            found[which] = launches(graph)
-            return graph
-
-        return compiler
 
     def function(*x: Any) -> Any:
         results = torch.ops.fuser.generated_norm(x, spec.to_text(), "a test", True)
         return results[: len(spec.results)]
 
-    env = ShapeEnv()
-    known = {size: symbol(env, size) for size in symbols}
-    with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True):
-        sized = [[known.get(s, s) for s in shape] for shape in shapes]
-        x = [torch.empty(s, dtype=HALF, device="meta") for s in sized]
-        if order:
-            back = [order.index(d) for d in range(len(order))]
-            x[0] = x[0].permute(tuple(order)).contiguous().permute(back)
-        x = [t.requires_grad_() for t in x]
-        results = aot_function(function, keep("forward"), keep("backward"))(*x)
-        torch.autograd.grad(results, x, [torch.empty_like(y) for y in results])
+    mode, x = operands(shapes, symbols, order)
+    with mode:
+        found, results = trained(function, x)
     last = [[d for d, s in enumerate(y.stride()) if s == 1] for y in results]
     return {**found, "fastest": last}
 

@@ -58,6 +58,58 @@ def symbol(env: ShapeEnv, hint: int) -> Any:
     return env.create_symintnode(made, hint=hint, source=source)
 
 
+def trained(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    told: Callable[[GraphModule], list[Launch]] | None = None,
+    **more: Any,
+) -> tuple[dict[str, list[Launch]], list[Tensor]]:
+    """Launches of the forward and the backward of a function, and its results.
+
+    Args:
+        function: of tensors; gives one or several.
+        inputs: fake ones, or on no device.
+        told: what is told of a graph; its launches, where nothing else is given.
+        more: for `aot_function`.
+    """
+    found: dict[str, list[Launch]] = {}
+
+    def keep(which: str) -> Callable[..., Any]:
+        def compiler(graph: GraphModule, _: Any) -> Any:
+            found[which] = (told or launches)(graph)
+            return graph
+
+        return compiler
+
+    made = aot_function(function, keep("forward"), keep("backward"), **more)(*inputs)
+    results = [made] if isinstance(made, Tensor) else [*made]
+    leaves = [x for x in inputs if x.requires_grad]
+    torch.autograd.grad(results, leaves, [torch.empty_like(y) for y in results])
+    return found, results
+
+
+def operands(
+    shapes: Sequence[Sequence[int]], symbols: Sequence[int] = (), order: Sequence[int] = ()
+) -> tuple[FakeTensorMode, list[Tensor]]:
+    """Tensors in bf16 that want a gradient, and the mode that they are of.
+
+    Args:
+        shapes: of them.
+        symbols: sizes that are symbols.
+        order: of the dimensions of the first one in memory; empty where it is contiguous.
+    """
+    env = ShapeEnv()
+    known = {size: symbol(env, size) for size in symbols}
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    with mode:
+        sized = [[known.get(s, s) for s in shape] for shape in shapes]
+        x = [torch.empty(s, dtype=HALF, device="meta") for s in sized]
+        if order:
+            back = [order.index(d) for d in range(len(order))]
+            x[0] = x[0].permute(tuple(order)).contiguous().permute(back)
+        return mode, [t.requires_grad_() for t in x]
+
+
 class Case:
     """Fake operands of one attention; the numbers of keys and batches, and of heads and queries
     that equal those of keys, are symbols where they are `dynamic`."""
@@ -129,23 +181,13 @@ class Case:
 
     def training(self) -> dict[str, list[Launch]]:
         """Launches of forward and backward, as autograd puts them together."""
-        found: dict[str, list[Launch]] = {}
-
-        def keep(which: str) -> Callable[..., Any]:
-            def compiler(graph: GraphModule, _: Any) -> Any:
-                found[which] = launches(graph)
-                return graph
-
-            return compiler
 
         def function(*x: Tensor) -> Tensor:
             return self.call("generated_attention", x)[0]
 
         inputs = [x.requires_grad_(x.is_floating_point()) for x in self.inputs]
         with self.mode:
-            out = aot_function(function, keep("forward"), keep("backward"))(*inputs)
-            out.backward(torch.empty_like(out))
-        return found
+            return trained(function, inputs)[0]
 
     def _opened(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Launch]:
         graphs: list[GraphModule] = []

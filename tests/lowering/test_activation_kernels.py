@@ -14,9 +14,7 @@ from fuser.lowering.activation.generated.catalogue import Entry, recording
 from fuser.lowering.activation.generated.config import Sizes, cut, programs
 from fuser.lowering.activation.generated.kernels import TEXTS
 from fuser.lowering.activation.generated.workloads import builtin
-from fuser.lowering.triton.aot import Failure, Resources
 from fuser.lowering.triton.launch import TARGETS
-from fuser.lowering.triton.pool import compile_all
 from fuser.specs import ActivationSpec
 from tests import accepted
 from tests.lowering.activations import (
@@ -32,6 +30,7 @@ from tests.lowering.activations import (
     outcome,
     residual,
 )
+from tests.lowering.compiling import Compiled, assert_room, compiled_sample, texts
 from tests.lowering.opened import opened as launches_of
 
 FOLDER = "triton/activation"
@@ -76,9 +75,7 @@ SAMPLE = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_kernels_are_the_golden_file(name: str) -> None:
-    found = KINDS[name].launched()
-    modules = [f"# -- {e.stage}\n\n{e.kernels('sm_90')[0].source}" for e in found]
-    accepted.check(f"{FOLDER}/{name}.txt", "\n\n".join(modules))
+    accepted.check(f"{FOLDER}/{name}.txt", texts(KINDS[name].launched()))
 
 
 def test_golden_files_are_of_the_kinds() -> None:
@@ -87,22 +84,13 @@ def test_golden_files_are_of_the_kinds() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[tuple[str, str, str], Resources | Failure]:
-    entries = {(e.label, e.stage): e for e in builtin()}
-    names = [(*name, arch) for name, archs in SAMPLE.items() for arch in archs]
-    kernels = [(entries[n[:2]].kernels(n[2])[0], n[2]) for n in names]
-    return dict(zip(names, compile_all(kernels, 2), strict=True))
+def compiled() -> Compiled:
+    return compiled_sample(SAMPLE, builtin())
 
 
 @pytest.mark.parametrize("arch", sorted(TARGETS))
-def test_the_largest_kernels_have_room(
-    compiled: dict[tuple[str, str, str], Resources | Failure], arch: str
-) -> None:
-    found = {name: taken for name, taken in compiled.items() if name[2] == arch}
-    assert found
-    for name, taken in found.items():
-        assert isinstance(taken, Resources), taken.message
-        assert (taken.spills, taken.launchable) == (0, True), (name, taken)
+def test_the_largest_kernels_have_room(compiled: Compiled, arch: str) -> None:
+    assert_room(compiled, arch)
 
 
 def test_the_catalogue_has_every_stage_and_dtype() -> None:

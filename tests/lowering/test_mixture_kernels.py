@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +12,9 @@ from fuser.lowering.moe import cost
 from fuser.lowering.moe.generated.build import TEXTS
 from fuser.lowering.moe.generated.catalogue import Entry, builtin, recording
 from fuser.lowering.moe.generated.config import STAGES, choose
-from fuser.lowering.triton.aot import Failure, Resources
 from fuser.lowering.triton.launch import TARGETS
-from fuser.lowering.triton.pool import compile_all
 from tests import accepted
+from tests.lowering.compiling import Compiled, assert_room, compiled_sample, texts
 from tests.lowering.mixtures import clamped, in_runs, mixture, outcome, swiglu
 from tests.lowering.opened import opened as launches_of
 from tests.lowering.test_generated_moe import generated
@@ -57,15 +55,9 @@ def launched(**kind: Any) -> list[Entry]:
     return list(found.values())
 
 
-def text(entries: Sequence[Entry]) -> str:
-    """The modules, each under the name of its stage."""
-    parts = [f"# -- {e.stage}\n\n{e.kernels('sm_90')[0].source}" for e in entries]
-    return "\n\n".join(parts)
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_kernels_are_the_golden_file(name: str) -> None:
-    accepted.check(f"{FOLDER}/{name}.txt", text(launched(**KINDS[name])))
+    accepted.check(f"{FOLDER}/{name}.txt", texts(launched(**KINDS[name])))
 
 
 def test_golden_files_are_of_the_kinds_and_have_every_stage() -> None:
@@ -77,22 +69,13 @@ def test_golden_files_are_of_the_kinds_and_have_every_stage() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[tuple[str, str, str], Resources | Failure]:
-    entries = {(e.label, e.stage): e for e in builtin()}
-    names = [(*name, arch) for name, archs in SAMPLE.items() for arch in archs]
-    kernels = [(entries[n[:2]].kernels(n[2])[0], n[2]) for n in names]
-    return dict(zip(names, compile_all(kernels, 2), strict=True))
+def compiled() -> Compiled:
+    return compiled_sample(SAMPLE, builtin())
 
 
 @pytest.mark.parametrize("arch", sorted(TARGETS))
-def test_the_largest_kernels_have_room(
-    compiled: dict[tuple[str, str, str], Resources | Failure], arch: str
-) -> None:
-    found = {name: taken for name, taken in compiled.items() if name[2] == arch}
-    assert found
-    for name, taken in found.items():
-        assert isinstance(taken, Resources), taken.message
-        assert (taken.spills, taken.launchable) == (0, True), (name, taken)
+def test_the_largest_kernels_have_room(compiled: Compiled, arch: str) -> None:
+    assert_room(compiled, arch)
 
 
 @pytest.mark.parametrize("arch", sorted(TARGETS))
