@@ -99,14 +99,11 @@ def _grouped(view: GraphView, anchor: Node) -> Match:
 
 
 def _follows_another(view: GraphView, node: Node) -> bool:
-    """Whether the rows of a product are made, element by element, from another with its ends."""
+    """Whether the rows of a product are made, element by element, from another one's; that both
+    have the same ends is for the proof."""
     given = grouped_arguments(node)
     rows, ends = given.get("input"), given.get("offs")
-
-    def wanted(source: Node) -> bool:
-        return is_grouped(source) and grouped_arguments(source).get("offs") is ends
-
-    return is_tensor(ends) and _reaches(rows, wanted, lambda n: _is_elementwise(view, n))
+    return is_tensor(ends) and _reaches(rows, is_grouped, lambda n: _is_elementwise(view, n))
 
 
 def _counted(view: GraphView, node: Node) -> bool:

@@ -233,18 +233,16 @@ class OtherCounts(Local):
 
 STANDS = "stands where an expert's product was expected"
 PLACES = "rows are cut elsewhere than where the next expert begins"
+CUT = "a part is cut of something else than features"
 BETWEEN = "what is added to an expert's product differs between tokens"
 TOGETHER = "what is put together are not the runs of one split in their order"
 LOOKALIKES = [
-    LookAlike(OtherEndsAtOnce, PLACES),
-    *(LookAlike(m) for m in (
-        OtherEnds, OneProduct, MixesRows, ShiftedRows, RowsCutOff, WrittenEnds, OneMoreTensor,
-        MixesARun,
-    )),
+    *(LookAlike(m, PLACES) for m in (OtherEndsAtOnce, OtherEnds, WrittenEnds)),
+    *(LookAlike(m) for m in (OneProduct, MixesRows, ShiftedRows, OneMoreTensor, MixesARun)),
     LookAlike(OtherRows, "products of an expert multiply different tensors"),
     LookAlike(ReadsRowsAgain, STANDS),
     LookAlike(Normalised, "an intermediate value is used elsewhere, by `square`"),
-    LookAlike(RowsCutOffAtSameEnds, "a part is cut of something else than features"),
+    *(LookAlike(m, CUT) for m in (RowsCutOff, RowsCutOffAtSameEnds)),
     *(LookAlike(m, BETWEEN) for m in (AddsRows, BiasByIndex, BiasOfOtherCounts, OwnRowsToo)),
     LookAlike(HiddenIsReturned, "an intermediate value is used elsewhere: returned"),
     LookAlike(WrittenRows, "products of an expert multiply different tensors", grad=False),
