@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.fx import symbolic_trace
@@ -22,6 +23,7 @@ from tests.compiled import Run, assert_near, wide
 
 IDENTITY = Program(IDENTITY_TEXT)
 DEVICE = torch.device(os.environ.get("FUSER_DEVICE", "cpu"))
+INTERPRETED = pytest.mark.skipif(DEVICE.type != "cpu", reason="sizes are those of the interpreter")
 FACTOR = 2.0
 """At most so many times the reference's error against fp64."""
 

@@ -14,6 +14,7 @@ from fuser.lowering.attention.generated.config import Config, choose
 from fuser.lowering.triton.aot import Resources
 from fuser.lowering.triton.launch import TARGETS, describable
 from fuser.lowering.triton.pool import compile_all
+from tests.lowering.compiling import noted
 from tests.lowering.generated import check, operands, spec
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -28,16 +29,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every kernel asks for descriptors; gives the texts of what is launched."""
-    found: list[str] = []
-    run = problem.run
-
-    def noted(kernel: Any, *rest: Any, **more: Any) -> None:
-        found.append(kernel.source)
-        run(kernel, *rest, **more)
-
     monkeypatch.setattr(problem, "choose", lambda *a, **k: Config(16, 16, tma=True))
-    monkeypatch.setattr(problem, "run", noted)
-    return found
+    return noted(monkeypatch, problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

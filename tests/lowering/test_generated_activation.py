@@ -35,9 +35,7 @@ from tests.lowering.activations import (
     residual,
     swiglu,
 )
-from tests.lowering.generated import DEVICE
-
-INTERPRETED = pytest.mark.skipif(DEVICE.type != "cpu", reason="sizes are those of the interpreter")
+from tests.lowering.generated import DEVICE, INTERPRETED
 
 
 def _kinds(dtype: torch.dtype, b: int, t: int, d: int) -> dict[str, tuple[ActivationSpec, Any]]:

@@ -21,7 +21,7 @@ from fuser.lowering.norm.reference import normalise
 from fuser.specs import NormSpec
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY
-from tests.lowering.generated import DEVICE, FACTOR
+from tests.lowering.generated import DEVICE, FACTOR, INTERPRETED
 from tests.lowering.norms import (
     FP32,
     HALF,
@@ -42,7 +42,6 @@ DTYPES = [FP32, HALF, *([torch.float16] if EVERY else [])]
 ROWS = {"whole": (3, 5, 40), "long": (2, 2, 600), "split": (1, 2, 600)}
 """Shapes that are read in different ways."""
 TRITON: dict[str, Any] = {"fuser.lowering": "triton"}
-INTERPRETED = pytest.mark.skipif(DEVICE.type != "cpu", reason="sizes are those of the interpreter")
 
 
 def launched(spec: NormSpec, x: Sequence[Tensor]) -> list[str]:

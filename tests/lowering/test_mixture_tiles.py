@@ -17,6 +17,7 @@ from fuser.lowering.triton.aot import Resources
 from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.pool import compile_all
 from tests.every import crossed
+from tests.lowering.compiling import noted
 from tests.lowering.mixtures import mixture, swiglu
 from tests.lowering.test_generated_moe import check
 
@@ -39,15 +40,7 @@ CUTS = {
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of what is launched."""
-    found: list[str] = []
-    run = problem.run
-
-    def noted(kernel: Any, *rest: Any, **more: Any) -> None:
-        found.append(kernel.source)
-        run(kernel, *rest, **more)
-
-    monkeypatch.setattr(problem, "run", noted)
-    return found
+    return noted(monkeypatch, problem)
 
 
 def loading(texts: list[str]) -> list[str]:
@@ -109,7 +102,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Config]:
     found: list[Config] = []
     launch = problem.Problem.launch
 
-    def noted(self: Any, stage: str, *rest: Any, **numbers: int) -> None:
+    def trying(self: Any, stage: str, *rest: Any, **numbers: int) -> None:
         if stage in tune.STAGES:
             found.append(self.config(stage))
         launch(self, stage, *rest, **numbers)
@@ -125,7 +118,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Config]:
     monkeypatch.setattr(measure, "_known", {})
     monkeypatch.setattr(measure, "compare", compare)
     monkeypatch.setattr(problem, "choose", lambda *a: INTERPRETED)
-    monkeypatch.setattr(problem.Problem, "launch", noted)
+    monkeypatch.setattr(problem.Problem, "launch", trying)
     return found
 
 

@@ -161,6 +161,17 @@ def test_the_users_compiled_model_is_not_disturbed() -> None:
     assert counter.frame_count == 2
 
 
+def test_options_of_a_compiled_function_are_given_again() -> None:
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(x[..., :4]) * x[..., 4:]
+
+    x, always = torch.randn(3, 8), {"fuser.policy": "always"}
+    compiled = torch.compile(gated, backend="fuser", options={"fuser.inner": "eager", **always})
+    compiled(x)
+    explain(compiled, x).expect(activation=0)
+    explain(compiled, x, options=always).expect(activation=1)
+
+
 @torch.no_grad()
 def test_sizes_seen_here_do_not_make_the_users_compile_dynamic() -> None:
     model = Encoder(SelfAttention())
