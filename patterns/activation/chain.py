@@ -15,9 +15,8 @@ from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
 
-from ..norm.core import DTYPES, same_shape
+from ..neighbours import DTYPES, readers, same_shape
 from .anchors import is_anchor
-from .growth import readers
 from .region import Found, largest
 
 

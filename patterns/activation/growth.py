@@ -14,21 +14,14 @@ from torch.fx import Node
 from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.view import GraphView
-from fuser.soundness import reads_shape_alone
 
 from ..captured import loses_nothing
-from ..norm.core import DTYPES, same_shape
-from ..norm.growth import REARRANGED
+from ..neighbours import DTYPES, behind_views, readers, rearranges, same_shape
 from .anchors import GLU
 
 MAX_AFTER = 24
 MAX_BEFORE = 24
 """Longest parts of a chain: a gelu that is written out takes nine operators."""
-
-
-def readers(view: GraphView, node: Node) -> set[Node]:
-    """Who reads elements of a tensor."""
-    return {user for user in node.users if not reads_shape_alone(view, user, node)}
 
 
 def chains(view: GraphView, anchor: Node) -> list[tuple[Node, ...]]:
@@ -44,7 +37,7 @@ def chains(view: GraphView, anchor: Node) -> list[tuple[Node, ...]]:
         node = min(pending, key=view.order.__getitem__)
         pending.discard(node)
         like = next(source for source in node.all_input_nodes if source in taken)
-        if not _rearranges(view, node) and not _joins(view, node, like, taken):
+        if not rearranges(view, node) and not _joins(view, node, like, taken):
             return found[::-1]
         taken.append(node)
         pending |= readers(view, node)
@@ -56,7 +49,7 @@ def above(view: GraphView, chain: Sequence[Node]) -> set[Node]:
     pending = [(source, node) for node in chain for source in node.all_input_nodes]
     while pending and len(found) < MAX_BEFORE:
         node, reader = pending.pop()
-        passed, source = _behind_views(view, node, inside)
+        passed, source = behind_views(view, node, inside)
         if source in inside or not is_tensor(source):
             continue
         if passed and not _has_elements_of(view, node, reader):
@@ -77,7 +70,7 @@ def _ends(view: GraphView, taken: Sequence[Node]) -> bool:
     inside, last = set(taken), taken[-1]
     op = view.op(last)
     is_copy = op.kind is Kind.POINTWISE and loses_nothing(op, last)
-    if len(taken) > 1 and (is_copy or _rearranges(view, last)):
+    if len(taken) > 1 and (is_copy or rearranges(view, last)):
         return False
     return all(readers(view, node) <= inside for node in taken[:-1])
 
@@ -98,20 +91,6 @@ def _joins(
     return op.kind is Kind.POINTWISE and known and value(node).dtype in dtypes
 
 
-def _rearranges(view: GraphView, node: Node) -> bool:
-    op = view.op(node)
-    return op.kind is Kind.VIEW and op.name in REARRANGED and not op.inplace and is_tensor(node)
-
-
-def _behind_views(view: GraphView, node: Node, inside: set[Node]) -> tuple[set[Node], Node]:
-    """What a tensor is a rearrangement of, and the views between, which are read for it alone."""
-    passed: set[Node] = set()
-    while _rearranges(view, node) and readers(view, node) <= inside | passed:
-        passed.add(node)
-        node = view.op(node).args["input"]
-    return passed, node
-
-
 def _has_elements_of(view: GraphView, node: Node, reader: Node) -> bool:
     """Whether what an operator reads is not broadcast there."""
-    return _rearranges(view, reader) or same_shape(node, reader)
+    return rearranges(view, reader) or same_shape(node, reader)

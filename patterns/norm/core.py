@@ -20,16 +20,11 @@ from fuser.graph.axes import (
     leaves,
     quotient,
     resolve,
-    same_size,
     size_of,
     split_dim,
 )
-from fuser.graph.ops import value
-from fuser.torch_private import to_expr
 
 from ..arranged import runs
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -120,10 +115,3 @@ def _around(axes: Sequence[Axis], pair: Axis | None) -> list[Sequence[Axis]]:
 def resolved(space: Space) -> Space:
     """The same axes after some were split."""
     return Space(*(list(leaves(resolve((tuple(axes),)))) for axes in (space.outer, space.inner)))
-
-
-def same_shape(a: Node, b: Node) -> bool:
-    """Whether two tensors have one shape; nothing is assumed of symbols."""
-    x, y = value(a).shape, value(b).shape
-    sizes = zip(x, y, strict=True) if len(x) == len(y) else ()
-    return len(x) == len(y) and all(same_size(to_expr(s), to_expr(t)) for s, t in sizes)

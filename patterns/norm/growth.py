@@ -15,11 +15,11 @@ from torch.fx import Node
 from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
-from fuser.soundness import reads_shape_alone
 
 from ..captured import loses_nothing
+from ..neighbours import DTYPES, behind_views, readers, rearranges, same_shape
 from . import pairs
-from .core import DTYPES, Core, same_shape
+from .core import Core
 from .statistic import STATISTICS
 
 QUANTISED = (*DTYPES, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -27,11 +27,6 @@ MAX_STEPS = 32
 """Of the programs after a normalisation."""
 MAX_BEFORE = 8
 MAX_RESULTS = 4
-REARRANGED = (
-    "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
-    "transpose", "t", "T", "mT", "movedim",
-)  # fmt: skip
-"""Views that have every element once."""
 
 
 class After(Enum):
@@ -113,10 +108,6 @@ def _is_copy(view: GraphView, node: Node) -> bool:
     return op.kind is Kind.POINTWISE and loses_nothing(op, node)
 
 
-def readers(view: GraphView, node: Node) -> set[Node]:
-    return {user for user in node.users if not reads_shape_alone(view, user, node)}
-
-
 def rows(view: GraphView, taken: Sequence[Node]) -> set[Node]:
     """What has one number for each row: the largest value, and what is made of it alone."""
     found: set[Node] = set()
@@ -154,25 +145,9 @@ def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:
     return not numbers and value(node).dtype in dtypes and not draws(node, op)
 
 
-def rearranges(view: GraphView, node: Node) -> bool:
-    op = view.op(node)
-    return op.kind is Kind.VIEW and op.name in REARRANGED and not op.inplace and is_tensor(node)
-
-
-def _source(
-    view: GraphView, node: Node, inside: set[Node], kept: Node | None = None
-) -> tuple[set[Node], Node]:
-    """What a tensor is a rearrangement of, and the views between: read for it alone, or `kept`."""
-    passed: set[Node] = set()
-    while rearranges(view, node) and (node is kept or readers(view, node) <= inside | passed):
-        passed.add(node)
-        node = view.op(node).args["input"]
-    return passed, node
-
-
 def kept(view: GraphView, core: Core, last: Node) -> Node | None:
     """What is normalised, where others read it too, all of them after the region."""
-    passed, x = _source(view, core.x, set(core.interior))
+    passed, x = behind_views(view, core.x, set(core.interior))
     others = readers(view, x) - core.interior - passed
     later = bool(others) and all(view.order[node] > view.order[last] for node in others)
     return x if later else None
@@ -185,7 +160,7 @@ def before(view: GraphView, core: Core, kept: Node | None) -> set[Node]:
     pending = [(core.x, core.x)]
     while pending and len(found) < MAX_BEFORE:
         node, like = pending.pop()
-        passed, source = _source(view, node, inside, kept)
+        passed, source = behind_views(view, node, inside, kept)
         like = source if passed else like
         alone = source is kept or readers(view, source) <= inside | passed
         if source in found or not alone or not _joins(view, source, like):

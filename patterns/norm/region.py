@@ -19,8 +19,9 @@ from fuser.specs import NormSpec
 
 from ..captured import Captured
 from ..declined import Declined
+from ..neighbours import DTYPES
 from . import growth
-from .core import DTYPES, Core, resolved
+from .core import Core, resolved
 from .growth import After
 from .pairs import Pair
 from .program import Reader

@@ -15,9 +15,10 @@ from fuser.registry import register_pattern
 
 from ..captured import loses_nothing
 from ..declined import Declined
+from ..neighbours import readers, rearranges
 from . import pairs
 from .core import Core
-from .growth import After, readers, rearranges
+from .growth import After
 from .region import grown
 
 _LIMIT = 16

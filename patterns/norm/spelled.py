@@ -17,7 +17,8 @@ from fuser.graph.view import GraphView
 
 from ..captured import loses_nothing
 from ..declined import Declined
-from .core import Core, same_shape
+from ..neighbours import same_shape
+from .core import Core
 from .statistic import SPREADS, STATISTICS, Fall, constant, dims_of, item_of
 
 _LIMIT = 16

@@ -16,7 +16,7 @@ from fuser.graph.view import GraphView
 
 from ..captured import is_cast
 from ..declined import Declined
-from .core import DTYPES
+from ..neighbours import DTYPES
 
 STATISTICS = ("mean", "sum", "var", "var_mean", "std", "norm", "vector_norm")
 SPREADS = ("var", "var_mean", "std")
