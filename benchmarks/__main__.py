@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention moe norm loss compile models crossover`.
+"""The command line: `python -m benchmarks attention moe norm loss models diffusion compile`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -24,6 +24,7 @@ from benchmarks import (
     compile,
     crossover,
     devices,
+    diffusion,
     loss,
     models,
     moe,
@@ -43,7 +44,9 @@ from benchmarks.figures import Result
 from benchmarks.providers import SDPA
 from fuser.torch_private import multiplies_in_hardware
 
-FAMILIES = ("attention", "moe", "norm", "loss", "models", "compile", "crossover")
+FAMILIES = (
+    "attention", "moe", "norm", "loss", "models", "diffusion", "compile", "crossover",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def family_of(name: str, device_type: str) -> Family:
         return Family(moe_gpu.workloads, targets.gpu_moe_checks, True, ports_moe.NAMES)
     if name == "moe":
         return Family(moe.workloads, targets.moe_checks, each=True)
+    if name == "diffusion":
+        return Family(diffusion.workloads, targets.diffusion_checks)
     if name == "norm":
         return Family(norm.workloads, targets.norm_checks, each=True)
     if on_gpu:

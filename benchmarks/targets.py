@@ -194,6 +194,12 @@ def model_checks(results: Sequence[Result], *, half_in_hardware: bool) -> list[C
     return checks + _error_checks(results)
 
 
+def diffusion_checks(results: Sequence[Result]) -> list[Check]:
+    """Targets for diffusion models on a CPU: steps of all 1.1x over Inductor."""
+    checks = _at_least("any step, smallest over inductor", _speedups(results), 1.1, min)
+    return checks + _error_checks(results)
+
+
 def _peer_checks(results: Sequence[Result]) -> list[Check]:
     checks: list[Check] = []
     for r in results:

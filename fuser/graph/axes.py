@@ -9,7 +9,7 @@ sizes are never compared to decide that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -50,6 +50,11 @@ Dims: TypeAlias = tuple[Dim, ...]
 def resolve(dims: Sequence[Sequence[Axis]]) -> Dims:
     """The same dimensions with every split axis replaced by its parts."""
     return tuple(tuple(leaf for axis in dim for leaf in axis.resolve()) for dim in dims)
+
+
+def renamed(dims: Sequence[Sequence[Axis]], names: Mapping[Axis, Axis]) -> Dims:
+    """The same dimensions with other axes for some."""
+    return tuple(tuple(names.get(axis, axis) for axis in dim) for dim in resolve(dims))
 
 
 def leaves(dims: Sequence[Sequence[Axis]]) -> Dim:

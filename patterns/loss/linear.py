@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, renamed, resolve
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
@@ -226,13 +226,11 @@ def _cut(product: Product) -> tuple[tuple[slice, ...], Dims]:
     return tuple(index) if product.cuts else (), resolve(dims)
 
 
-def _factors(
-    term: Term, prefix: str, rows: Dim, renamed: Mapping[Axis, Axis]
-) -> dict[str, Operand]:
+def _factors(term: Term, prefix: str, rows: Dim, names: Mapping[Axis, Axis]) -> dict[str, Operand]:
     """The operands with which a term is multiplied, or by which it is divided."""
     found: dict[str, Operand] = {}
     for i, factor in enumerate(term.factors):
-        dims = tuple(tuple(renamed.get(a, a) for a in dim) for dim in resolve(factor.dims))
+        dims = renamed(factor.dims, names)
         target: Dims = (rows,) if leaves(dims) else ((),) * bool(dims)
         found[f"{prefix}{'over' if factor.over else 'times'}_{i}"] = Operand(
             factor.node, dims, target

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, fresh, leaves, resolve
+from fuser.graph.axes import Dim, Dims, fresh, leaves, renamed, resolve
 from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
 
@@ -80,8 +80,7 @@ def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights
     in_order = [number for number, _ in own_columns.of] == list(range(len(found)))
     require(own_columns.is_complete and in_order, inside, node)
     axis = dict(zip(leaves((own_columns.axis,)), leaves((dims[at],)), strict=True))
-    renamed = tuple(tuple(axis.get(a, a) for a in d) for d in resolve(own_columns.dims))
-    factor = space.locate(own_columns.source, renamed)
+    factor = space.locate(own_columns.source, renamed(own_columns.dims, axis))
     return experts, Weights((factor,)).times(own_columns.rest)
 
 
@@ -118,8 +117,7 @@ def _joins(known: Columns, cut: tuple[Node, Dims, Dim, int], rest: Weights) -> b
     """Whether a column is another one of the same tensor."""
     source, dims, axis, _ = cut
     names = dict(zip(leaves((axis,)), leaves((known.axis,)), strict=False))
-    renamed = tuple(tuple(names.get(a, a) for a in dim) for dim in resolve(dims))
-    same = source is known.source and renamed == resolve(known.dims)
+    same = source is known.source and renamed(dims, names) == resolve(known.dims)
     return same and same_weights(rest, known.rest)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, leaves, resolve, same_size, size_of
+from fuser.graph.axes import Dim, Dims, Unproven, leaves, renamed, resolve, same_size, size_of
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.pull import is_contraction, pull_contraction
 from fuser.graph.view import GraphView
@@ -117,7 +117,7 @@ def _dispatched(space: Space, tokens: Dim, expert: Expert, anchor: Node) -> tupl
     )
     require(alike, "places are filled with other tokens than those they are combined for", anchor)
     names = dict(zip(inner, routed, strict=True))
-    x, mask = (Place(p.node, _renamed(p.dims, names)) for p in (x, mask))
+    x, mask = (Place(p.node, renamed(p.dims, names)) for p in (x, mask))
     own = set(tokens) | features
     require(set(leaves(x.dims)) == own, "tokens differ between places", x.node)
     space.interior |= {place.node, *_arranged(view, place.node)}
@@ -137,10 +137,6 @@ def _arranged(view: GraphView, node: Node) -> set[Node]:
             found.add(user)
             pending += user.users
     return found
-
-
-def _renamed(dims: Dims, names: dict[Axis, Axis]) -> Dims:
-    return tuple(tuple(names.get(a, a) for a in dim) for dim in resolve(dims))
 
 
 def _proved(

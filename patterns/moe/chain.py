@@ -16,8 +16,10 @@ from fuser.pattern import Match
 
 from ..declined import Declined
 from .branches import Branch, Columns, branch, column, columns_of, same
+from .choices import experts_among
 from .expert import Expert, NoExpert
-from .region import mixture
+from .picks import Picks, picks_of
+from .region import Mixture, matched, mixture
 from .rows import rows_of
 from .space import Place, Space, require
 from .weights import Weights
@@ -28,7 +30,7 @@ _PROBED = 4
 
 def chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     """The mixture among what a chain of additions adds up; None where there is none."""
-    if _is_inner(view, anchor) or not _adds_expert(view, anchor, out_dims, _PROBED):
+    if is_inner(view, anchor) or not _adds_expert(view, anchor, out_dims, _PROBED):
         return None
     found = terms(view, anchor)
     branches: dict[Node, tuple[Branch, Space]] = {}
@@ -43,7 +45,9 @@ def chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
             if _is_weighted(view, term, out_dims):
                 declined.append(error)
     groups = columns_of(view, [b for b, _ in branches.values()])
-    chosen = _by_choice(view, anchor, out_dims, groups, branches)
+    chosen = _by_choice(view, anchor, out_dims, groups, branches) or _by_pick(
+        view, anchor, out_dims, branches
+    )
     if chosen is not None:
         return chosen
     taken = {id(b) for b, space in branches.values() if space.indices is not None}
@@ -126,6 +130,31 @@ def _by_choice(
     return None
 
 
+def _by_pick(
+    view: GraphView, anchor: Node, out_dims: Dims, branches: dict[Node, tuple[Branch, Space]]
+) -> Match | None:
+    """All experts one after the other, each weighted where a choice is that expert."""
+    space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
+    for group in picks_of(space, [b for b, _ in branches.values()]):
+        if len(group.of) < 2:
+            continue
+        require(group.is_complete, "not every expert is there once", anchor)
+        by_number = sorted(group.of, key=lambda pair: pair[0])
+        experts = [b.expert for _, b in by_number]
+        same(experts, anchor)
+        twice = any(expert.before.factors for expert in experts)
+        require(not twice, "rows are weighted before the experts and after them", anchor)
+        indices, count = group.first.indices, len(experts)
+        known = experts_among(view, indices.node)
+        require(known is not None, "what is compared may be no number of an expert", indices.node)
+        require(known == count, "not every expert is there once", anchor)
+        end, whole, others = _whole(view, anchor, out_dims, group, branches)
+        weights = Weights((group.first.weights,), experts[0].before.scale).times(group.rest)
+        found = Mixture(experts, count, indices, weights, True, group.axis, ())
+        return replace(matched(whole, end, out_dims, found), onto=others)
+    return None
+
+
 def _renamed(cut: tuple[Node, Dims, Dim, int], axis: Dim) -> tuple[Node, Dims]:
     source, dims, own, _ = cut
     return source, tuple(axis if d == own else d for d in resolve(dims))
@@ -144,7 +173,7 @@ def _whole(
     view: GraphView,
     anchor: Node,
     out_dims: Dims,
-    group: Columns,
+    group: Columns | Picks,
     branches: dict[Node, tuple[Branch, Space]],
     *,
     dense: bool = True,
@@ -199,7 +228,7 @@ def _shaped_like(node: Node, other: Node) -> bool:
     return value(node).shape == value(other).shape
 
 
-def _is_inner(view: GraphView, node: Node) -> bool:
+def is_inner(view: GraphView, node: Node) -> bool:
     """Whether an addition is a part of a longer chain, which was looked at before."""
     if len(node.users) != 1:
         return False

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, Size, fresh, leaves, resolve, same_size, size_of
+from fuser.graph.axes import Dim, Dims, Size, fresh, leaves, renamed, resolve, same_size, size_of
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
@@ -221,7 +221,7 @@ def _in_order(turns: Sequence[Turn], anchor: Node) -> list[Turn]:
         require((own is None) == (other is None), "experts are chosen by different masks", anchor)
         if own is not None and other is not None:
             names = dict(zip(leaves((own.experts,)), leaves((other.experts,)), strict=True))
-            dims = tuple(tuple(names.get(a, a) for a in dim) for dim in resolve(own.dims))
+            dims = renamed(own.dims, names)
             pairs = (*pairs, (Place(own.node, dims), other))
         for a, b in pairs:
             alike = a.node is b.node and resolve(a.dims) == resolve(b.dims)

@@ -75,6 +75,21 @@ def _equal(view: GraphView, op: Op, dims: Dims) -> Chosen | None:
     return Chosen(peeled(view, tensors[0], dims), numbers[0])
 
 
+def others(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
+    """Of which expert a mask is the inverse, each of whose elements is a choice of a token."""
+    for _ in range(_LIMIT):
+        op = view.op(node)
+        if view.is_written(node) or op.inplace:
+            return None
+        if op.kind is Kind.VIEW:
+            node, dims = pull_view(op, node, dims)
+        elif op.name in ("bitwise_not", "logical_not"):
+            return chosen(view, op.args["input"], resolve(dims))
+        else:
+            return _equal(view, op, resolve(dims)) if op.name == "ne" else None
+    return None
+
+
 def _hot(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
     """One column of `one_hot(indices)`."""
     place = _cast(view, node, dims)

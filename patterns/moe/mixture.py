@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, size_of
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, broadcast, fresh, leaves, size_of
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.pull import (
     Contraction,
@@ -40,6 +40,7 @@ from .restoring import added
 from .routing import summed
 from .rows import Rows, rows_of
 from .space import Place, Space, require
+from .unrolled import unrolled
 from .weights import Weights
 
 _SUMS = ("sum", "mean")
@@ -97,7 +98,7 @@ def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
             return None
         return _along(view, anchor, out_dims, (source, dims), axis, Weights(scale=1 / count))
     if op.name == "add":
-        return chain(view, anchor, out_dims)
+        return chain(view, anchor, out_dims) or _unrolled(view, anchor, out_dims)
     if op.name in _ADDS_ROWS:
         return _onto(view, anchor, out_dims)
     if is_einsum(op, 3):
@@ -155,6 +156,17 @@ def _along(
     if declined:
         raise max(declined, key=lambda found: found[0])[1]
     return None
+
+
+def _unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
+    """A mixture whose rows are added up position by position."""
+    found = unrolled(view, anchor, out_dims)
+    if found is None:
+        return None
+    match = _along(view, found.end, out_dims, (found.rows, found.dims), found.axis, found.weights)
+    if match is None:
+        return None
+    return replace(match, nodes=match.nodes | found.passed, onto=(*match.onto, *found.others))
 
 
 def _of_three(
@@ -270,10 +282,11 @@ def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
     at = dim % len(rows.dims)
     taken = set(leaves(rows.dims[at : at + 1]))
     require(taken == space.chosen_axes, "rows are gathered along another axis", node)
-    place = space.locate(index, rows.dims)
+    place = space.locate(index, broadcast(rows.dims, value(index).shape))
     require(set(leaves(place.dims)) == space.row_axes, "indices differ between features", node)
     for i, (own, other) in enumerate(zip(value(source).shape, value(index).shape, strict=True)):
-        require(i == at or own == other, "a part of the rows is gathered", node)
+        same = own == other or (op.name == "take_along_dim" and other == 1)
+        require(i == at or same, "a part of the rows is gathered", node)
     experts = fresh(value(source).shape[at : at + 1], "e")[0]
     whole = Space(
         space.view, space.dtype, space.tokens, leaves((experts,)), True, interior=space.interior

@@ -1,0 +1,125 @@
+"""A sum over choices, or over experts, that is written out: what is at one position after another.
+
+sum(weights[:, k, None] * rows[:, k] for k in range(choices))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from fuser.graph.axes import Dim, Dims, Unproven, leaves, renamed
+from fuser.graph.ops import is_tensor, value
+from fuser.graph.view import GraphView
+
+from .branches import column
+from .chain import additions, beneath, is_inner, is_zero, smallest, terms
+from .rows import rows_of
+from .space import Place, Space
+from .weights import Weights
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """A sum over a dimension.
+
+    Attributes:
+        end: the last addition.
+        rows, dims: what is added up along `axis`.
+        weights: what it is multiplied with.
+        passed: nodes between.
+        others: what else is added.
+    """
+
+    end: Node
+    rows: Node
+    dims: Dims
+    axis: Dim
+    weights: Weights
+    passed: frozenset[Node]
+    others: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class _Term:
+    """What is at one position, times what is there of the weights."""
+
+    number: int
+    rows: Place
+    axis: Dim
+    weights: Weights
+    count: object
+
+
+def unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Unrolled | None:
+    """The sum that a chain of additions is, if all positions are among what it adds up.
+
+    Raises:
+        Declined: it is added in place to what something else has made.
+    """
+    if is_inner(view, anchor):
+        return None
+    interior = set[Node]()
+    found: dict[Node, _Term] = {}
+    first: _Term | None = None
+    for node in terms(view, anchor):
+        space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
+        term = _term(space, node, out_dims, first)
+        if term is not None:
+            first = first or term
+            found[node] = term
+            interior |= space.interior
+    numbers = sorted(term.number for term in found.values())
+    whole = first is not None and first.count == len(numbers) == len({*numbers})
+    if first is None or not whole or not first.weights.factors:
+        return None
+    end = smallest(view, anchor, set(found))
+    every = terms(view, end)
+    passed, others = additions(view, end, every), list[Node]()
+    for node in every:
+        if node not in found:
+            zero = is_zero(view, node)
+            passed |= {node} if zero else set()
+            others += [] if zero else [beneath(view, node, passed)]
+    source = first.rows
+    nodes = frozenset(passed | interior)
+    return Unrolled(end, source.node, source.dims, first.axis, first.weights, nodes, tuple(others))
+
+
+def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Term | None:
+    """Rows at a position, if they are those of the first term at another one."""
+    view = space.view
+    try:
+        rows = rows_of(space, node, out_dims)
+        cut = column(view, Place(rows.node, rows.dims))
+    except Unproven:
+        return None
+    if cut is None:
+        return None
+    source, dims, axis, number = cut
+    space.interior |= {rows.node, *(n for n in rows.node.all_input_nodes if not is_tensor(n))}
+    names = dict(
+        zip(leaves((axis,)), leaves((axis if first is None else first.axis,)), strict=True)
+    )
+    factors: list[Place] = []
+    for factor in rows.weights.factors:
+        own = column(view, factor)
+        if own is None:
+            factors.append(factor)
+        elif own[3] != number or value(own[0]).shape[_at(own)] != value(source).shape[_at(cut)]:
+            return None
+        else:
+            along = dict(zip(leaves((own[2],)), names.values(), strict=True))
+            factors.append(Place(own[0], renamed(own[1], along)))
+    made = _Term(
+        number, Place(source, renamed(dims, names)),
+        tuple(names.values()), Weights(tuple(factors), rows.weights.scale),
+        value(source).shape[_at(cut)],
+    )  # fmt: skip
+    alike = first is None or (made.rows, made.weights) == (first.rows, first.weights)
+    return made if alike else None
+
+
+def _at(cut: tuple[Node, Dims, Dim, int]) -> int:
+    return cut[1].index(cut[2])
