@@ -1,6 +1,7 @@
 """Real models, in small: every attention is rewritten, and numbers stay near to fp64.
 
-Each is trained with the first of its ways to compute attention, and infers with the last one.
+Every second one is trained, with the first of its ways to compute attention; the others infer, with
+the last one.
 Triton's interpreter is slow: by generated kernels, one of a kind. `FUSER_EVERY=1` takes all models
 in all ways, in both modes and in bf16.
 """
@@ -33,7 +34,7 @@ TRITON = {"fuser.lowering": "triton"}
 REFERENCE = {"fuser.lowering": "reference"}
 OF_A_KIND = {
     False: ("llama-left-padded", "whisper", "dit"),
-    True: ("gemma2", "gpt-oss"),
+    True: ("gemma2",),
 }
 """By whether they are trained."""
 GENERATED = [
@@ -114,12 +115,12 @@ def _emitted(ours: Run) -> int:
     return sum("scaled_dot_product_attention(" in x and "attn_mask" not in x for x in lines)
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS if EVERY else LAST)
+@pytest.mark.parametrize(("name", "form"), FORMS if EVERY else LAST[::2])
 def test_inference(name: str, form: str) -> None:
     _check(name, form, torch.float32, False)
 
 
-@pytest.mark.parametrize(("name", "form"), TRAINED if EVERY else FIRST)
+@pytest.mark.parametrize(("name", "form"), TRAINED if EVERY else FIRST[1::2])
 def test_training(name: str, form: str) -> None:
     _check(name, form, torch.float32, True)
 

@@ -15,7 +15,7 @@ LAST = [(name, case.implementations[-1]) for name, case in CASES.items()]
 
 # Dynamo instantiates BLOOM's autograd.Function, which torch itself deprecates
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "implementation"), FORMS if EVERY else LAST)
+@pytest.mark.parametrize(("name", "implementation"), FORMS if EVERY else LAST[1::2])
 def test_capture_holds_the_stated_attentions(name: str, implementation: str) -> None:
     case = CASES[name]
     graphs = captures(case, implementation)

@@ -51,13 +51,13 @@ def _id(case: Spelling) -> str:
     return case.name
 
 
-@pytest.mark.parametrize("case", CAPTURING, ids=_id)
+@pytest.mark.parametrize("case", some(CAPTURING, 2), ids=_id)
 def test_inference(case: Spelling) -> None:
     for found in _check(case, grad=False):
         assert found.spec.captured <= 2 * found.before.captured
 
 
-@pytest.mark.parametrize("case", some(TRAINED, 2), ids=_id)
+@pytest.mark.parametrize("case", some(TRAINED, 4), ids=_id)
 def test_training(case: Spelling) -> None:
     _check(case, grad=True)
 
@@ -117,7 +117,7 @@ def test_masks_leave_the_score(name: str) -> None:
         assert whole == []
 
 
-@pytest.mark.parametrize("name", some([n for n, mask in MASKS.items() if mask == CAUSAL], 2))
+@pytest.mark.parametrize("name", some([n for n, mask in MASKS.items() if mask == CAUSAL], 4))
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_masks_of_symbolic_sizes(name: str, grad: bool) -> None:
     for found in _check(BY_NAME[name], grad=grad, dynamic=True):

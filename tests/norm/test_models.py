@@ -60,7 +60,7 @@ def test_inference(name: str) -> None:
     _check(name)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some([*CASES], 2, 1))
 def test_training(name: str) -> None:
     _check(name, grad=True)
 

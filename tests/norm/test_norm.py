@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.compiled import assert_near, compiled, run, wide
+from tests.every import crossed
 from tests.norm import forms
 from tests.norm.forms import CHANNELS, FEATURES, IMAGES, ROWS, Form, by_the_norm, unit_vectors
 from tests.norm.lookalikes import LOOKALIKES, WIDE, WRITING
@@ -38,9 +40,11 @@ def check(form: Form, args: tuple[Tensor, ...], count: int = 1, **options: Any) 
     assert_near(ours, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 
-@pytest.mark.parametrize("lowering", BY)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("form", "dtype", "lowering"),
+    crossed(FORMS, DTYPES, BY),
+    ids=lambda f: getattr(f, "__name__", str(f)),
+)
 def test_forms(form: Form, dtype: torch.dtype, lowering: str) -> None:
     check(form, inputs(form, dtype), **{"fuser.lowering": lowering})
 
@@ -94,9 +98,20 @@ def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
     assert_near(found, eager, eager if form in WIDE else run(form, wide(args), grad=grad))
 
 
-@pytest.mark.parametrize("lowering", BY)
-@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf, 1e4, 0.0])
-@pytest.mark.parametrize("form", [*FORMS[::4], unit_vectors, by_the_norm], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("special", "form", "lowering"),
+    [
+        (*case, lowering)
+        for case, lowering in crossed(
+            itertools.product(
+                (torch.nan, torch.inf, -torch.inf, 1e4, 0.0),
+                (*FORMS[::4], unit_vectors, by_the_norm),
+            ),
+            BY,
+        )
+    ],
+    ids=lambda f: getattr(f, "__name__", str(f)),
+)
 def test_special_numbers(form: Form, special: float, lowering: str) -> None:
     """A number in one row; an offset, or nothing but zeros, in all of them."""
     x, w, b = inputs(form, torch.float32)
