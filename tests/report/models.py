@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
 class Encoder(nn.Module):
     """A stack of attentions."""
 
-    def __init__(self, *layers: SelfAttention) -> None:
+    def __init__(self, *layers: SelfAttention | Block) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -52,6 +52,35 @@ class Encoder(nn.Module):
             if p is not None:
                 leaked.append(p)
         return x, leaked
+
+
+class RMSNorm(nn.Module):
+    """As model files spell it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x * scale * self.weight
+
+
+class Block(nn.Module):
+    """Attention and a gated MLP, each behind a norm."""
+
+    def __init__(self, leaky: bool = False) -> None:
+        super().__init__()
+        self.attn_norm, self.attn = RMSNorm(), SelfAttention(leaky)
+        self.mlp_norm = RMSNorm()
+        self.gate, self.up = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, p = self.attn(self.attn_norm(x))
+        x = x + out
+        h = self.mlp_norm(x)
+        return self.down(nn.functional.silu(self.gate(h)) * self.up(h)), p
 
 
 class Stateful(nn.Module):
@@ -76,6 +105,11 @@ def tokens(batch: int = 2) -> Tensor:
 def tiny() -> tuple[nn.Module, tuple[Tensor]]:
     """For the command line."""
     return Encoder(SelfAttention(), SelfAttention(leaky=True)).eval(), (tokens(),)
+
+
+def deep(layers: int = 30, leaky: int = 17) -> Encoder:
+    """A decoder, one layer of which returns its probabilities."""
+    return Encoder(*(Block(leaky=i == leaky) for i in range(layers)))
 
 
 def tiny_by_name() -> tuple[nn.Module, dict[str, Tensor]]:
