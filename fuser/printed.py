@@ -31,7 +31,7 @@ def reading() -> Generator[dict[Printed, None]]:
     try:
         yield found
     finally:
-        _readers.remove(found)
+        _readers[:] = [other for other in _readers if other is not found]  # not by equality
 
 
 def note(name: str, text: str) -> None:

@@ -30,8 +30,8 @@ def debug(target: str | os.PathLike[str] | bool = LOG) -> Generator[None]:
     block; what is compiled already is not compiled again. Without code: `FUSER_DEBUG=reports`.
 
     Args:
-        target: a directory for `graph_<n>.txt`, `.json` and `.html`, made where it is missing; "1" or
-            True, the default, prints the text; "0" or False does nothing.
+        target: a directory for `graph_<n>.txt`, `.json` and `.html`, made where it is missing; "1"
+            or True, the default, prints the text; "0" or False does nothing.
 
     Raises:
         InvalidOptionError: the target is something else.

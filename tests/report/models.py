@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,13 @@ def deep(layers: int = 30, leaky: int = 17) -> Encoder:
 
 def tiny_by_name() -> tuple[nn.Module, dict[str, Tensor]]:
     return Encoder(SelfAttention()).eval(), {"x": tokens()}
+
+
+def tiny_both_ways() -> tuple[Any, tuple[Tensor], dict[str, float]]:
+    def scaled(x: Tensor, scale: float) -> Tensor:
+        return (x @ x.mT * scale).softmax(-1) @ x
+
+    return scaled, (tokens(),), {"scale": 0.5}
 
 
 def not_a_pair() -> int:

@@ -65,9 +65,9 @@ function candidates(all) {
   if (!all.length) return null;
   const timed = all.some((c) => c.milliseconds !== null);
   const number = (c) => timed ? (c.milliseconds === null ? "" : `${c.milliseconds.toPrecision(3)} ms`)
-    : c.work === null ? "" : `${c.work.toPrecision(2)} ×`;
+    : c.work === null ? "" : `${c.work.toLocaleString("en", { maximumSignificantDigits: 2 })} ×`;
   return [make("h3", {}, "What was considered"), make("table", {},
-    make("thead", {}, make("tr", {}, make("th", {}, "candidate"), make("th", {}, timed ? "measured" : "expected work"), make("th", {}, "verdict"))),
+    make("thead", {}, make("tr", {}, make("th", {}, "candidate"), make("th", { title: timed ? null : "times a plain library kernel" }, timed ? "measured" : "expected work"), make("th", {}, "verdict"))),
     make("tbody", {}, all.map((c) => make("tr", { class: c.chosen && "chosen" },
       make("td", {}, `${c.chosen ? "✓ " : ""}${c.name}`), make("td", { class: "number" }, number(c)), make("td", {}, c.verdict)))))];
 }

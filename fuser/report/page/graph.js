@@ -65,17 +65,18 @@ function drawGraph(g, event = -1, row = -1) {
   section.append(table);
   const first = event >= 0 ? (D.events[event].at >= 0 && misses.has(D.events[event].at) ? D.events[event].at
     : graph.rows.findIndex(([, , owner]) => owner === event)) : row;
-  reveal(section, first >= 0 && section.querySelector(`[data-row="${first}"]`));
+  const element = first >= 0 && section.querySelector(`[data-row="${first}"]`);
+  const whole = event >= 0 ? [...section.querySelectorAll(`[data-event="${event}"]`)] : [];
+  reveal(section, element, element && !whole.length ? [element] : whole);
 }
 
-/** Bring a row into the middle of the graph's section. */
-function reveal(section, element) {
-  section.querySelectorAll(".selected").forEach((other) => other.classList.remove("selected"));
+/** Mark rows, and bring one into sight. */
+function reveal(section, element, marked) {
+  marked.forEach((row) => row.classList.add("selected"));
   section.scrollTop = 0;
   if (!element) return;
-  const owner = element.dataset.event;
-  (owner ? section.querySelectorAll(`[data-event="${owner}"]`) : [element]).forEach((e) => e.classList.add("selected"));
-  section.scrollTop = element.offsetTop - section.offsetTop - section.clientHeight / 4;
+  const inside = element.getBoundingClientRect().top - section.getBoundingClientRect().top;
+  section.scrollTop = inside - section.clientHeight / 4;
 }
 
 /** Rows of a graph as elements. */
@@ -96,7 +97,7 @@ function drawRows(g, from, to, misses) {
     },
     make("code", { role: "cell", class: !old ? "" : !now || apart ? "gone" : changed ? "changed" : "" }, old ? old[0] : ""),
     make("code", { role: "cell", class: !now ? "" : !old || apart ? "come" : changed ? "changed" : "" }, now ? now[0] : ""),
-    make("span", { role: "cell" }, source !== last && sourceOf(place, module))));
+    make("span", { role: "cell", title: titleOf(place, module) }, source !== last && sourceOf(place, module))));
     for (const e of failing) elements.push(noteOf(e));
     last = source;
   }
@@ -105,9 +106,15 @@ function drawRows(g, from, to, misses) {
 
 function fxName(row) { return row[0].split(/[:\s]/, 1)[0]; }
 
+/** Module, line and code of a node, as far as they fit; the whole is its title. */
 function sourceOf(place, module) {
-  const [path] = D.modules[module], line = D.places[place];
-  return [path && make("span", { class: "module" }, path), placeText(line), line[2] && make("code", {}, `  ${line[2]}`)];
+  const [path] = D.modules[module], [file, line, code] = D.places[place];
+  const short = placeText([file.split("/").pop(), line]);
+  return [path && make("span", { class: "module" }, path), short, code && make("code", {}, `  ${code}`)];
+}
+
+function titleOf(place, module) {
+  return [D.modules[module][0], placeText(D.places[place]), D.places[place][2]].filter(Boolean).join("\n");
 }
 
 /** Why the node above is where a region ended. */

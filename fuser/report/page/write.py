@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from functools import lru_cache
-from importlib.resources import files
+from functools import cache
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,6 @@ def frame(report: Report) -> str:
     return _FRAME.format(html.escape(page(report)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
