@@ -31,7 +31,7 @@ def listening(listener: Callable[[Record], None], *, listings: bool = False) -> 
 
     Args:
         listener: called in the thread that compiles.
-        listings: the records have all nodes before and after, which costs some 10 us a node.
+        listings: the records have all nodes before and after, which costs some 20 us a node.
     """
     token = _listeners.set((*_listeners.get(), listener))
     wanted = _listed.set(listings or _listed.get())

@@ -24,7 +24,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
         file = report.to_html(Path(folder) / "diff.html")
         with opened(chromium, file, color_scheme="light") as page:
-            page.set_viewport_size({"width": 1120, "height": 700})
+            page.set_viewport_size({"width": 1240, "height": 720})
             page.get_by_role("button", name="layers.17:").click()
             page.get_by_role("navigation").get_by_role("button", name="attention.softmax").click()
             page.mouse.move(0, 0)
