@@ -193,7 +193,7 @@ def _by_measurement(
 
 def _timed(name: str, found: float | str, best: bool) -> Candidate:
     milliseconds = found if isinstance(found, float) else None
-    verdict = "the fastest" if best else "slower" if milliseconds is not None else _said(found)
+    verdict = "the fastest" if best else _said(found) if milliseconds is None else "not faster"
     return Candidate(name, verdict, best, milliseconds=milliseconds)
 
 

@@ -58,7 +58,8 @@ def transform(
     record = _transform_all(module, options, graph)
     record.seconds = time.perf_counter() - start
     after = dict(_listed(module)) if listed else {}
-    record.listings += [Listing(rows, after[body], graph, body) for body, rows in before.items()]
+    for body, found in before.items():
+        record.listings.append(Listing(found, after.get(body, ()), graph, body))
     return record
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fuser import backend, printed
 from fuser.backend import listening
 from fuser.events import Candidate, Listing, Printed, Record, Row, Where
 from fuser.graph.program import Program
@@ -74,11 +75,16 @@ def test_every_node_is_in_one_row() -> None:
         ("((s0 * 0.25) + c0)", "<i>s</i><sub>0</sub> · 0.25 + <i>c</i><sub>0</sub>"),
         ("((s0 + c0) * 2)", "(<i>s</i><sub>0</sub> + <i>c</i><sub>0</sub>) · 2"),
         ("(a - (b - c))", "<i>a</i> − (<i>b</i> − <i>c</i>)"),  # noqa: RUF001
+        ("((na * c0a) + (neg(nb) * c1a))", "<i>n</i><sub>a</sub> · <i>c</i><sub>0a</sub> − "  # noqa: RUF001
+         "<i>n</i><sub>b</sub> · <i>c</i><sub>1a</sub>"),
+        ("(a - (-b))", "<i>a</i> − (−<i>b</i>)"),  # noqa: RUF001
+        ("(a * neg(b))", "<i>a</i> · (−<i>b</i>)"),  # noqa: RUF001
         ("((x + 1) ** 2)", "(<i>x</i> + 1)<sup>2</sup>"),
         ("(tanh((s0 / 30)) * 30)", "<b>tanh</b>(<i>s</i><sub>0</sub> / 30) · 30"),
         ("where((iq >= ik), s0, -inf)", "<i>s</i><sub>0</sub> if <i>i</i><sub>q</sub> ≥ "
          "<i>i</i><sub>k</sub> else −∞"),  # noqa: RUF001
         ("rsqrt((p + 1e-06))", "1 / √(<i>p</i> + 10<sup>−6</sup>)"),  # noqa: RUF001
+        ("(x / 3e-06)", "<i>x</i> / (3 · 10<sup>−6</sup>)"),  # noqa: RUF001
         ("to(x, bfloat16)", "<b>bfloat16</b>(<i>x</i>)"),
         ("(p * c0); p", "<i>p</i> · <i>c</i><sub>0</sub>; <i>p</i>"),
         ("gelu(x, approximate=tanh)", "<b>gelu</b>(<i>x</i>, approximate = tanh)"),
@@ -234,6 +240,36 @@ def test_generated_kernels_stand_beside_their_regions() -> None:
     assert f"models.py:{line_of('anchor')}" in data["kernels"][0]["text"]
     library = explain(Encoder(SelfAttention()), tokens())
     assert page_data(library)["kernels"] == []
+
+
+def test_readers_of_kernels_are_independent() -> None:
+    with printed.reading() as all_of_them:
+        with printed.reading() as first:
+            printed.note("a", "text")
+            printed.note("a", "text")
+        printed.note("b", "text")
+    printed.note("c", "text")
+    assert [kernel.name for kernel in first] == ["a"]
+    assert [kernel.name for kernel in all_of_them] == ["a", "b"]
+
+
+def test_kernels_that_are_launched_while_compiling_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Inductor traces launches, where an operator is one of Triton's."""
+
+    def compile_inner(gm: torch.fx.GraphModule, *_: Any) -> Any:
+        printed.note("forward_kernel", "text")
+        return gm.forward
+
+    monkeypatch.setattr(backend, "_inner", lambda *_: compile_inner)
+    for listings in (False, True):
+        torch._dynamo.reset()
+        found = Record()
+        with listening(found.extend, listings=listings):
+            torch.compile(lambda x: x + 1, backend="fuser")(torch.ones(2))
+        assert [kernel.name for kernel in found.kernels] == ["forward_kernel"] * listings
+        assert len(found.listings) == listings
 
 
 def test_a_program_is_shown_as_maths() -> None:

@@ -108,9 +108,9 @@ function fxName(row) { return row[0].split(/[:\s]/, 1)[0]; }
 
 /** Module, line and code of a node, as far as they fit; the whole is its title. */
 function sourceOf(place, module) {
-  const [path] = D.modules[module], [file, line, code] = D.places[place];
-  const short = placeText([file.split("/").pop(), line]);
-  return [path && make("span", { class: "module" }, path), short, code && make("code", {}, `  ${code}`)];
+  const [path] = D.modules[module], code = D.places[place][2];
+  const short = shortPlace(D.places[place]);
+  return [path && make("span", { class: "module" }, path), short, code && make("code", {}, code)];
 }
 
 function titleOf(place, module) {
@@ -135,11 +135,14 @@ function drawFold(g, from, to, misses) {
   }
   const inside = [...counts].map(([group, events]) => [" · ", group.pattern, " ", make("b", {}, `×${events.size}`),
     group.status === "rewritten" ? "" : ` ${group.status}`]);
-  const fold = make("button", { type: "button", class: "fold", "aria-expanded": "false", onclick: () => {
+  const unfold = () => {
     const end = Math.min(to, from + AT_ONCE), rows = drawRows(g, from, end, misses);
     fold.replaceWith(...rows, ...(end < to ? [drawFold(g, end, to, misses)] : []));
     rows[0].tabIndex = -1;
     rows[0].focus({ preventScroll: true });
-  } }, `… ${many(to - from, "node")}`, inside);
+  };
+  const button = make("button", { type: "button", class: "fold", "aria-expanded": "false", onclick: unfold },
+    `… ${many(to - from, "node")}`, inside);
+  const fold = make("div", { role: "row" }, make("div", { role: "cell" }, button));
   return fold;
 }

@@ -28,7 +28,7 @@ function itemOf({ group, events }) {
     type: "button", class: `item ${group.status}`, "aria-current": String(current), onclick: () => choose(D.events.indexOf(event)),
   },
   make("b", {}, group.pattern), events.length > 1 && make("span", { class: "times" }, ` ×${events.length}`),
-  make("small", {}, module || event.node), make("small", {}, event.reason || placeText(D.places[event.place])));
+  make("small", {}, module || event.node), make("small", {}, event.reason || shortPlace(D.places[event.place])));
 }
 
 function drawFilters() {

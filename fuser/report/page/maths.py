@@ -12,10 +12,12 @@ from functools import lru_cache
 from html import escape
 
 _SPACED = re.compile(r" (?:\*\*|[-+*/<>=!&|]+) ")
-_NAME = re.compile(r"([A-Za-z]+)(\d+)|([in])([bhqk])|([A-Za-z])")
+_NAME = re.compile(r"([a-z]+?)(\d+[ab]?)|([inp])([abhqk])|([A-Za-z])")
+"""A name and its index: a number, a position (`iq`), a member of a pair (`na`, `c0b`)."""
+_MINUS = "−"  # noqa: RUF001
 _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = 4, 5, 6, 7, 9
 _BINARY: dict[type[ast.operator], tuple[str, int]] = {
-    ast.Add: ("+", _SUM), ast.Sub: ("−", _SUM), ast.Mult: ("·", _PRODUCT),  # noqa: RUF001
+    ast.Add: ("+", _SUM), ast.Sub: (_MINUS, _SUM), ast.Mult: ("·", _PRODUCT),
     ast.Div: ("/", _PRODUCT), ast.FloorDiv: ("//", _PRODUCT), ast.Mod: ("mod", _PRODUCT),
     ast.BitAnd: ("∧", 2), ast.BitOr: ("∨", 1), ast.BitXor: ("⊕", 1),  # noqa: RUF001
 }  # fmt: skip
@@ -45,14 +47,14 @@ def _show(tree: ast.expr) -> Shown:
         case ast.Name(name):
             return _name(name), _ATOM
         case ast.Constant(bool() | int() | float() | str() as constant):
-            return _constant(constant), _ATOM
+            return _constant(constant)
         case ast.UnaryOp(ast.USub(), operand):
-            return f"−{_within(operand, _SIGN)}", _SIGN  # noqa: RUF001
+            return f"{_MINUS}{_within(operand, _SIGN)}", _SIGN
         case ast.BinOp(base, ast.Pow(), exponent):
             return f"{_within(base, _ATOM)}<sup>{_show(exponent)[0]}</sup>", _POWER
         case ast.BinOp(left, operator, right) if type(operator) in _BINARY:
             sign, level = _BINARY[type(operator)]
-            return f"{_within(left, level)} {sign} {_within(right, level + 1)}", level
+            return _joined(_within(left, level), sign, _within(right, level + 1)), level
         case ast.Compare(left, [operator], [right]) if type(operator) in _COMPARED:
             sign = _COMPARED[type(operator)]
             sides = [_within(side, _COMPARISON + 1) for side in (left, right)]
@@ -61,6 +63,15 @@ def _show(tree: ast.expr) -> Shown:
             return _call(name, args, keywords)
         case _:
             raise ValueError(ast.dump(tree))
+
+
+def _joined(left: str, sign: str, right: str) -> str:
+    """Two operands; what is added to is taken away where the other begins with a minus."""
+    if right.startswith(_MINUS):
+        if sign == "+":
+            return f"{left} {_MINUS} {right.removeprefix(_MINUS)}"
+        right = f"({right})"
+    return f"{left} {sign} {right}"
 
 
 def _within(tree: ast.expr, level: int) -> str:
@@ -76,7 +87,7 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Shown
         case "masked_fill", [x, condition, fill], []:
             return f"{_within(fill, 1)} if {_within(condition, 1)} else {_within(x, 1)}", _CHOICE
         case "neg", [x], []:
-            return f"−{_within(x, _SIGN)}", _SIGN  # noqa: RUF001
+            return f"{_MINUS}{_within(x, _SIGN)}", _SIGN
         case "abs", [x], []:
             return f"|{_show(x)[0]}|", _ATOM
         case "square", [x], []:
@@ -114,9 +125,9 @@ def _name(name: str) -> str:
     return f"<i>{letter}</i>" + (f"<sub>{index}</sub>" if index else "")
 
 
-def _constant(constant: object) -> str:
+def _constant(constant: object) -> Shown:
     mantissa, _, exponent = str(constant).partition("e")
-    if isinstance(constant, float) and exponent:
-        power = f"10<sup>{int(exponent)}</sup>".replace("-", "−")  # noqa: RUF001
-        return power if mantissa == "1" else f"{mantissa} · {power}"
-    return escape(str(constant))
+    if not isinstance(constant, float) or not exponent:
+        return escape(str(constant)), _ATOM
+    power = f"10<sup>{int(exponent)}</sup>".replace("-", _MINUS)
+    return (power, _POWER) if mantissa == "1" else (f"{mantissa} · {power}", _PRODUCT)

@@ -22,6 +22,9 @@ function groupOf(event) { return D.groups[event.group]; }
 /** "file:line", or "" where nobody knows. */
 function placeText([file, line]) { return file ? `${file}:${line}` : ""; }
 
+/** The same without folders. */
+function shortPlace([file, line]) { return placeText([file.split("/").pop(), line]); }
+
 /** What the search looks at, in small letters; made when it is first asked for. */
 function textOf(event) {
   if (event.text === undefined) {
