@@ -72,6 +72,6 @@ def opened(browser: Browser, file: Path, **options: Any) -> Generator[Page]:
     page.goto(own)
     try:
         yield page
-        assert wrong == []
+        assert not wrong, "; ".join(wrong)
     finally:
         context.close()
