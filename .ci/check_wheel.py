@@ -17,6 +17,7 @@ REQUIRED = (
     "fuser/patterns/__init__.py",
     "fuser/lowering/__init__.py",
 )
+KINDS = (".py", ".html", ".css", ".js")
 
 
 def build(folder: Path) -> Path:
@@ -48,7 +49,7 @@ def problems(names: list[str]) -> list[str]:
     ]
     for folder in ("fuser", "patterns", "lowering"):
         prefix = "" if folder == "fuser" else "fuser/"
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in KINDS):
             name = prefix + path.relative_to(ROOT).as_posix()
             if name not in names and name not in REQUIRED:
                 found.append(f"missing: {name} (has every folder above it an __init__.py?)")

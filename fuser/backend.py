@@ -15,21 +15,30 @@ from torch.fx import GraphModule
 from . import capture, measure, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
-from .options import Options
+from .options import LOG, Options
+from .printed import reading
 from .registry import warn_of_unmatched
 from .transform import looks_like_attention, transform
 
 _graphs = itertools.count()
 _listeners: ContextVar[tuple[Callable[[Record], None], ...]] = ContextVar("listeners", default=())
+_listed: ContextVar[bool] = ContextVar("listed", default=False)
 
 
 @contextlib.contextmanager
-def listening(listener: Callable[[Record], None]) -> Generator[None]:
-    """Call `listener` with the record of every graph that is compiled within the block."""
+def listening(listener: Callable[[Record], None], *, listings: bool = False) -> Generator[None]:
+    """Call `listener` with the record of every graph that is compiled within the block.
+
+    Args:
+        listener: called in the thread that compiles.
+        listings: the records have all nodes before and after, which costs some 20 us a node.
+    """
     token = _listeners.set((*_listeners.get(), listener))
+    wanted = _listed.set(listings or _listed.get())
     try:
         yield
     finally:
+        _listed.reset(wanted)
         _listeners.reset(token)
 
 
@@ -70,13 +79,20 @@ def fuser(
             record = _transform(gm, parsed)
         capture.require_sure(gm, record)
         try:
-            compiled = _compile(gm, example_inputs, parsed, inner)
+            with reading() if _listed_by(parsed) else contextlib.nullcontext({}) as kernels:
+                compiled = _compile(gm, example_inputs, parsed, inner)
+            record.kernels += kernels
         except Exception as error:
             if not torch_private.is_control_flow(error) and not capture.is_attempt():
                 _publish(record, parsed)
             raise  # where Dynamo restarts its analysis, this graph comes again
     _publish(record, parsed)
     return compiled
+
+
+def _listed_by(options: Options) -> bool:
+    """Whether somebody wants whole graphs, and kernels that are launched while compiling."""
+    return _listed.get() or options.debug not in ("", LOG)
 
 
 def _compile(
@@ -105,7 +121,7 @@ def _publish(record: Record, options: Options) -> None:
 def _transform(gm: GraphModule, options: Options) -> Record:
     """The safety net: a failure of ours costs one warning, never the user's program."""
     try:
-        return transform(gm, options, next(_graphs))
+        return transform(gm, options, next(_graphs), listed=_listed_by(options))
     except Exception as error:
         if options.strict or isinstance(error, Warning) or torch_private.is_control_flow(error):
             raise  # a warning, if the user has made errors of them

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from . import measure
 from .contest import INNER, Contest
+from .events import Candidate
 from .graph.fold import Folder
 from .graph.view import GraphView
 from .lowering import Context, Emission, Lowering, Refusal, candidates
@@ -70,20 +71,40 @@ class _Offers:
         before: list[str] = []
         paying: list[Emission] = []
         for lowering, answer in self.answers:
-            if isinstance(answer, Refusal):
-                reasons.append(f"{lowering.name}: {answer.reason}")
-            elif not self.forced and answer.slower:
-                reasons.append(f"{answer.name}: {answer.slower} {_FORCES}")
-            else:
+            against = self._against(answer)
+            if against:
+                reasons.append(f"{_name(lowering, answer)}: {against}")
+            elif isinstance(answer, Emission):
                 paying.append(answer)
                 if _least(paying) is answer:
                     before = list(reasons)
         if not paying:
             none = f"no lowering of kind {self.wanted.value} exists"
-            return Refusal("; ".join(reasons) or none)
+            return Refusal("; ".join(reasons) or none, self._considered(None))
         best = _least(paying)
-        beaten = [_compared(e, best) for e in paying if e is not best]
-        return _explained(best, best.why, [*before, *beaten])
+        beaten = [f"{e.name}: {_compared(e, best)}" for e in paying if e is not best]
+        explained = _explained(best, best.why, [*before, *beaten])
+        return replace(explained, candidates=self._considered(best))
+
+    def _against(self, answer: Emission | Refusal) -> str:
+        """Why a lowering is not to be taken, whatever others there are; empty where it may be."""
+        if isinstance(answer, Refusal):
+            return answer.reason
+        return f"{answer.slower} {_FORCES}" if answer.slower and not self.forced else ""
+
+    def _considered(self, best: Emission | None) -> tuple[Candidate, ...]:
+        return tuple(self._judged(lowering, answer, best) for lowering, answer in self.answers)
+
+    def _judged(
+        self, lowering: Lowering, answer: Emission | Refusal, best: Emission | None
+    ) -> Candidate:
+        name, against = _name(lowering, answer), self._against(answer)
+        if isinstance(answer, Refusal):
+            return Candidate(name, against)
+        if answer is best:
+            return Candidate(name, answer.why, True, answer.work)
+        verdict = against or (_compared(answer, best) if best else "")
+        return Candidate(name, verdict, work=answer.work)
 
     def measurable(self) -> dict[str, Emission]:
         """Not the reference: that is the region itself, operator by operator."""
@@ -93,18 +114,23 @@ class _Offers:
             if isinstance(answer, Emission) and lowering.kind != LoweringChoice.REFERENCE.value
         }
 
-    def refused(self) -> list[str]:
-        return [f"{x.name}: {a.reason}" for x, a in self.answers if isinstance(a, Refusal)]
+    def refused(self) -> list[tuple[str, str]]:
+        """Names of lowerings that cannot take the call, and why."""
+        return [(x.name, a.reason) for x, a in self.answers if isinstance(a, Refusal)]
 
 
 def _least(emissions: Sequence[Emission]) -> Emission:
     return min(emissions, key=lambda emission: emission.work)
 
 
+def _name(lowering: Lowering, answer: Emission | Refusal) -> str:
+    return answer.name if isinstance(answer, Emission) else lowering.name
+
+
 def _compared(emission: Emission, best: Emission) -> str:
     if emission.work == best.work:
-        return f"{emission.name}: the same work"
-    return f"{emission.name}: {emission.work / best.work:.1f} times the work"
+        return "the same work"
+    return f"{emission.work / best.work:.1f} times the work"
 
 
 def _explained(emission: Emission, why: str, reasons: Sequence[str]) -> Emission:
@@ -123,7 +149,7 @@ def _by_rule(offers: Sequence[_Offers]) -> tuple[Emission, ...] | Refusal:
 
 def _noted(ruled: tuple[Emission, ...] | Refusal, note: str) -> tuple[Emission, ...] | Refusal:
     if isinstance(ruled, Refusal):
-        return Refusal(f"{ruled.reason}; {note}")
+        return replace(ruled, reason=f"{ruled.reason}; {note}")
     return tuple(replace(emission, why=f"{emission.why}; {note}") for emission in ruled)
 
 
@@ -152,11 +178,23 @@ def _by_measurement(
     titles = {INNER: INNER, **{name: found[0].name for name, found in emissions.items()}}
     others = [f"{titles[n]}: {_said(found)}" for n, found in times.items() if n != best]
     where = f"measured on {measure.device_name(context.device)}"
+    timed = tuple(_timed(titles[n], found, n == best) for n, found in times.items())
+    considered = (*timed, *(Candidate(*refusal) for refusal in offers[0].refused()))
+    refused = [f"{name}: {reason}" for name, reason in offers[0].refused()]
     if best == INNER:
-        told = "; ".join([f"{INNER} takes {_said(spent[best])}", *others, *offers[0].refused()])
-        return Refusal(f"{where}, {told} {_FORCES}")
+        told = "; ".join([f"{INNER} takes {_said(spent[best])}", *others, *refused])
+        return Refusal(f"{where}, {told} {_FORCES}", considered)
     why = f"{where}: {_said(spent[best])}"
-    return tuple(_explained(e, why, [*others, *offers[0].refused()]) for e in emissions[best])
+    return tuple(
+        replace(_explained(e, why, [*others, *refused]), candidates=considered)
+        for e in emissions[best]
+    )
+
+
+def _timed(name: str, found: float | str, best: bool) -> Candidate:
+    milliseconds = found if isinstance(found, float) else None
+    verdict = "the fastest" if best else _said(found) if milliseconds is None else "not faster"
+    return Candidate(name, verdict, best, milliseconds=milliseconds)
 
 
 def _said(found: float | str) -> str:

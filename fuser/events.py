@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -22,6 +23,33 @@ class Where:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One node of a graph."""
+
+    fx: str
+    where: Where
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to compute a region that was considered.
+
+    Attributes:
+        name: of the lowering, or "the inner backend".
+        verdict: why it was taken, or why it was not.
+        chosen: whether it was.
+        work: expected time in units of a plain library kernel; None where it cannot do it.
+        milliseconds: measured time; None where nothing was measured.
+    """
+
+    name: str
+    verdict: str
+    chosen: bool = False
+    work: float | None = None
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Rewritten:
     """A region was replaced."""
 
@@ -37,6 +65,20 @@ class Rewritten:
     """The user's line behind each of `removed`."""
     count: int = 1
     """How many operators were put there: two for a difference of two attentions."""
+    body: str = ""
+    """Of which higher-order operator of the graph it was the body; "" is the graph itself."""
+    candidates: tuple[Candidate, ...] = ()
+    dropped: tuple[str, ...] = ()
+    """Names of nodes above it that went as well: nobody reads them any more."""
+    origin: str = ""
+    """What texts of its generated kernels call it."""
+
+    def removed_rows(self) -> list[Row]:
+        """What was removed, each with the user's line."""
+        return [
+            Row(fx, self.sources[i] if i < len(self.sources) else self.where)
+            for i, fx in enumerate(self.removed)
+        ]
 
 
 @dataclass(frozen=True)
@@ -50,6 +92,8 @@ class NearMiss:
     sound: bool = False
     """True where the rewrite was proved but left to the inner backend because it does not pay."""
     graph: int = 0
+    body: str = ""
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +104,30 @@ class Failure:
     where: Where
     error: str
     graph: int = 0
+    body: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All nodes of a graph, or of a body in it, before and after; collected on demand."""
+
+    before: tuple[Row, ...]
+    after: tuple[Row, ...]
+    graph: int = 0
+    body: str = ""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A generated kernel that was launched.
+
+    Attributes:
+        name: of the function.
+        text: of the module that holds it.
+    """
+
+    name: str
+    text: str
 
 
 @dataclass
@@ -73,6 +141,10 @@ class Record:
     graphs: int = 0
     nodes: int = 0
     seconds: float = 0.0
+    listings: list[Listing] = field(default_factory=list)
+    """Of every graph, where somebody asked for them."""
+    kernels: list[Printed] = field(default_factory=list)
+    """Generated kernels, where somebody listened while they were launched."""
 
     def extend(self, other: Record) -> None:
         self.rewritten += other.rewritten
@@ -82,6 +154,23 @@ class Record:
         self.graphs += other.graphs
         self.nodes += other.nodes
         self.seconds += other.seconds
+        self.listings += other.listings
+        self.kernels += other.kernels
+
+    def placed(self, place: Callable[[Any], dict[str, Any]]) -> Record:
+        """The same with other places: `place` gives what changes (graph, body) in an event or
+        listing."""
+
+        def each(events: list[Any]) -> list[Any]:
+            return [replace(event, **place(event)) for event in events]
+
+        return replace(
+            self,
+            rewritten=each(self.rewritten),
+            near_misses=each(self.near_misses),
+            failures=each(self.failures),
+            listings=each(self.listings),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

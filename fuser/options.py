@@ -26,6 +26,8 @@ from typing import Any
 from .errors import InvalidOptionError, UnknownOptionError, warn_of_variable
 
 PREFIX, VARIABLE = "fuser.", "FUSER_"
+LOG = "1"
+"""The target of `fuser.debug` that means the log."""
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 

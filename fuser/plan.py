@@ -12,6 +12,7 @@ from torch.fx import Node
 from . import measure, soundness
 from .choice import choose
 from .errors import PatternError
+from .events import Candidate
 from .graph.axes import Unproven
 from .graph.fold import Folder
 from .graph.modes import modes_at
@@ -36,6 +37,7 @@ class Planned:
 
     match: Match
     emissions: tuple[Emission, ...]
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Left:
     pattern: str
     decline: Decline
     sound: bool = False
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,9 @@ class _Planner:
         context = self._context(match)
         chosen = choose(self.view, match, self.folder, context, self.options)
         if isinstance(chosen, Refusal):
-            return Left(match.pattern, Decline(chosen.reason, match.anchor), sound=True)
-        return Planned(match, chosen)
+            decline = Decline(chosen.reason, match.anchor)
+            return Left(match.pattern, decline, sound=True, candidates=chosen.candidates)
+        return Planned(match, chosen, context.origin)
 
     def _context(self, match: Match) -> Context:
         options = self.options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from .builder import Builder
 from .errors import FuserWarning, PatternError
-from .events import Failure, NearMiss, Record, Rewritten
+from .events import Failure, Listing, NearMiss, Record, Rewritten, Row
 from .graph.effects import draws
 from .graph.modes import modes_at
 from .graph.ops import Kind, value
@@ -22,7 +22,7 @@ from .options import Options
 from .pattern import Match
 from .plan import Failed, Left, Planned, plan
 from .rehearsal import emit
-from .report.source import describe, where
+from .report.source import describe, rows, where
 from .rewrite import Rewriter
 from .soundness import (
     ASSERT_METADATA,
@@ -39,35 +39,68 @@ _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_functio
 """Higher-order operators whose bodies are not plain parts of the model."""
 
 
-def transform(module: GraphModule, options: Options, graph: int = 0) -> Record:
+def transform(
+    module: GraphModule, options: Options, graph: int = 0, *, listed: bool = False
+) -> Record:
     """Rewrite what pays in a graph captured by Dynamo.
 
     Args:
         module: changed in place where something matches, untouched otherwise.
         options: of this compile.
         graph: its number, for reports.
+        listed: the record gets all nodes before and after, the time of which is not counted.
 
     Returns:
         everything that happened.
     """
+    before = dict(_listed(module)) if listed else {}
     start = time.perf_counter()
-    record = Record(graphs=1, nodes=len(module.graph.nodes))
-    for body in bodies(module):
-        record.extend(transform(body, options, graph))
-        record.graphs -= 1
-    for body in _bodies(module, frozen=True):
-        _look_on(body, options, graph, record)
-    _transform(module, options, graph, record)
+    record = _transform_all(module, options, graph)
     record.seconds = time.perf_counter() - start
+    after = dict(_listed(module)) if listed else {}
+    for body, found in before.items():
+        record.listings.append(Listing(found, after.get(body, ()), graph, body))
     return record
+
+
+def _transform_all(module: GraphModule, options: Options, graph: int) -> Record:
+    """Transform a graph and the bodies within."""
+    record = Record(graphs=1, nodes=len(module.graph.nodes))
+    for name, body in _bodies(module, frozen=False):
+        within = _transform_all(body, options, graph)
+        within.graphs = 0
+        record.extend(_within(within, name))
+    for name, body in _bodies(module, frozen=True):
+        record.extend(_within(_looked_on(body, options, graph), name))
+    _transform(module, options, graph, record)
+    return record
+
+
+def _within(record: Record, name: str) -> Record:
+    """The record of a body, as one of the graph that it is in."""
+    return record.placed(lambda event: {"body": _path(name, event.body)})
+
+
+def _path(name: str, inner: str) -> str:
+    return f"{name}.{inner}" if inner else name
+
+
+def _listed(module: GraphModule) -> Iterator[tuple[str, tuple[Row, ...]]]:
+    """All nodes of a graph, and of the bodies within by their paths."""
+    yield "", rows(module)
+    for frozen in (False, True):
+        for name, body in _bodies(module, frozen=frozen):
+            for path, found in _listed(body):
+                yield _path(name, path), found
 
 
 def bodies(module: GraphModule) -> Iterable[GraphModule]:
     """Graph modules that a higher-order operator of this graph runs, and that may be rewritten."""
-    return _bodies(module, frozen=False)
+    return (body for _, body in _bodies(module, frozen=False))
 
 
-def _bodies(module: GraphModule, *, frozen: bool) -> Iterable[GraphModule]:
+def _bodies(module: GraphModule, *, frozen: bool) -> Iterator[tuple[str, GraphModule]]:
+    """Bodies by the names of their attributes."""
     for node in module.graph.nodes:
         if node.op != "get_attr" or "." in str(node.target):
             continue
@@ -75,15 +108,17 @@ def _bodies(module: GraphModule, *, frozen: bool) -> Iterable[GraphModule]:
         if not isinstance(body, GraphModule) or any(_is_closed(u) for u in node.users):
             continue
         if any(_is_frozen_checkpoint(u) for u in node.users) is frozen:
-            yield body
+            yield str(node.target), body
 
 
-def _look_on(body: GraphModule, options: Options, graph: int, record: Record) -> None:
-    """Report what would be rewritten in a body that is left alone."""
+def _looked_on(body: GraphModule, options: Options, graph: int) -> Record:
+    """What would be rewritten in a body that is left alone."""
+    record = Record()
     for decision in plan(GraphView(body), options):
         if isinstance(decision, Planned):
             place, pattern = where(decision.match.anchor), decision.match.pattern
             record.near_misses.append(NearMiss(pattern, place, _FROZEN, _THAW, True, graph))
+    return record
 
 
 def looks_like_attention(module: GraphModule) -> bool:
@@ -131,6 +166,7 @@ def _transform(module: GraphModule, options: Options, graph: int, record: Record
                     decline.hint,
                     decision.sound,
                     graph,
+                    candidates=decision.candidates,
                 )
             )
         elif isinstance(decision, Failed):
@@ -197,7 +233,7 @@ def _apply(
         return
     builder.commit()
     added = tuple(describe(n) for n in builder.added)
-    _erase(view, removed)
+    dropped = _erase(view, removed)
     count = 0 if match.opens else max(1, len(planned.emissions))
     facts = dict(match.facts)
     for emission in planned.emissions:
@@ -217,6 +253,9 @@ def _apply(
             graph,
             sources,
             count,
+            candidates=tuple(dict.fromkeys(c for e in planned.emissions for c in e.candidates)),
+            dropped=tuple(dropped),
+            origin=planned.origin,
         )
     )
 
@@ -287,18 +326,23 @@ def _results(match: Match, given: Any) -> list[Node]:
     return list(given)
 
 
-def _erase(view: GraphView, removed: list[Node]) -> None:
-    """Erase the region, and views and pointwise operators above it that nobody reads any more."""
+def _erase(view: GraphView, removed: list[Node]) -> list[str]:
+    """Erase the region, and views and pointwise operators above it that nobody reads any more; the
+    names of these."""
     pending = list(reversed(removed))
+    dropped: list[str] = []
     while pending:
         node = pending.pop(0)
         if node.users or node.op in ("placeholder", "output") or node._erased:
             continue
         if node not in removed and not _is_pure(view, node):
             continue
+        if node not in removed:
+            dropped.append(node.name)
         sources = list(node.all_input_nodes)
         node.graph.erase_node(node)
         pending.extend(s for s in sources if s not in pending)
+    return dropped
 
 
 def _is_pure(view: GraphView, node: Node) -> bool:

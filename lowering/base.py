@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from fuser.builder import Builder
+from fuser.events import Candidate
 from fuser.graph.axes import leaves, size_of
 from fuser.graph.fold import Folder
 from fuser.graph.ops import value
@@ -48,9 +49,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a lowering cannot take a spec, in plain words."""
+    """Why a lowering cannot take a spec, in plain words; of a choice, what was considered."""
 
     reason: str
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Emission:
         facts: what was found out on the way (mask kind, scale, ...).
         work: expected time, in units of a plain library kernel that computes everything; of
             several lowerings the one with the least is taken.
+        candidates: what was considered; known once it is chosen.
     """
 
     emit: Callable[[Builder], Node | Sequence[Node]]
@@ -73,6 +76,7 @@ class Emission:
     slower: str
     facts: dict[str, str]
     work: float = 1.0
+    candidates: tuple[Candidate, ...] = ()
 
 
 class Lowering(ABC):

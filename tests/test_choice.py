@@ -119,6 +119,10 @@ class TestChoice:
             f"measured on a GPU: 1.25 ms; not {INNER}: 3 ms; not guarded.flash, bias: 2 ms; not "
         )
         assert ours.asked == [[INNER, LIBRARY, CHUNKED]]
+        times = {c.name: (c.milliseconds, c.chosen, c.verdict) for c in rewrite.candidates}
+        assert times[INNER] == (3.0, False, "not faster")
+        assert times[CHUNKED] == (1.25, True, "the fastest")
+        assert times["triton"][:2] == (None, False)
         text = " ".join(str(Report.of(found.record)).split())
         assert "because measured on a GPU: 1.25 ms; not the inner backend: 3 ms;" in text
         exact = run(biased, wide(operands(grad)), grad=grad)
@@ -142,6 +146,7 @@ class TestChoice:
         assert miss.sound
         assert miss.reason.startswith(f"measured on a GPU, {INNER} takes 1 ms; guarded.flash, bias")
         assert "(fuser.policy=always forces it)" in miss.reason
+        assert [c.name for c in miss.candidates if c.chosen] == [INNER]
 
     def test_forced_it_is_not_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ours = clock(monkeypatch, chunked=1.0)

@@ -466,7 +466,7 @@ class TestSafetyNet:
             compiled(attention, qkv())
 
     def test_a_failure_of_the_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def broken(*_: Any) -> Record:
+        def broken(*_: Any, listed: bool) -> Record:
             raise ZeroDivisionError("in transform")
 
         monkeypatch.setattr(backend, "transform", broken)

@@ -15,11 +15,8 @@ from pathlib import Path
 from ..backend import listening
 from ..errors import FuserWarning
 from ..events import Record
-from ..options import debug_target
+from ..options import LOG, debug_target
 from .report import Report
-
-LOG = "1"
-"""The target that means the log."""
 
 
 @contextlib.contextmanager
@@ -33,15 +30,19 @@ def debug(target: str | os.PathLike[str] | bool = LOG) -> Generator[None]:
     block; what is compiled already is not compiled again. Without code: `FUSER_DEBUG=reports`.
 
     Args:
-        target: a directory for `graph_<n>.txt` and `graph_<n>.json`, made where it is missing; "1"
+        target: a directory for `graph_<n>.txt`, `.json` and `.html`, made where it is missing; "1"
             or True, the default, prints the text; "0" or False does nothing.
 
     Raises:
         InvalidOptionError: the target is something else.
     """
     where = debug_target(target, "the target of fuser.debug")
-    with listening(lambda record: write(record, where)) if where else contextlib.nullcontext():
+    with _listening(where) if where else contextlib.nullcontext():
         yield
+
+
+def _listening(where: str) -> contextlib.AbstractContextManager[None]:
+    return listening(lambda record: write(record, where), listings=where != LOG)
 
 
 def write(record: Record, target: str) -> None:
@@ -80,6 +81,7 @@ def _save(report: Report, folder: Path) -> None:
     path.write_text(report.to_text(), encoding="utf-8")
     data = json.dumps(report.to_json(), indent=1)
     path.with_suffix(".json").write_text(data, encoding="utf-8")
+    report.to_html(path.with_suffix(".html"))
 
 
 def _taken(path: Path) -> bool:

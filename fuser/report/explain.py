@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.fx import GraphModule
 
 from ..backend import fuser, listening
 from ..capture import caller_of, capture_whole, failures_of, is_given_up
 from ..errors import FuserError
-from ..events import Failure, NearMiss, Record, Rewritten
+from ..events import Record
 from ..options import PREFIX, Options
+from ..printed import reading
 from .report import Report
 from .scope import isolated, optimize, undisturbed
 from .watch import watch
 
 _one_at_a_time = threading.RLock()
 """What Dynamo keeps beside code objects is cleared at the end, for all threads."""
-E = TypeVar("E", Rewritten, NearMiss, Failure)
 
 
 def explain(
@@ -72,14 +71,19 @@ def explain(
         raise FuserError(f"explain takes a module or function, but was given {_named(fn)}.")
     target = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
     traced = caller_of(target) if is_given_up(target) else target
-    with _one_at_a_time, listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
-        with isolated(compiler) as breaks, undisturbed(target):
+
+    def collect(found: Record) -> None:
+        record.extend(found.placed(lambda _: {"graph": record.graphs}))
+
+    with _one_at_a_time, listening(collect, listings=True):
+        with isolated(compiler) as breaks, undisturbed(target), reading() as kernels:
             compiled = optimize(traced, compiler)
             breaks.whole = failures_of(fn) is not None
             if breaks.whole:
                 capture_whole(compiled, strict=False)
             watch(compiled, breaks.raised)
             compiled(*args, **kwargs)
+    record.kernels = [*kernels]
     record.breaks += [*breaks.lines, *(failures_of(compiled) or ())]
     return Report.of(record)
 
@@ -88,20 +92,3 @@ def _named(found: Any) -> str:
     if isinstance(found, type):
         return f"the class {found.__name__}; make an instance of it first"
     return f"{found!r}, which cannot be called"
-
-
-def _numbered(record: Record, graph: int) -> Record:
-    """The record of one compile, its events carrying the graph's number."""
-
-    def number(events: list[E]) -> list[E]:
-        return [replace(event, graph=graph) for event in events]
-
-    return Record(
-        number(record.rewritten),
-        number(record.near_misses),
-        number(record.failures),
-        list(record.breaks),
-        record.graphs,
-        record.nodes,
-        record.seconds,
-    )

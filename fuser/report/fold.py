@@ -11,7 +11,7 @@ from ..events import Failure, NearMiss, Rewritten, Where
 
 Event = TypeVar("Event", Rewritten, NearMiss, Failure)
 _NUMBER = re.compile(r"\d+")
-_NAMES_NODES = ("inputs",)
+NAMES_NODES = ("inputs",)
 """Facts that name nodes, which differ from layer to layer."""
 
 
@@ -51,7 +51,7 @@ def merged(paths: Sequence[str]) -> str:
 def _key(event: Rewritten | NearMiss | Failure) -> Hashable:
     place = (event.pattern, *_place(event.where))
     if isinstance(event, Rewritten):
-        facts = tuple(item for item in event.facts.items() if item[0] not in _NAMES_NODES)
+        facts = tuple(item for item in event.facts.items() if item[0] not in NAMES_NODES)
         return (*place, event.lowering, event.why, facts, len(event.removed))
     if isinstance(event, NearMiss):
         return (*place, _anonymous(event.reason), event.hint, event.sound)

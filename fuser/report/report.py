@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from ..errors import CoverageError, FuserError
-from ..events import Failure, NearMiss, Record, Rewritten
+from ..events import Failure, Listing, NearMiss, Printed, Record, Rewritten
 from ..options import matches
 from ..registry import OWN_FAMILIES, is_family
 from . import text
+from .page.write import frame, page
 
 SCHEMA = 1
 """Version of `Report.to_json`; grows when a field changes its meaning or goes."""
@@ -30,6 +33,9 @@ class Report:
         graphs: number of graphs that reached the backend.
         nodes: FX nodes in them before the rewrite.
         seconds: time that matching and rewriting took; the inner backend's is not in it.
+        listings: the nodes of every graph before and after, where they were recorded: by `explain`
+            and for a debug folder.
+        kernels: generated kernels that were launched meanwhile.
     """
 
     rewritten: tuple[Rewritten, ...] = ()
@@ -39,6 +45,8 @@ class Report:
     graphs: int = 0
     nodes: int = 0
     seconds: float = 0.0
+    listings: tuple[Listing, ...] = ()
+    kernels: tuple[Printed, ...] = ()
 
     @staticmethod
     def of(record: Record) -> Report:
@@ -51,6 +59,8 @@ class Report:
             record.graphs,
             record.nodes,
             record.seconds,
+            tuple(record.listings),
+            tuple(dict.fromkeys(record.kernels)),
         )
 
     @property
@@ -122,7 +132,32 @@ class Report:
         """
         return text.render(self, color)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as a page: one file, to be opened in a browser, with no network.
+
+        Graphs before and after stand side by side, with the user's lines and modules; beside them
+        what was proved, what was put there and what else was considered, and why the rest was
+        left. See `docs/reading-the-diff.md`.
+
+        Args:
+            path: of the file, overwritten; folders above it are made.
+
+        Returns:
+            the path.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page(self), encoding="utf-8")
+        return file
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, for notebooks."""
+        return frame(self)
+
+    def to_json(self, *, listings: bool = False) -> dict[str, Any]:
         """The report as data that `json.dumps` takes.
 
             schema: 1
@@ -137,19 +172,31 @@ class Report:
                 added: list of str, FX of the replacement
                 count: int, how many operators were put there; 0: spelled out to be matched
                 graph: int, number of the graph
+                body: str, path of the higher-order operator's body in it; "": the graph itself
+                candidates: list of CANDIDATE
+                dropped: list of str, names of nodes above it that nobody reads any more
+                origin: str, what generated kernels call it
             near_misses: list of
                 pattern: str
                 where: WHERE of the node that failed
                 reason, hint: str; no hint is ""
                 sound: bool, proved but left to the inner backend
                 graph: int
-            failures: list of {pattern: str, where: WHERE, error: str, graph: int}
+                body: str
+                candidates: list of CANDIDATE
+            failures: list of {pattern: str, where: WHERE, error: str, graph: int, body: str}
             breaks: list of str, `file:line: code: reason`
+            kernels: list of {name: str, text: str}, generated kernels that were launched
+            listings: list of {graph: int, body: str, before: ROWS, after: ROWS}; only if asked for
 
+        CANDIDATE is {name: str, verdict: str, chosen: bool, work: float or null, milliseconds:
+        float or null}: a lowering that was considered, why it was taken or not, its expected work
+        in units of a plain library kernel, and its time where that was measured.
+        ROWS is a list of {fx: str, where: WHERE}, all nodes in the order of the graph.
         WHERE is {node: str, file: str, line: int, code: str, module: str}; an unknown file, code or
         module is "", an unknown line 0.
         """
-        return {
+        data = {
             "schema": SCHEMA,
             "graphs": self.graphs,
             "nodes": self.nodes,
@@ -158,15 +205,15 @@ class Report:
             "near_misses": [asdict(miss) for miss in self.near_misses],
             "failures": [asdict(failure) for failure in self.failures],
             "breaks": list(self.breaks),
+            "kernels": [asdict(kernel) for kernel in self.kernels],
         }
+        if listings:
+            data["listings"] = [asdict(listing) for listing in self.listings]
+        return data
 
 
 def _rewritten(rewrite: Rewritten) -> dict[str, Any]:
     data = asdict(rewrite)
-    places = data.pop("sources")
-    data["added"] = list(rewrite.added)
-    data["removed"] = [
-        {"fx": fx, "where": places[i] if i < len(places) else data["where"]}
-        for i, fx in enumerate(rewrite.removed)
-    ]
+    del data["sources"]
+    data["removed"] = [asdict(row) for row in rewrite.removed_rows()]
     return data

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
-from ..events import Where
+from ..events import Row, Where
 from ..torch_private import OpOverload
 
 _FRAME = re.compile(
@@ -25,16 +26,23 @@ _INTERNAL = (
 
 def where(node: Node) -> Where:
     """The innermost frame of the user's program in which a node was made."""
-    trace = node.meta.get("stack_trace") or ""
+    file, line, code = _innermost(node.meta.get("stack_trace") or "")
+    return Where(node.name, file, line, code, module_path(node))
+
+
+@lru_cache(maxsize=1024)
+def _innermost(trace: str) -> tuple[str, int, str]:
+    """File, line and code of the user's frame in a stack; nodes of one line share their stack."""
     frames = list(_FRAME.finditer(trace))
     own = [f for f in frames if not f["file"].startswith(_INTERNAL)] or frames
-    module = module_path(node)
     if not own:
-        return Where(node.name, module=module)
-    frame = own[-1]
-    return Where(
-        node.name, frame["file"], int(frame["line"]), (frame["code"] or "").strip(), module
-    )
+        return "", 0, ""
+    return own[-1]["file"], int(own[-1]["line"]), (own[-1]["code"] or "").strip()
+
+
+def rows(module: GraphModule) -> tuple[Row, ...]:
+    """Every node of a graph in one line, with its place."""
+    return tuple(Row(describe(node), where(node)) for node in module.graph.nodes)
 
 
 def origin(pattern: str, node: Node) -> str:
@@ -54,7 +62,11 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = str(list(stack.values())[-1][0])
+    return _dotted(str(list(stack.values())[-1][0]))
+
+
+@lru_cache(maxsize=1024)
+def _dotted(path: str) -> str:
     path = re.sub(r"^[LG]\[['\"]([^'\"]+)['\"]\]", r"\1", path)
     path = re.sub(r"^self(\.|$)", "", path)
     path = re.sub(r"_modules\[['\"]([^'\"]+)['\"]\]", r"\1", path)

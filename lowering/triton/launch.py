@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fuser import printed
 from fuser.torch_private import known_true, packaging
 
 from .kernel import Kernel
@@ -95,6 +96,7 @@ def run(
     kernel: Kernel, grid: tuple[int, ...], values: Mapping[str, Any], scratch_on: Any = None
 ) -> None:
     """Launches a kernel; on the device `scratch_on`, Triton makes descriptors in memory of ours."""
+    printed.note(kernel.name, kernel.source)
     function = kernel.function()
     names = [name for name, _ in kernel.signature]
     arguments = {name: values[name] for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class SelfAttention(nn.Module):
 class Encoder(nn.Module):
     """A stack of attentions."""
 
-    def __init__(self, *layers: SelfAttention) -> None:
+    def __init__(self, *layers: SelfAttention | Block) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -52,6 +53,35 @@ class Encoder(nn.Module):
             if p is not None:
                 leaked.append(p)
         return x, leaked
+
+
+class RMSNorm(nn.Module):
+    """As model files spell it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x * scale * self.weight
+
+
+class Block(nn.Module):
+    """Attention and a gated MLP, each behind a norm."""
+
+    def __init__(self, leaky: bool = False) -> None:
+        super().__init__()
+        self.attn_norm, self.attn = RMSNorm(), SelfAttention(leaky)
+        self.mlp_norm = RMSNorm()
+        self.gate, self.up = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, p = self.attn(self.attn_norm(x))
+        x = x + out
+        h = self.mlp_norm(x)
+        return self.down(nn.functional.silu(self.gate(h)) * self.up(h)), p
 
 
 class Stateful(nn.Module):
@@ -78,8 +108,20 @@ def tiny() -> tuple[nn.Module, tuple[Tensor]]:
     return Encoder(SelfAttention(), SelfAttention(leaky=True)).eval(), (tokens(),)
 
 
+def deep(layers: int = 30, leaky: int = 17) -> Encoder:
+    """A decoder, one layer of which returns its probabilities."""
+    return Encoder(*(Block(leaky=i == leaky) for i in range(layers)))
+
+
 def tiny_by_name() -> tuple[nn.Module, dict[str, Tensor]]:
     return Encoder(SelfAttention()).eval(), {"x": tokens()}
+
+
+def tiny_both_ways() -> tuple[Any, tuple[Tensor], dict[str, float]]:
+    def scaled(x: Tensor, scale: float) -> Tensor:
+        return (x @ x.mT * scale).softmax(-1) @ x
+
+    return scaled, (tokens(),), {"scale": 0.5}
 
 
 def not_a_pair() -> int:

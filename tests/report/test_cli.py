@@ -48,6 +48,26 @@ def test_explain_json_takes_inputs_by_name(capsys: pytest.CaptureFixture[str]) -
     assert [r["pattern"] for r in data["rewritten"]] == ["attention.softmax"]
 
 
+def test_explain_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new" / "diff.html"
+    assert main(["explain", f"{FILE}:tiny", "--html", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("fuser: 1 region rewritten, 1 declined")
+    assert shown.err.endswith(f": {file}\n")
+    assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert main(["explain", f"{FILE}:tiny", "--html", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["graphs"] == 1
+    assert main(["explain", f"{FILE}:tiny", "--html", str(tmp_path)]) == 2
+    assert "cannot write the page to" in capsys.readouterr().err
+
+
+def test_inputs_by_position_and_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["explain", f"{FILE}:tiny_both_ways", "--policy", "always"]
+    assert main([*command, "--expect", "attention=1"]) == 0
+    assert "program   (s0 * 0.5)" in capsys.readouterr().out
+
+
 def test_expectations_set_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", f"{FILE}:tiny", "--expect", "attention=1", "--expect", "moe=0"]) == 0
     assert main(["explain", f"{FILE}:tiny", "--expect", "attention=2"]) == 1
@@ -62,7 +82,10 @@ def test_expectations_set_the_exit_code(capsys: pytest.CaptureFixture[str]) -> N
         (["explain", "no_such_file.py:tiny"], "there is no file no_such_file.py"),
         (["explain", f"{FILE}:tyni"], "has no 'tyni'; it has: "),
         (["explain", f"{FILE}:WIDTH"], "is not a callable: int"),
-        (["explain", f"{FILE}:not_a_pair"], "must return (model, inputs), but returned int"),
+        (
+            ["explain", f"{FILE}:not_a_pair"],
+            "must return (model, inputs) or (model, inputs, keywords), but returned int",
+        ),
         (["explain", f"{FILE}:raises"], "raised ValueError: the weights are missing"),
         (["explain", f"{FILE}:wrong_inputs"], "on its inputs"),
         (["explain", f"{FILE}:tiny", "--expect", "attention"], "is not FAMILY=N"),

@@ -32,12 +32,19 @@ def test_compiles_in_the_block_write_reports_and_others_do_not(tmp_path: Path) -
         model(tokens())
         model(tokens())
     model(tokens(3))
-    assert sorted(p.name for p in folder.iterdir()) == ["graph_0.json", "graph_0.txt"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "graph_0.html",
+        "graph_0.json",
+        "graph_0.txt",
+    ]
     text = (folder / "graph_0.txt").read_text(encoding="utf-8")
     assert "REWRITTEN  attention.softmax" in text
     assert f"models.py:{line_of('anchor')}" in text
     data = json.loads((folder / "graph_0.json").read_text(encoding="utf-8"))
     assert [r["where"]["module"] for r in data["rewritten"]] == ["layers.0"]
+    page = (folder / "graph_0.html").read_text(encoding="utf-8")
+    assert "p: float32[2, 4, 64, 64]" in page
+    assert "scaled_dot_product_attention: float32" in page
 
 
 @torch.no_grad()

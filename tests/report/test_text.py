@@ -168,6 +168,7 @@ def test_json_follows_its_schema() -> None:
     first = data["rewritten"][0]
     assert set(first) == {
         *("pattern", "where", "lowering", "why", "facts", "removed", "added", "count", "graph"),
+        *("body", "candidates", "dropped", "origin"),
     }
     assert set(first["where"]) == {"node", "file", "line", "code", "module"}
     assert [r["where"]["line"] for r in first["removed"]] == [101, 101, 103, 104]

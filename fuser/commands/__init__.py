@@ -1,0 +1,6 @@
+"""Commands of the command line, a module each: it adds its parser, and runs.
+
+explain   a model's report as text, JSON or a page; `target` finds the model
+kernels   what generated kernels take of a GPU
+doctor    what is installed here
+"""
