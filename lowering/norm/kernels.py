@@ -62,12 +62,21 @@ def _format(x: Tensor) -> torch.memory_format:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """The kernel reads tensors in one of two orders."""
-    return x.contiguous(memory_format=_format(x))
+    """The kernel reads tensors in one of two orders, which it tells apart by strides: also by
+    those of dimensions with one element, which may be anything."""
+    format = _format(x)
+    if format is torch.channels_last:
+        _, c, h, w = x.shape
+        usual = x.stride() == (c * h * w, 1, c * w, c)
+        return x if usual else x.clone(memory_format=format)
+    return x.contiguous(memory_format=format)
 
 
-def _define(name: str, forward: Callable[..., Any], backward: Gradients) -> None:
-    """Makes `fuser::name`, and its gradients of x, weight and bias."""
+def _define(
+    name: str, forward: Callable[..., Any], backward: Gradients, *, half_open: bool = False
+) -> None:
+    """Makes `fuser::name`, and its gradients of x, weight and bias; in half precision these are
+    operators that Inductor opens, where they are to be `half_open`."""
     schema = f"({_OPERANDS}, float eps) -> (Tensor, Tensor, Tensor)"
     run = _plain(forward)
     made = torch.library.custom_op(f"fuser::{name}", run, mutates_args=(), schema=schema)
@@ -88,7 +97,8 @@ def _define(name: str, forward: Callable[..., Any], backward: Gradients) -> None
     def differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
-        found = iter(gradients(grad, mean, rstd, x, weight, bias, ctx.size, needs))
+        given = backward if half_open and x.dtype is not torch.float32 else gradients
+        found = iter(given(grad, mean, rstd, x, weight, bias, ctx.size, needs))
         return *(next(found) if n else None for n in needs), None, None
 
     made.register_autograd(differentiate, setup_context=save)
@@ -103,4 +113,5 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _define("layer_norm", _layer_norm, _layer_norm_backward)
-_define("group_norm", _group_norm, _group_norm_backward)
+# in half precision this kernel takes up to six times as long as what Inductor makes of it
+_define("group_norm", _group_norm, _group_norm_backward, half_open=True)

@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from fuser.builder import Builder
 from fuser.graph.axes import Dims, leaves, size_of
-from fuser.graph.ops import value
+from fuser.graph.ops import is_tensor, value
+from fuser.inductor_private import follows_channels_last, keeps_channels_last
 from fuser.pattern import Call, Operand
 from fuser.specs import NormSpec
 from fuser.torch_private import known_true
@@ -25,6 +26,10 @@ _FASTER = (
     "Inductor opens layer and group norms, and what it makes of their backward takes "
     "1.1 to 1.3 times as long as the library's kernel"
 )
+_FASTER_FORWARD = (
+    "Inductor opens group norms, and where channels come last takes 1.4 to 5 times as long as "
+    "the library's kernel"
+)
 _CANCELS = (
     "the library's backward loses digits where the mean is large, and what was "
     "written here does not"
@@ -32,6 +37,8 @@ _CANCELS = (
 _INFERENCE = "without a backward Inductor's own kernel is as fast, and takes what is around it in"
 _HALF = "in half precision Inductor's own kernels are as fast"
 _ORDER = "the library's kernel is the faster one where channels come last, and here they do not"
+_ABOVE = 16
+"""Operators between an image and a convolution above it that are looked at."""
 _AROUND = "what stands around it, Inductor's own kernel takes in for nothing"
 
 
@@ -74,21 +81,25 @@ class Library(Lowering):
             return Refusal(_CANCELS)
 
         def emit(builder: Builder) -> list[Node]:
+            _follow(call, plan)
             return _emit(builder, call, plan)
 
         name = f"aten.{plan.function.__name__.partition('.')[0]}"
-        return Emission(emit, name, _FASTER, _slower(call, context, plan), {}, 1.0)
+        images = plan.function is torch.ops.fuser.group_norm.default
+        why = _FASTER_FORWARD if images else _FASTER
+        return Emission(emit, name, why, _slower(call, context, plan), {}, 1.0)
 
 
 def _slower(call: Call, context: Context, plan: _Plan) -> str:
     """Why Inductor is expected to be as fast; docs/decisions.md has the figures."""
     spec: NormSpec = call.spec
+    if plan.function is torch.ops.fuser.group_norm.default:
+        last = _comes_last(call, plan) or (not context.training and _is_kept_last(call, plan))
+        return "" if last else _ORDER
     if not context.training:
         return _INFERENCE
     if plan.affine.dtype is not torch.float32:
         return _HALF
-    if plan.function is torch.ops.fuser.group_norm.default:
-        return "" if _comes_last(call, plan) else _ORDER
     alone = all(user.op == "output" for of in plan.affines for user in of.end.users)
     before = any(node.op.startswith("call") for node in spec.before.graph.nodes)
     return _AROUND if before or not alone or spec.kept is not None else ""
@@ -96,9 +107,33 @@ def _slower(call: Call, context: Context, plan: _Plan) -> str:
 
 def _comes_last(call: Call, plan: _Plan) -> bool:
     """Whether x is an image whose channels are beside each other in memory."""
+    return any(known_true(value(x).stride(1) == 1) for x in _images(call, plan))
+
+
+def _is_kept_last(call: Call, plan: _Plan) -> bool:
+    """Whether Inductor keeps x with channels last, since a convolution gives what it is made of."""
+    return keeps_channels_last() and any(map(_is_convolved, _images(call, plan)))
+
+
+def _images(call: Call, plan: _Plan) -> list[Node]:
+    """What x is made of and has all its dimensions, if it is an image."""
     images = [o for o in call.operands.values() if len(o.dims) == 4 == len(plan.target)]
-    full = [value(o.node) for o in images if all(leaves((dim,)) for dim in o.dims[1:])]
-    return any(known_true(x.stride(1) == 1) for x in full)
+    return [o.node for o in images if all(leaves((dim,)) for dim in o.dims[1:])]
+
+
+def _is_convolved(image: Node) -> bool:
+    """Whether a convolution is right above, or above a few operators whose results are images."""
+    pending, seen = [image], set[Node]()
+    while pending and len(seen) < _ABOVE:
+        node = pending.pop(0)
+        if getattr(node.target, "__name__", "") == "conv2d":
+            return True
+        seen.add(node)
+        pending += [
+            n for n in node.all_input_nodes
+            if n not in seen and is_tensor(n) and value(n).ndim == 4
+        ]  # fmt: skip
+    return False
 
 
 def _plan(call: Call) -> _Plan | str:
@@ -190,6 +225,13 @@ def _emit(builder: Builder, call: Call, plan: _Plan) -> list[Node]:
     given += [] if spec.kept is None else [x]
     arranged = next(iter(call.operands.values())).target
     return [builder.arrange(node, plan.target, arranged) for node in given]
+
+
+def _follow(call: Call, plan: _Plan) -> None:
+    """Has Inductor give images to the kernels as it keeps them."""
+    if plan.function is torch.ops.fuser.group_norm.default and _is_kept_last(call, plan):
+        follows_channels_last(plan.function, (0,))
+        follows_channels_last(torch.ops.fuser.group_norm_backward.default, (0, 3))
 
 
 def _placed(builder: Builder, operand: Operand, target: Dims) -> Node:
