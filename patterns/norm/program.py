@@ -16,6 +16,7 @@ from fuser.graph.view import GraphView
 from fuser.specs.norm import PAIR
 
 from ..captured import Captured
+from ..parts import Part
 from . import pairs
 from .core import Core
 from .growth import is_peak
@@ -98,7 +99,7 @@ class Reader:
         part = pairs.member(self.view, node)
         whole = pairs.both(self.view, node) or pairs.written(self.view, node)
         if part is not None:
-            return self.visit(part.source, self.pair.apart(part, dims), core, part.which)
+            return self.visit(part.source, self.pair.apart(part, dims), core, part.index)
         if whole is not None:
             each, own = self.pair.together(whole, dims), whole.parts[_known(member)]
             made = self.visit(own, each, core, member)
@@ -124,7 +125,7 @@ class Reader:
         self, node: Node, dims: Dims, core: Core | None, _: int | None
     ) -> tuple[Node, Node]:
         op = self.view.op(node)
-        own = self.pair.apart(pairs.Member(node, len(dims), 0, drops=True), dims)
+        own = self.pair.apart(Part(node, len(dims), 0, 2, kept=False), dims)
         if node not in self.inside:
             if value(node).dtype is not torch.complex64 or value(node).is_conj():
                 raise Unproven(_COMPLEX)

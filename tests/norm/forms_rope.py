@@ -17,6 +17,8 @@ FORMS: list[tuple[Form, int]] = []
 """With how many tensors are rotated."""
 LOOKALIKES: list[tuple[Form, str]] = []
 """With a part of the reason that is told, or nothing where nothing is claimed to be near."""
+WIDTHS: list[tuple[Form, int]] = []
+"""What finds pairs in rows of any width, with how many tensors are rotated."""
 
 
 def form(count: int) -> Callable[[Form], Form]:
@@ -253,3 +255,74 @@ def written_twice(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     out[..., 1::2] = second * 0.6 + first * 0.8
     out[..., 0::2] = second
     return out
+
+
+# -- rows whose width is not known while compiling
+
+
+def width(count: int) -> Callable[[Form], Form]:
+    def add(fn: Form) -> Form:
+        WIDTHS.append((fn, count))
+        return fn
+
+    return add
+
+
+def _doubled(x: Tensor, b: Tensor) -> Tensor:
+    """Twice as wide as x: so there are halves, however wide that is."""
+    return torch.cat((x * b.sum(), x.flip(-1)), -1)
+
+
+@width(1)
+def wide_chunks(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    first, second = _doubled(x, b).chunk(2, -1)
+    return torch.cat((first * 0.6 - second * 0.8, second * 0.6 + first * 0.8), -1)
+
+
+@width(1)
+def wide_halves(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = _doubled(x, b)
+    return q * 0.6 + rotate_half(q) * 0.8
+
+
+@width(1)
+def wide_halves_from_the_end(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q, half = _doubled(x, b), x.shape[-1]
+    return q * 0.6 + torch.cat((-q[..., -half:], q[..., :-half]), -1) * 0.8
+
+
+@width(1)
+def wide_neighbours(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = _doubled(x, b)
+    first, second = q[..., ::2], q[..., 1::2]
+    out = torch.empty_like(q)
+    out[..., ::2] = first * 0.6 - second * 0.8
+    out[..., 1::2] = second * 0.6 + first * 0.8
+    return out
+
+
+@width(1)
+def wide_halves_written(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q, half = _doubled(x, b), x.shape[-1]
+    first, second = q.split(half, -1)
+    out = torch.empty_like(q)
+    out[..., :half] = first * 0.6 - second * 0.8
+    out[..., half:] = second * 0.6 + first * 0.8
+    return out
+
+
+@width(0)
+def wide_halves_but_one_written(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q, half = _doubled(x, b), x.shape[-1]
+    first, second = q.split(half, -1)
+    out = torch.zeros_like(q)
+    out[..., :half] = first * 0.6 - second * 0.8
+    out[..., half : 2 * half - 1] = (second * 0.6 + first * 0.8)[..., 1:]
+    return out
+
+
+@width(0)
+def wide_thirds(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = torch.cat((_doubled(x, b), x), -1)
+    first, second = q[..., : x.shape[-1]], q[..., x.shape[-1] : -x.shape[-1]]
+    return torch.cat((first * 0.6 - second * 0.8, second * 0.6 + first * 0.8), -1)

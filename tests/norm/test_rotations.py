@@ -10,7 +10,7 @@ from tests.compiled import assert_near, compiled, run, wide
 from tests.every import crossed, some
 from tests.norm.forms import FEATURES, ROWS, Form
 from tests.norm.forms_pairs import OTHERS, ROTATIONS
-from tests.norm.forms_rope import FORMS, LOOKALIKES
+from tests.norm.forms_rope import FORMS, LOOKALIKES, WIDTHS
 from tests.norm.test_norm import DTYPES, inputs
 from tests.norm.test_results import NAMES, region
 
@@ -75,6 +75,15 @@ def test_without_a_norm_of_any_size(form: Form, count: int) -> None:
     found = compiled(form, (x, w, b))
     assert found.rewrites("rope") == count, found.reasons()
     assert_near(found, run(form, (x, w, b)), run(form, wide((x, w, b))))
+
+
+@pytest.mark.parametrize(("form", "count"), WIDTHS, **NAMES)
+def test_any_width(form: Form, count: int) -> None:
+    args = like(torch.float32)
+    torch._dynamo.maybe_mark_dynamic(args[0], 2)
+    found = compiled(form, args, grad=True)
+    assert found.rewrites("rope") == count, found.reasons()
+    assert_near(found, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 
 @pytest.mark.parametrize(("case", "dtype"), crossed(LOOKALIKES, DTYPES), **NAMES)
