@@ -6,7 +6,6 @@ what was taken, so that whoever else reads that comes after the region.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 
 import torch
@@ -20,9 +19,11 @@ from ..captured import loses_nothing
 from ..neighbours import DTYPES, behind_views, readers, rearranges, same_shape
 from . import pairs
 from .core import Core
+from .peaks import is_peak, rows, spreads
 from .statistic import STATISTICS
 
 QUANTISED = (*DTYPES, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Of what a quantisation gives; numbers are compared on the way to it."""
 MAX_STEPS = 32
 """Of the programs after a normalisation."""
 MAX_BEFORE = 8
@@ -32,7 +33,7 @@ MAX_RESULTS = 4
 class After(Enum):
     """What a region may have after a normalisation."""
 
-    PEAK = "pointwise operators, also such that read the largest value of each row"
+    PEAK = "pointwise operators, also such that read the largest value of each row or group"
     PAIRS = "pointwise operators, and such that read pairs of elements, with several results"
     SEVERAL = "pointwise operators with several results"
     ONE = "pointwise operators with one result"
@@ -52,7 +53,9 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
         paired = allowed is After.PAIRS and pairs.joins(view, node, taken)
         sources = [n for n in node.all_input_nodes if n in taken]
         peaked = allowed is After.PEAK and (
-            is_peak(view, node) or any(_joins(view, node, n, QUANTISED) for n in sources)
+            is_peak(view, node)
+            or any(_joins(view, node, n, (*QUANTISED, torch.bool)) for n in sources)
+            or spreads(view, node, taken)
         )
         if not (paired or peaked or rearranges(view, node) or _joins(view, node, read)):
             if core.bare and not set(taken[1:]) & set(node.all_input_nodes):
@@ -73,7 +76,7 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
 def _is_worth(view: GraphView, taken: list[Node], most: int) -> bool:
     """Whether a region may end here: with one result, or with several that have to be in memory."""
     every, inside = results(view, taken), set(taken)
-    if not all(map(is_tensor, every)):
+    if not all(is_tensor(n) and value(n).dtype in QUANTISED for n in every):
         return False
     found = [n for n in every if n not in rows(view, taken)]
     several = all(any(_is_memory(view, u) for u in readers(view, n) - inside) for n in found)
@@ -98,33 +101,15 @@ def results(view: GraphView, taken: list[Node]) -> list[Node]:
 def trimmed(view: GraphView, taken: list[Node]) -> list[Node]:
     """Without copies and views at the end: who reads one may read what it is a copy of."""
     end = len(taken)
-    while end > 1 and (_is_copy(view, taken[end - 1]) or rearranges(view, taken[end - 1])):
+    while end > 1 and _is_same(view, taken[end - 1], taken):
         end -= 1
     return taken[:end]
 
 
-def _is_copy(view: GraphView, node: Node) -> bool:
+def _is_same(view: GraphView, node: Node, taken: list[Node]) -> bool:
     op = view.op(node)
-    return op.kind is Kind.POINTWISE and loses_nothing(op, node)
-
-
-def rows(view: GraphView, taken: Sequence[Node]) -> set[Node]:
-    """What has one number for each row: the largest value, and what is made of it alone."""
-    found: set[Node] = set()
-    for node in taken[1:]:
-        sources = [n for n in node.all_input_nodes if n in taken]
-        if is_peak(view, node) or (sources and set(sources) <= found):
-            found.add(node)
-    return found
-
-
-def is_peak(view: GraphView, node: Node) -> bool:
-    """Whether a node is the largest value of each row, or that and its place."""
-    op = view.op(node)
-    if op.name == "getitem" and not is_tensor(op.args.get("input")):
-        source = op.args.get("input")
-        return isinstance(source, Node) and view.op(source).name == "max" and op.args["index"] == 0
-    return op.name in ("amax", "max") and op.kind is Kind.REDUCE and "dim" in op.args
+    copies = op.kind is Kind.POINTWISE and loses_nothing(op, node)
+    return copies or rearranges(view, node) or spreads(view, node, taken)
 
 
 def _joins(

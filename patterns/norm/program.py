@@ -19,7 +19,7 @@ from ..captured import Captured
 from ..parts import Part
 from . import pairs
 from .core import Core
-from .growth import is_peak
+from .peaks import is_peak
 
 _COMPLEX = "complex numbers that something else than a product reads"
 

@@ -35,6 +35,8 @@ class GeneratedNorm(GeneratedLowering):
         spec: NormSpec = call.spec
         if spec.peak is not None and context.training:
             raise NoKernel("its kernels have no gradient of the largest of a row")
+        if spec.groups and spec.single > 1:
+            raise NoKernel("the elements of its groups have several dimensions")
         if (spec.bare or spec.peak is not None) and not _is_short(call):
             raise NoKernel("its rows have no size that is known, or are too long for one tile")
         with printing():

@@ -33,6 +33,7 @@ class Workload:
         centred: its mean is taken away.
         kept: x is a result too.
         order: of the dimensions of the first operand in memory.
+        paired, bare, peak, groups: as a spec has them.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Workload:
     paired: bool = False
     bare: bool = False
     peak: Callable[..., Tensor] | None = None
+    groups: int = 0
 
     def entries(self, dtype: torch.dtype) -> Iterator[Entry]:
         """The kernels of a step of training."""
@@ -57,6 +59,7 @@ class Workload:
             len(self.shapes), self.inner, _program(self.before), programs, self.centred, False,
             False, 1e-5, torch.float32, dtypes, dtype if self.kept else None, self.paired,
             self.bare, _program(self.peak) if self.peak else None, (1,) if self.peak else (),
+            self.groups,
         )  # fmt: skip
         captured = [torch.empty(s, dtype=dtype, device="meta") for s in self.shapes]
         if self.order:
@@ -172,6 +175,8 @@ WORKLOADS = (
              centred=False, order=(0, 2, 1, 3, 4), paired=True),
     Workload("RMS norm, quantised by row", _itself, (_quantised, _step),
              ((16384, 4096), (1, 4096)), centred=False, peak=_magnitude),
+    Workload("RMS norm, quantised by group", _itself, (_quantised, _step),
+             ((16384, 32, 128), (1, 32, 128)), inner=2, centred=False, peak=_magnitude, groups=1),
     Workload("rotation of queries, in halves", _itself, (_turned, _turned_back),
              ((1, 32, 4608, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
              centred=False, order=(0, 2, 1, 4, 3), paired=True, bare=True),
