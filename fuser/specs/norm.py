@@ -33,8 +33,8 @@ class NormSpec:
 
         y_i[..., 0] = after_2i(na, nb, c_ja, c_jb, c_k, ...),   y_i[..., 1] = after_2i+1(...)
 
-    with c_k for an operand whose last dimension has one element. Where it is `bare`, such pairs are
-    all that there is: nothing is normalised, and n is x.
+    with c_k for an operand whose last dimension has one element. Where it is `bare`, nothing is
+    normalised, and n is x: pairs, or a largest value, are all that there is.
 
     Where there is a `peak`, what comes after may read the largest value of it in each row, as a
     quantisation does:

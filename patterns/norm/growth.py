@@ -68,15 +68,15 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
         if isinstance(target, Node) and whole is not None and set(whole.writes) <= {*taken}:
             taken.append(target)
             pending |= readers(view, target) - {*taken}
-        if _is_worth(view, trimmed(view, taken), 1 if allowed is After.ONE else MAX_RESULTS):
+        if _is_worth(view, core, trimmed(view, taken), 1 if allowed is After.ONE else MAX_RESULTS):
             best = list(taken)
     return trimmed(view, best)
 
 
-def _is_worth(view: GraphView, taken: list[Node], most: int) -> bool:
+def _is_worth(view: GraphView, core: Core, taken: list[Node], most: int) -> bool:
     """Whether a region may end here: with one result, or with several that have to be in memory."""
-    every, inside = results(view, taken), set(taken)
-    if not all(is_tensor(n) and value(n).dtype in QUANTISED for n in every):
+    every, inside = results(view, core, taken), set(taken)
+    if not all(is_tensor(n) and value(n).dtype is not torch.bool for n in every):
         return False
     found = [n for n in every if n not in rows(view, taken)]
     several = all(any(_is_memory(view, u) for u in readers(view, n) - inside) for n in found)
@@ -92,10 +92,10 @@ def _is_memory(view: GraphView, reader: Node) -> bool:
     return op.kind not in joins and op.name not in STATISTICS
 
 
-def results(view: GraphView, taken: list[Node]) -> list[Node]:
-    """Those that others read."""
+def results(view: GraphView, core: Core, taken: list[Node]) -> list[Node]:
+    """Those that others read; what is left as it is stays outside."""
     inside = set(taken)
-    return [node for node in taken if not readers(view, node) <= inside]
+    return [node for node in taken[core.bare :] if not readers(view, node) <= inside]
 
 
 def trimmed(view: GraphView, taken: list[Node]) -> list[Node]:
@@ -130,15 +130,16 @@ def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:
     return not numbers and value(node).dtype in dtypes and not draws(node, op)
 
 
-def kept(view: GraphView, core: Core, last: Node) -> Node | None:
+def kept(view: GraphView, core: Core, after: list[Node]) -> Node | None:
     """What is normalised, where others read it too, all of them after the region."""
     passed, x = behind_views(view, core.x, set(core.interior))
-    others = readers(view, x) - core.interior - passed
-    later = bool(others) and all(view.order[node] > view.order[last] for node in others)
+    others = readers(view, x) - _own(core, after, x) - passed
+    last = max(map(view.order.__getitem__, after))
+    later = bool(others) and all(view.order[node] > last for node in others)
     return x if later else None
 
 
-def before(view: GraphView, core: Core, kept: Node | None) -> set[Node]:
+def before(view: GraphView, core: Core, after: list[Node], kept: Node | None) -> set[Node]:
     """What is pointwise above, and read for the normalisation alone; but what is `kept`."""
     inside = set(core.interior)
     found: set[Node] = set()
@@ -147,10 +148,17 @@ def before(view: GraphView, core: Core, kept: Node | None) -> set[Node]:
         node, like = pending.pop()
         passed, source = behind_views(view, node, inside, kept)
         like = source if passed else like
-        alone = source is kept or readers(view, source) <= inside | passed
-        if source in found or not alone or not _joins(view, source, like):
+        own = inside | _own(core, after, source) | passed
+        if source in found or not (source is kept or readers(view, source) <= own):
+            continue
+        if not _joins(view, source, like):
             continue
         found |= {*passed, source}
         inside |= found
         pending += [(n, like) for n in source.all_input_nodes if is_tensor(n)]
     return found
+
+
+def _own(core: Core, after: list[Node], node: Node) -> set[Node]:
+    """What of a region reads x, or what that is a view of; what comes after, where that is x."""
+    return {*core.interior, *(after if core.bare and node is core.x else ())}

@@ -77,11 +77,9 @@ class _Region:
     @staticmethod
     def of(view: GraphView, core: Core, before: bool, allowed: After) -> _Region:
         after = growth.after(view, core, allowed)
-        last = max(after, key=view.order.__getitem__)
-        kept = growth.kept(view, core, last) if before else None
-        above: set[Node] = growth.before(view, core, kept) if before else set()
-        results = growth.results(view, after)[::-1] or after[-1:]
-        results = [node for node in results if not core.bare or node is not core.node]
+        kept = growth.kept(view, core, after) if before else None
+        above: set[Node] = growth.before(view, core, after, kept) if before else set()
+        results = growth.results(view, core, after)[::-1] or after[core.bare :][-1:]
         rows = peaks.rows(view, after)
         if allowed is After.PEAK and not rows:
             raise Unproven("nothing's largest value is looked for")
@@ -202,11 +200,10 @@ class _Region:
             Unproven: that is of something else.
         """
         own = resolve(dims[self.core.node])
-        space = resolved(self.core.split(own))
-        if peak is None:
-            return space
-        if not self.core.bare:
-            peak.end(space.inner)
+        if peak is None or not self.core.bare:
+            space = resolved(self.core.split(own))
+            if peak is not None:
+                peak.end(space.inner)
             return space
         every = leaves(own)
         at = len(every) - peak.end(every)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch.fx import Node
 
 from fuser.graph.axes import Unproven
-from fuser.graph.ops import Kind, is_tensor, value
+from fuser.graph.ops import Kind, is_tensor
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
@@ -47,12 +47,8 @@ class Rotation(Pattern):
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         declined: Decline | None = None
         for x in _sources(view, anchor):
-            core = Core(
-                x, x, (value(x).ndim - 1,), 0.0, value(x).dtype, frozenset(), centred=False,
-                native=False, bare=True,
-            )  # fmt: skip
             try:
-                found = grown(view, core, self.id, _SIDES)
+                found = grown(view, Core.unchanged(x), self.id, _SIDES)
             except (Declined, Unproven) as error:
                 declined = declined or Decline(str(error), anchor)
                 continue

@@ -122,6 +122,18 @@ def _rotated_back(
     return nb * c1b.float() * c2b + na * c1a.float() * c3b
 
 
+def _gated_activation(c0: Tensor, c1: Tensor) -> Tensor:
+    return F.silu(c0) * c1
+
+
+def _size(n: Tensor) -> Tensor:
+    return n.abs()
+
+
+def _scaled_down(n: Tensor, p: Tensor) -> Tensor:
+    return torch.round(n / (p.clamp(min=1e-5) / 127)).clamp(-128, 127).to(torch.int8)
+
+
 def _turned(na: Tensor, nb: Tensor, c1a: Tensor, c2a: Tensor) -> Tensor:
     return na * c1a - nb * c2a
 
@@ -177,6 +189,10 @@ WORKLOADS = (
              ((16384, 4096), (1, 4096)), centred=False, peak=_magnitude),
     Workload("RMS norm, quantised by group", _itself, (_quantised, _step),
              ((16384, 32, 128), (1, 32, 128)), inner=2, centred=False, peak=_magnitude, groups=1),
+    Workload("SwiGLU, quantised by row", _gated_activation, (_scaled_down, _step),
+             ((16384, 14336), (16384, 14336)), peak=_size, bare=True),
+    Workload("SwiGLU, quantised by group", _gated_activation, (_scaled_down, _step),
+             ((16384 * 112, 128), (16384 * 112, 128)), peak=_size, bare=True),
     Workload("rotation of queries, in halves", _itself, (_turned, _turned_back),
              ((1, 32, 4608, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
              centred=False, order=(0, 2, 1, 4, 3), paired=True, bare=True),
