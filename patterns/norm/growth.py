@@ -99,7 +99,7 @@ def results(view: GraphView, core: Core, taken: list[Node]) -> list[Node]:
 
 
 def trimmed(view: GraphView, taken: list[Node]) -> list[Node]:
-    """Without copies and views at the end: who reads one may read what it is a copy of."""
+    """Without copies, views and parts at the end: who reads one may read what it is one of."""
     end = len(taken)
     while end > 1 and _is_same(view, taken[end - 1], taken):
         end -= 1
@@ -109,7 +109,8 @@ def trimmed(view: GraphView, taken: list[Node]) -> list[Node]:
 def _is_same(view: GraphView, node: Node, taken: list[Node]) -> bool:
     op = view.op(node)
     copies = op.kind is Kind.POINTWISE and loses_nothing(op, node)
-    return copies or rearranges(view, node) or spreads(view, node, taken)
+    views = rearranges(view, node) or spreads(view, node, taken)
+    return copies or views or pairs.is_part(view, node)
 
 
 def _joins(

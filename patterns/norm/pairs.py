@@ -122,6 +122,11 @@ def member(view: GraphView, node: Node) -> Part | None:
     return part if part is not None and part.count == 2 else None
 
 
+def is_part(view: GraphView, node: Node) -> bool:
+    """Whether a node takes members apart and does nothing else."""
+    return view.op(node).name in LISTS or member(view, node) is not None
+
+
 def both(view: GraphView, node: Node) -> Both | None:
     """What two tensors a node puts together, one for each member."""
     op = view.op(node)

@@ -46,11 +46,13 @@ class Rotation(Pattern):
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         declined: Decline | None = None
-        for x in _sources(view, anchor):
+        sources, crosses = _sources(view, anchor)
+        for x in sources:
             try:
                 found = grown(view, Core.unchanged(x), self.id, _SIDES)
             except (Declined, Unproven) as error:
-                declined = declined or Decline(str(error), anchor)
+                if crosses:
+                    declined = declined or Decline(str(error), anchor)
                 continue
             if anchor in found.nodes and _computes(found):
                 return found
@@ -73,12 +75,16 @@ def _whole(view: GraphView, node: Node) -> pairs.Both | None:
     return pairs.both(view, node) or pairs.written(view, node)
 
 
-def _sources(view: GraphView, anchor: Node) -> list[Node]:
-    """The tensors of which a member is in either part of what is put together."""
+def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
+    """The tensors of which a member is in either part of what is put together; and whether one is
+    where the other was. Else a half is rotated and put back before the one that is not."""
     whole = _whole(view, anchor)
     parts = (view.op(anchor).args["input"],) if whole is None else whole.parts
-    first, *others = (_divided(view, part) for part in parts)
-    return [_top(view, n) for n in first if all(n in found for found in others)]
+    found = [_divided(view, part) for part in parts]
+    common = [n for n in found[0] if all(n in each for each in found)]
+    crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))
+    tops = [_top(view, n) for n in common]  # of which another dimension may be the last one
+    return [*dict.fromkeys([*tops, *common])], crosses
 
 
 def _top(view: GraphView, node: Node) -> Node:
@@ -93,17 +99,17 @@ def _is_same(view: GraphView, node: Node) -> bool:
     return rearranges(view, node) or (op.kind is Kind.POINTWISE and loses_nothing(op, node))
 
 
-def _divided(view: GraphView, node: Node) -> list[Node]:
-    """The tensors that members were taken of, some way above."""
-    pending, seen, found = [node], set[Node](), list[Node]()
+def _divided(view: GraphView, node: Node) -> dict[Node, set[int]]:
+    """The tensors that members were taken of, some way above, and which members."""
+    pending, seen, found = [node], set[Node](), dict[Node, set[int]]()
     while pending and len(seen) < _LIMIT:
         node = pending.pop()
         seen.add(node)
         op, part = view.op(node), pairs.member(view, node)
         if part is not None:
-            found.append(part.source)
+            found.setdefault(part.source, set()).add(part.index)
         elif op.name == "view_as_complex":
-            found.append(op.args["input"])
+            found[op.args["input"]] = {0, 1}
         elif op.kind is Kind.POINTWISE or rearranges(view, node):
             pending += [n for n in node.all_input_nodes if is_tensor(n) and n not in seen][::-1]
-    return list(dict.fromkeys(found))
+    return found

@@ -136,6 +136,23 @@ def scaled(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @form(1)
+def both_at_once(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys are one tensor until they are rotated."""
+    q = torch.cat([heads(x * w), heads(x * b)], 2)
+    cos, sin = (t[None, :, None] for t in tables(x))
+    return (q * cos + rotate_half(q) * sin).chunk(2, 2)
+
+
+@form(1)
+def features_first(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Sana's: what is rotated is a view whose last dimension is another's."""
+    q = heads(x * w).permute(0, 2, 3, 1).contiguous() * 1.5
+    turns = torch.polar(torch.ones_like(angles(x)), angles(x))
+    z = torch.view_as_complex(q.permute(0, 1, 3, 2).contiguous().float().unflatten(3, (-1, 2)))
+    return torch.view_as_real(z * turns).flatten(3, 4).permute(0, 1, 3, 2).type_as(x)
+
+
+@form(1)
 def swapped(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """No rotation, but of pairs all the same."""
     first, second = heads(x * w).chunk(2, -1)
@@ -224,7 +241,7 @@ def written_between(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return plain + rotate_half(q) * sin
 
 
-@lookalike("mutated")
+@lookalike("mutated after the region, but kept for the backward")
 def cogvideox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Rows behind those of the text are replaced: what is rotated is not there for the backward."""
     q = heads(x * w).transpose(1, 2).contiguous()
