@@ -50,7 +50,9 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
         read = next(source for source in node.all_input_nodes if source in taken)
         if allowed is After.PAIRS and pairs.written(view, node) is not None:
             continue  # it joins with what is written into it
-        paired = allowed is After.PAIRS and pairs.joins(view, node, taken)
+        paired = allowed is After.PAIRS and (
+            pairs.joins(view, node, taken) or _widens(view, node, taken)
+        )
         sources = [n for n in node.all_input_nodes if n in taken]
         peaked = allowed is After.PEAK and (
             is_peak(view, node)
@@ -123,6 +125,10 @@ def _joins(
     if op.kind is Kind.DROPOUT:
         return not draws(node, op)
     return op.kind is Kind.POINTWISE and _is_plain(op, node, dtypes)
+
+
+def _widens(view: GraphView, node: Node, taken: list[Node]) -> bool:
+    return pairs.widens(view, node, taken) and _is_plain(view.op(node), node, DTYPES)
 
 
 def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:

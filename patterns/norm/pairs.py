@@ -2,6 +2,7 @@
 
     what `parts` reads of two equal parts, view_as_complex                     take one member
     cat, stack, view_as_real, out[..., ::2] = and out[..., 1::2] =             have both again
+    one member times a row, or a column, of a matrix for each pair             as well
 
 Nothing is assumed of what is done between: each member of a result is a program of its own.
 """
@@ -9,7 +10,7 @@ Nothing is assumed of what is done between: each member of a result is a program
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dim, Dims, Unproven, leaves, resolve, same_size, split_dim
-from fuser.graph.ops import Op, is_tensor, value
+from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
@@ -106,6 +107,25 @@ def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
         return written(view, node.args[0]) is not None
     found = both(view, node)
     return member(view, node) is not None or (found is not None and set(found.parts) <= {*inside})
+
+
+def widens(view: GraphView, node: Node, inside: Collection[Node]) -> bool:
+    """Whether a pointwise operator has two elements for each of what it reads from the inside: from
+    the outside come two numbers for that."""
+    op = view.op(node)
+    if op.kind is not Kind.POINTWISE or op.inplace or not is_tensor(node):
+        return False
+    read = [n for n in node.all_input_nodes if n in inside]
+    return bool(read) and all(_is_one_of_two(n, node) for n in read)
+
+
+def _is_one_of_two(part: Node, node: Node) -> bool:
+    """Whether shapes are the same, but for one dimension of a single element where the other has
+    two."""
+    own, whole = value(part).shape, value(node).shape
+    sizes = [*zip(map(to_expr, own), map(to_expr, whole), strict=len(own) == len(whole))]
+    differ = [pair for pair in sizes if not same_size(*pair)]
+    return len(own) == len(whole) and differ == [(1, 2)]
 
 
 def is_product(op: Op, node: Node) -> bool:

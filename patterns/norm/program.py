@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, Unproven, broadcast, resolve
+from fuser.graph.axes import Dims, Unproven, broadcast, leaves, resolve
 from fuser.graph.ops import Kind, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
@@ -114,6 +114,10 @@ class Reader:
         if value(node).is_complex():
             raise Unproven(_COMPLEX)
         pulled = pull_pointwise(op, node, dims)
+        known = {*self.inside, *([] if core is None else [core.node])}
+        if pairs.widens(self.view, node, known):
+            read = next(axes for n, axes in pulled.items() if n in known)
+            self.pair.require(tuple(a for a in leaves(dims) if a not in leaves(read)))
         mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
         return self.builder.pointwise(op, node, mapped)
 

@@ -12,6 +12,7 @@ from fuser.graph.ops import Kind, is_tensor
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
+from fuser.specs.norm import PAIR
 
 from ..captured import loses_nothing
 from ..declined import Declined
@@ -29,7 +30,7 @@ _SIDES = ((False, After.PAIRS),)
 class Rotation(Pattern):
     """Fuse a rotary embedding, and whatever else is computed of pairs.
 
-        halves or neighbours of x -> pointwise -> cat, stack or complex numbers -> pointwise
+        halves or neighbours of x -> pointwise -> cat, stack, complex numbers, matrices -> pointwise
         =>   fuser::norm
 
     Sound when: every result has both members of all pairs; each is what was computed of it, so that
@@ -60,15 +61,24 @@ class Rotation(Pattern):
 
 
 def _computes(found: Match) -> bool:
-    """Whether anything is more than moved."""
+    """Whether both members are read, and anything is more than moved."""
     (call,) = found.calls
-    return any(node.op.startswith("call") for p in call.spec.after for node in p.graph.nodes)
+    read = {name for program in call.spec.after for name in program.inputs}
+    computed = any(node.op.startswith("call") for p in call.spec.after for node in p.graph.nodes)
+    return computed and read >= {f"n{member}" for member in PAIR}
 
 
 def _puts_together(view: GraphView, node: Node) -> bool:
     if not is_tensor(node):
         return False
-    return view.op(node).name == "view_as_real" or _whole(view, node) is not None
+    real = view.op(node).name == "view_as_real"
+    return real or _whole(view, node) is not None or bool(_widened(view, node))
+
+
+def _widened(view: GraphView, node: Node) -> list[Node]:
+    """Members that an operator reads, each of which is in both members of its result."""
+    given = [n for n in node.all_input_nodes if is_tensor(n) and pairs.widens(view, node, [n])]
+    return [n for n in given if pairs.member(view, n) is not None]
 
 
 def _whole(view: GraphView, node: Node) -> pairs.Both | None:
@@ -79,7 +89,8 @@ def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
     """The tensors of which a member is in either part of what is put together; and whether one is
     where the other was. Else a half is rotated and put back before the one that is not."""
     whole = _whole(view, anchor)
-    parts = (view.op(anchor).args["input"],) if whole is None else whole.parts
+    parts = _widened(view, anchor) if whole is None else whole.parts
+    parts = parts or (view.op(anchor).args["input"],)
     found = [_divided(view, part) for part in parts]
     common = [n for n in found[0] if all(n in each for each in found)]
     crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .forms import Form
-from .forms_pairs import WIDTH, angles, heads, rotate_half, tables
+from .forms_pairs import WIDTH, angles, heads, matrices, rotate_half, tables
 
 FORMS: list[tuple[Form, int]] = []
 """With how many tensors are rotated."""
@@ -135,6 +135,27 @@ def scaled(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return (q * cos + rotate_half(q) * sin) * WIDTH**-0.5
 
 
+@form(2)
+def hidream(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    """By matrices."""
+    turns = matrices(x)[None, :, None]
+
+    def turned(q: Tensor) -> Tensor:
+        pairs = q.float().reshape(*q.shape[:-1], -1, 1, 2)
+        both = turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
+        return both.reshape(*q.shape).type_as(q)
+
+    return [turned(heads(x * t)) for t in (w, b)]
+
+
+@form(1)
+def neighbours_by_matrices_become_halves(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = heads(x * w)
+    turns, pairs = matrices(x)[:, None].to(x.dtype), q.unflatten(-1, (-1, 1, 2))
+    turned = pairs[..., 1] * turns[..., 1] + pairs[..., 0] * turns[..., 0]
+    return turned.transpose(-1, -2).flatten(-2)
+
+
 @form(1)
 def both_at_once(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     """Queries and keys are one tensor until they are rotated."""
@@ -194,6 +215,28 @@ def thirds(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 def unequal(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q = heads(x * w)
     return q * 0.6 + torch.cat((-q[..., 3:], q[..., :3]), -1) * 0.8
+
+
+@lookalike("")
+def by_matrices_of_three_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Of two numbers three are made."""
+    pairs = heads(x * w).unflatten(-1, (-1, 1, 2))
+    turns = torch.cat([matrices(x), matrices(x)[:, :, :1]], 2)[:, None].to(x.dtype)
+    return turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
+
+
+@lookalike("")
+def matrices_of_one_member(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    pairs, turns = heads(x * w).unflatten(-1, (-1, 1, 2)), matrices(x)[:, None].to(x.dtype)
+    return (turns[..., 0] * pairs[..., 0]).flatten(-2)
+
+
+@lookalike("beside another")
+def matrices_beside_a_member(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    pairs, turns = heads(x * w).unflatten(-1, (-1, 1, 2)), matrices(x)[:, None].to(x.dtype)
+    first = pairs[..., 0]
+    turned = turns[..., 0] * first + turns[..., 1] * pairs[..., 1]
+    return turned.flatten(-2), first.cumsum(1)
 
 
 @lookalike("different rows")
