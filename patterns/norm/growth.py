@@ -6,6 +6,7 @@ what was taken, so that whoever else reads that comes after the region.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 
 import torch
@@ -53,13 +54,13 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
         paired = allowed is After.PAIRS and (
             pairs.joins(view, node, taken) or _widens(view, node, taken)
         )
-        sources = [n for n in node.all_input_nodes if n in taken]
+        sources, made = [n for n in node.all_input_nodes if n in taken], taken[core.bare :]
         peaked = allowed is After.PEAK and (
             is_peak(view, node)
-            or any(_joins(view, node, n, (*QUANTISED, torch.bool)) for n in sources)
+            or any(_joins(view, node, n, made, (*QUANTISED, torch.bool)) for n in sources)
             or spreads(view, node, taken)
         )
-        if not (paired or peaked or rearranges(view, node) or _joins(view, node, read)):
+        if not (paired or peaked or rearranges(view, node) or _joins(view, node, read, made)):
             if core.bare and not set(taken[1:]) & set(node.all_input_nodes):
                 continue  # it reads x, which stays outside
             break
@@ -116,11 +117,18 @@ def _is_same(view: GraphView, node: Node, taken: list[Node]) -> bool:
 
 
 def _joins(
-    view: GraphView, node: Node, like: Node, dtypes: tuple[torch.dtype, ...] = DTYPES
+    view: GraphView,
+    node: Node,
+    like: Node,
+    made: Collection[Node] = (),
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> bool:
-    """Whether an operator may be a part of a program over tensors of one shape."""
+    """Whether an operator may be a part of a program over tensors of one shape; one that writes in
+    place to what was `made` for it, too."""
     op = view.op(node)
-    if op.inplace or not (is_tensor(node) and is_tensor(like)) or not same_shape(node, like):
+    if op.inplace and op.args.get("input") not in made:
+        return False
+    if not (is_tensor(node) and is_tensor(like)) or not same_shape(node, like):
         return False
     if op.kind is Kind.DROPOUT:
         return not draws(node, op)

@@ -71,9 +71,6 @@ def _found(view: GraphView, anchor: Node, pattern: str) -> Match:
         if anchor in match.nodes and any(_rounds(view, node) for node in match.nodes):
             return match
         reason = Unproven("what is rounded is not made of a row and its largest value alone")
-    for user in anchor.users:
-        if view.op(user).inplace:
-            raise Declined("the largest value is written to in place", user)
     raise reason
 
 

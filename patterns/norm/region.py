@@ -82,7 +82,7 @@ class _Region:
         results = growth.results(view, core, after)[::-1] or after[core.bare :][-1:]
         rows = peaks.rows(view, after)
         if allowed is After.PEAK and not rows:
-            raise Unproven("nothing's largest value is looked for")
+            raise Unproven("nothing pointwise is made of a row and its largest value")
         results.sort(key=rows.__contains__)
         if not results or results[0] in rows:
             raise Unproven("nothing is computed of each element")

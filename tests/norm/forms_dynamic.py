@@ -99,6 +99,21 @@ def with_a_scale_written_to_afterwards(x: Tensor, w: Tensor, b: Tensor) -> tuple
 
 
 @form
+def scale_written_to_before(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    y = x * w
+    scale = y.abs().amax(-1, keepdim=True)
+    scale.clamp_(min=1.5).div_(127)
+    return (y / scale).round().to(torch.int8), scale
+
+
+@form
+def bitnet(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """In place, and back again."""
+    scale = 127 / x.abs().max(dim=-1, keepdim=True).values.clamp_(min=1e-5)
+    return (x * scale).round().clamp_(-128, 127) / scale
+
+
+@form
 def of_its_input(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """A bound of what is rounded is as good a scale."""
     y = torch.tanh(x) * 2
@@ -193,12 +208,22 @@ def of_other_rows(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round().to(torch.int8), scale
 
 
-@lookalike("written to in place")
-def scale_written_before(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+@lookalike("mutated within the region")
+def scale_written_to_by_another_name(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     y = x * w
-    scale = y.abs().amax(-1, keepdim=True)
-    scale.clamp_(min=1e-5)
-    return (y / scale * 127).round().to(torch.int8), scale
+    largest = y.abs().amax(-1, keepdim=True)
+    flat = largest.squeeze(-1)
+    largest.clamp_(min=3)
+    return (y / flat.unsqueeze(-1) * 127).round().to(torch.int8), largest
+
+
+@lookalike("nothing pointwise is made of a row")
+def of_what_is_scaled_in_place(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """What is rounded is the row's memory."""
+    y = x * w
+    scale = y.abs().amax(-1, keepdim=True).clamp(min=1e-5) / 127
+    y.div_(scale)
+    return y.round().to(torch.int8)
 
 
 @lookalike("mutated")
