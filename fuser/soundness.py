@@ -238,8 +238,8 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
             writer = view.mutated_between(output, last + 1, len(view.nodes))
             if writer is not None:
                 return Decline("the result is mutated, but kept for the backward", writer)
-    for node in match.nodes:  # nobody reads them after the region
-        writer = view.mutated_between(node, view.order[node] + 1, last)
+    for node in match.nodes:  # after the region nobody reads them, but perhaps a backward
+        writer = view.mutated_between(node, view.order[node] + 1, end)
         if writer is not None and writer not in inside and node not in match.outputs:
             return Decline("an intermediate value is mutated outside the region", writer)
     return _mutates_result(view, match)
