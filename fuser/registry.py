@@ -28,7 +28,9 @@ ENTRY_POINT_GROUP = "fuser.patterns"
 P = TypeVar("P", bound=type[Pattern])
 
 
-OWN_FAMILIES = ("attention.", "moe.", "router.", "norm.", "rope.", "activation.", "loss.")
+OWN_FAMILIES = (
+    "attention.", "moe.", "router.", "norm.", "rope.", "quantise.", "activation.", "loss.",
+)  # fmt: skip
 _ID = re.compile(r"\w+(\.\w+)*")
 
 

@@ -22,6 +22,8 @@ from .torch_private import in_forward_mode, is_wrapper, random_as_in_eager, symb
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 """What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
 SIZE_OF_DATA = "a size depends on data"
+_MUTATED = "an input is mutated between its use and the end of the region"
+_KEPT = "an input is mutated after the region, but kept for the backward"
 _WRAPPERS = {
     "DTensor": "let the block work on what its own rank holds: to_local(), or local_map around it"
 }
@@ -225,23 +227,39 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
             start = max(read, view.order[operand.node])
             writer = view.mutated_between(operand.node, start + 1, end)
             if writer is not None and writer not in inside:
-                return Decline(
-                    "an input is mutated between its use and the end of the region", writer
-                )
+                return Decline(_MUTATED if view.order[writer] < last else _KEPT, writer)
     for node in inputs_of(match):
         readers = [view.order[u] for u in node.users if u in inside]
         writer = view.mutated_between(node, min(readers, default=last) + 1, last)
         if writer is not None and writer not in inside:
-            return Decline("an input is mutated between its use and the end of the region", writer)
+            return Decline(_MUTATED, writer)
     if match.keeps_result and _is_differentiated(match):
         for output in match.outputs:
             writer = view.mutated_between(output, last + 1, len(view.nodes))
             if writer is not None:
                 return Decline("the result is mutated, but kept for the backward", writer)
-    for node in match.nodes:
-        writer = view.mutated_between(node, view.order[node] + 1, len(view.nodes))
+    for node in match.nodes:  # after the region nobody reads them, but perhaps a backward
+        writer = view.mutated_between(node, view.order[node] + 1, end)
         if writer is not None and writer not in inside and node not in match.outputs:
             return Decline("an intermediate value is mutated outside the region", writer)
+    return _mutates_result(view, match)
+
+
+def _mutates_result(view: GraphView, match: Match) -> Decline | None:
+    """Results of the replacement have memory of their own. Where one was a view of something else,
+    a write to either was seen in both; one that the region itself wrote to is followed otherwise.
+    """
+    inside = [target for p, target in view.mutations if view.nodes[p] in match.nodes]
+    followed = {view.storages.get(target) for target in inside}
+    for output in match.outputs:
+        key = view.storages.get(output)
+        shared = {n for n in view.sharing.get(key, ()) if n not in match.nodes}
+        before = any(view.order[n] < view.order[output] for n in shared)
+        if key is None or key in followed or not before:
+            continue
+        writer = view.mutated_between(output, view.order[output] + 1, len(view.nodes))
+        if writer is not None:
+            return Decline("the result is a view of an input, and one of them is mutated", writer)
     return None
 
 

@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Of what pointwise regions compute."""
 _REARRANGED = (
     "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
-    "transpose", "t", "T", "mT", "movedim",
+    "transpose", "t", "T", "mT", "movedim", "getitem",
 )  # fmt: skip
 
 

@@ -86,6 +86,29 @@ def _written_after(x: Tensor, y: Tensor) -> Tensor:
     return a + z
 
 
+def _written_after_a_view_of_it(x: Tensor, y: Tensor) -> Tensor:
+    """What is written comes from what was read: a part of a tensor is replaced."""
+    z = y.clone()
+    z[1:] = z[1:].view(2, 4).sin().cos()
+    return z
+
+
+def _view_of_what_is_written_after(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The result sees the write."""
+    z = y.clone()
+    part = z.view(4, 3).view(2, 6)
+    z.zero_()
+    return part, z
+
+
+def _view_that_is_written_to(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The write to the result is seen in what it is a view of."""
+    z = y.clone()
+    part = z.view(4, 3).view(2, 6)
+    part.zero_()
+    return part, z
+
+
 def _in_place_inside(x: Tensor, y: Tensor) -> Tensor:
     return x.sin().mul_(2).cos()
 
@@ -149,6 +172,9 @@ def _random_between(x: Tensor, y: Tensor) -> Tensor:
         (_written_before, "sin cos", ""),
         (_written_after, "sin cos", ""),
         (_in_place_inside, "sin mul cos", ""),
+        (_written_after_a_view_of_it, "reshape sin cos", ""),
+        (_view_of_what_is_written_after, "reshape", "a view of an input"),
+        (_view_that_is_written_to, "reshape", "a view of an input"),
         (_in_place_by_its_old_name, "sin mul cos", "mutated"),
         (_in_place_seen, "sin mul cos", "elsewhere"),
         (_in_place_first, "mul cos", ""),

@@ -90,7 +90,15 @@ class ProgramBuilder:
         return self.graph.call_function(function, args, kwargs)
 
     def pointwise(self, op: Op, node: Node, mapped: Mapping[Node, Node]) -> Node:
-        """Append the operator of `node`, its node arguments replaced by program nodes."""
+        """Append the operator of `node`, its node arguments replaced by program nodes; what is
+        written in place is rounded to the dtype that is there."""
+        made, dtype = self._pointwise(op, node, mapped), node.meta["example_value"].dtype
+        read = [n.meta["example_value"].dtype for n in node.all_input_nodes if is_tensor(n)]
+        if op.inplace and any(other is not dtype for other in read):
+            return self.graph.call_method("to", (made,), {"dtype": dtype})
+        return made
+
+    def _pointwise(self, op: Op, node: Node, mapped: Mapping[Node, Node]) -> Node:
         source: Any = op.args.get("input")
         if op.name in IDENTITIES:
             return mapped[source]

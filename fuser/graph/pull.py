@@ -73,7 +73,9 @@ def push_view(op: Op, node: Node, dims: Dims) -> Dims:
     """
     dims, rank = resolve(dims), len(dims)
     match op.name:
-        case "reshape" | "reshape_as" | "flatten" | "unflatten" | "squeeze" | "unsqueeze":
+        case (
+            "reshape" | "reshape_as" | "flatten" | "unflatten" | "squeeze" | "unsqueeze" | "getitem"
+        ):
             return regroup(dims, tuple(value(node).shape))
         case "permute":
             return tuple(dims[_index(d, rank)] for d in op.args["dims"])

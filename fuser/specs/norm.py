@@ -33,15 +33,17 @@ class NormSpec:
 
         y_i[..., 0] = after_2i(na, nb, c_ja, c_jb, c_k, ...),   y_i[..., 1] = after_2i+1(...)
 
-    with c_k for an operand whose last dimension has one element. Where it is `bare`, such pairs are
-    all that there is: nothing is normalised, and n is x.
+    with c_k for an operand whose last dimension has one element. Where it is `bare`, nothing is
+    normalised, and n is x: pairs, or a largest value, are all that there is.
 
     Where there is a `peak`, what comes after may read the largest value of it in each row, as a
     quantisation does:
 
         p = max peak(n, c_0, c_1, ...)
 
-    Results that are numbered in `by_row` have one number for each row, y_i = after_i(p).
+    Where there are `groups`, the first so many of the `inner` dimensions count groups of a row,
+    each of which has a largest value of its own. Results that are numbered in `by_row` have one
+    number for each row or group, y_i = after_i(p).
     """
 
     captured: int
@@ -63,11 +65,17 @@ class NormSpec:
     bare: bool = False
     peak: Program | None = None
     by_row: tuple[int, ...] = ()
+    groups: int = 0
 
     @property
     def results(self) -> list[torch.dtype]:
         """Dtypes of all of them."""
         return [*self.dtypes, *([] if self.kept is None else [self.kept])]
+
+    @property
+    def single(self) -> int:
+        """How many of the last dimensions a largest value is taken over."""
+        return self.inner - self.groups
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -85,6 +93,7 @@ class NormSpec:
             **({} if self.kept is None else {"kept": name_of(self.kept)}),
             **{name: True for name in ("paired", "bare") if getattr(self, name)},
             **({"peak": self.peak.text, "by_row": self.by_row} if self.peak else {}),
+            **({"groups": self.groups} if self.groups else {}),
             "before": self.before.text,
             "after": [program.text for program in self.after],
             "eps": self.eps.hex(),

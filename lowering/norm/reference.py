@@ -39,10 +39,10 @@ def shape_of(captured: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def shape_of_result(spec: NormSpec, index: int, shape: Sequence[Any]) -> tuple[Any, ...]:
-    """Of the shape of x, or with one element for each row."""
+    """Of the shape of x, or with one element for each row or group."""
     if index not in spec.by_row:
         return tuple(shape)
-    return (*shape[: len(shape) - spec.inner], *(1 for _ in range(spec.inner)))
+    return (*shape[: len(shape) - spec.single], *(1 for _ in range(spec.single)))
 
 
 def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
@@ -61,7 +61,7 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
     n = x if spec.bare else _normalised(spec, x.float())
     named["n"] = n.to(spec.norm_dtype)
     if spec.peak is not None:
-        dims = list(range(len(shape) - spec.inner, len(shape)))
+        dims = list(range(len(shape) - spec.single, len(shape)))
         named["p"] = _computed(spec.peak, named).expand(shape).amax(dims, keepdim=True)
     results = [_result(spec, i, named, shape) for i in range(len(spec.dtypes))]
     results += [] if spec.kept is None else [x]

@@ -68,6 +68,7 @@ def space_of(
     tensors: Mapping[str, Tensor],
     model: str,
     lead: frozenset[int] = frozenset(),
+    groups: int = 0,
 ) -> Space:
     """Merges dimensions.
 
@@ -77,19 +78,23 @@ def space_of(
         tensors: with the rank of the shape, or of its rows alone.
         model: the tensor whose order in memory is followed.
         lead: dimensions of rows of which each program has one position.
+        groups: how many of the first dimensions of columns are not merged with others, and slower.
     """
     rank = len(shape)
     strides = {name: _strides(t, shape) for name, t in tensors.items()}
     many = [d for d in range(rank) if not known_true(shape[d] == 1)]
     columns = [d for d in many if d >= rank - inner]
     rows = [d for d in many if d < rank - inner]
+    single = rank - inner + groups
     zones = [
         [d for d in rows if d in lead],
         _in_memory([d for d in rows if d not in lead], strides[model]),
-        _in_memory(columns, strides[model]),
+        _in_memory([d for d in columns if d < single], strides[model]),
+        _in_memory([d for d in columns if d >= single], strides[model]),
     ]
     merged = [_merged(zone, shape, strides.values()) for zone in zones]
-    merged[-1] = merged[-1] or [[]]  # a row of one element
+    merged[-1] = merged[-1] or [[]]  # a row, or a group, of one element
+    merged[-2:] = [[*merged[-2], *merged[-1]]]
     runs = [run for zone in merged for run in zone]
     lead_sizes, rest, inner_sizes = (tuple(_product(shape, run) for run in zone) for zone in merged)
     return Space(
@@ -146,7 +151,7 @@ def _product(shape: Sequence[Any], dims: Sequence[int]) -> Any:
 def _is_between(
     rows: Sequence[Sequence[int]], columns: Sequence[Sequence[int]], strides: Sequence[Any]
 ) -> bool:
-    if not rows or len(columns) < 2:
+    if not rows or len(columns) < 2 or not columns[-1]:
         return False
     row, slow, fast = (strides[run[-1]] for run in (rows[-1], columns[-2], columns[-1]))
     known = [None if s is None else hint(s) for s in (row, slow, fast)]

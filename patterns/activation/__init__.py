@@ -3,7 +3,6 @@
 chain    the patterns
 anchors  where a region may begin
 growth   how far it reaches
-parts    halves of one tensor, however they were taken
 region   the program of a region, and its operands
 """
 

@@ -19,10 +19,10 @@ from fuser.specs import ActivationSpec
 
 from ..arranged import cut
 from ..captured import Captured
+from ..parts import Part, complete
 from .anchors import GLU, is_nonlinear
 from .gates import is_gated
 from .growth import above, chains
-from .parts import Part, complete
 
 Option = tuple[tuple[Node, ...], bool]
 """A chain down from the anchor, and whether what is above joins."""

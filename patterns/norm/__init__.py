@@ -1,5 +1,5 @@
-"""Normalisations, with what is pointwise around them, and rotations of pairs."""
+"""Normalisations, with what is pointwise around them; rotations of pairs; quantisations."""
 
-from . import chain, rotation
+from . import chain, quantised, rotation
 
-__all__ = ["chain", "rotation"]
+__all__ = ["chain", "quantised", "rotation"]

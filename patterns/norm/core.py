@@ -23,6 +23,7 @@ from fuser.graph.axes import (
     size_of,
     split_dim,
 )
+from fuser.graph.ops import value
 
 from ..arranged import runs
 
@@ -62,6 +63,12 @@ class Core:
     native: bool = True
     factors: tuple[Node | float, ...] = ()
     bare: bool = False
+
+    @staticmethod
+    def unchanged(x: Node) -> Core:
+        """x as it is, with rows along its last dimension."""
+        dtype, last = value(x).dtype, value(x).ndim - 1
+        return Core(x, x, (last,), 0.0, dtype, frozenset(), False, native=False, bare=True)
 
     def split(self, dims: Dims) -> Space:
         """Which axes of a tensor with the shape of x are normalised.

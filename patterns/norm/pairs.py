@@ -1,8 +1,8 @@
-"""Halves of a tensor, or neighbours in it, as the two members of pairs: what a rotation reads.
+"""Two parts of a tensor, halves or neighbours, as the members of pairs: what a rotation reads.
 
-    x[..., :h] and x[..., h:], chunk, split, narrow; x[..., ::2] and x[..., 1::2]; unbind, select,
-    view_as_complex                                                            take one member
+    what `parts` reads of two equal parts, view_as_complex                     take one member
     cat, stack, view_as_real, out[..., ::2] = and out[..., 1::2] =             have both again
+    one member times a row, or a column, of a matrix for each pair             as well
 
 Nothing is assumed of what is done between: each member of a result is a program of its own.
 """
@@ -10,40 +10,21 @@ Nothing is assumed of what is done between: each member of a result is a program
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dim, Dims, Unproven, leaves, resolve, same_size, split_dim
-from fuser.graph.index import full_index
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
-_SEVERAL = ("chunk", "split", "unbind")
+from ..parts import LISTS, Part, part_at, part_of
+
 _NEW = (torch.empty_like, torch.zeros_like, "new_empty", "new_zeros")
-
-
-@dataclass(frozen=True)
-class Member:
-    """A part of a tensor: one member of each pair along a dimension.
-
-    Attributes:
-        source: the tensor.
-        dim: of the source.
-        which: 0 or 1.
-        near: members are neighbours, not halves.
-        drops: the dimension has a pair and nothing else, and is gone.
-    """
-
-    source: Node
-    dim: int
-    which: int
-    near: bool = False
-    drops: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class Pair:
     def has(self, dims: Dims) -> bool:
         return self.axis is not None and self.axis in leaves(dims)
 
-    def apart(self, of: Member, dims: Dims) -> Dims:
+    def apart(self, of: Part, dims: Dims) -> Dims:
         """Axes of the source, given those of one member.
 
         Raises:
@@ -87,11 +68,7 @@ class Pair:
         if self.has(dims):
             raise Unproven("pairs of pairs")
         self.axis = self.axis or Axis(2, "pair")
-        own: Dim = (self.axis,)
-        if of.drops:
-            return (*dims[: of.dim], own, *dims[of.dim :])
-        dim = (*dims[of.dim], *own) if of.near else (*own, *dims[of.dim])
-        return (*dims[: of.dim], dim, *dims[of.dim + 1 :])
+        return of.whole(dims, self.axis)
 
     def together(self, of: Both, dims: Dims) -> Dims:
         """Axes of each part, given those of both.
@@ -121,7 +98,7 @@ def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
     op = view.op(node)
     if op.inplace:
         return False
-    if op.name in _SEVERAL:
+    if op.name in LISTS:
         found = value(node)
         return isinstance(found, (tuple, list)) and len(found) == 2
     if op.name in ("view_as_complex", "view_as_real") or is_product(op, node):
@@ -132,6 +109,25 @@ def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
     return member(view, node) is not None or (found is not None and set(found.parts) <= {*inside})
 
 
+def widens(view: GraphView, node: Node, inside: Collection[Node]) -> bool:
+    """Whether a pointwise operator has two elements for each of what it reads from the inside: from
+    the outside come two numbers for that."""
+    op = view.op(node)
+    if op.kind is not Kind.POINTWISE or op.inplace or not is_tensor(node):
+        return False
+    read = [n for n in node.all_input_nodes if n in inside]
+    return bool(read) and all(_is_one_of_two(n, node) for n in read)
+
+
+def _is_one_of_two(part: Node, node: Node) -> bool:
+    """Whether shapes are the same, but for one dimension of a single element where the other has
+    two."""
+    own, whole = value(part).shape, value(node).shape
+    sizes = [*zip(map(to_expr, own), map(to_expr, whole), strict=len(own) == len(whole))]
+    differ = [pair for pair in sizes if not same_size(*pair)]
+    return len(own) == len(whole) and differ == [(1, 2)]
+
+
 def is_product(op: Op, node: Node) -> bool:
     """Of complex numbers."""
     factors = [op.args.get("input"), op.args.get("other")]
@@ -140,79 +136,15 @@ def is_product(op: Op, node: Node) -> bool:
     )
 
 
-def member(view: GraphView, node: Node) -> Member | None:
+def member(view: GraphView, node: Node) -> Part | None:
     """Of what a node is a member."""
-    op = view.op(node)
-    source = op.args.get("input")
-    if not is_tensor(node) or not isinstance(source, Node) or op.inplace:
-        return None
-    if op.name == "getitem" and not is_tensor(source):
-        return _of_several(view.op(source), op.args.get("index"))
-    if not is_tensor(source):
-        return None
-    if op.name == "getitem" and op.kind is Kind.SLICE:
-        return _sliced(source, op.args["index"])
-    dim, rank = op.args.get("dim"), value(source).ndim
-    if op.name == "select" and isinstance(dim, int):
-        return _part(source, dim % rank, op.args.get("index"))
-    if op.name == "narrow" and isinstance(dim, int):
-        start, length = op.args.get("start"), op.args.get("length")
-        if isinstance(start, int) and isinstance(length, int) and start >= 0:
-            return _part(source, dim % rank, slice(start, start + length))
-    return None
+    part = part_of(view, node)
+    return part if part is not None and part.count == 2 else None
 
 
-def _of_several(op: Op, which: Any) -> Member | None:
-    """One of the tensors that `chunk`, `split` or `unbind` gives."""
-    source, dim = op.args.get("input"), op.args.get("dim", 0)
-    given = is_tensor(source) and isinstance(dim, int) and which in (0, 1)
-    if op.name not in _SEVERAL or not given:
-        return None
-    assert isinstance(source, Node)
-    dim = dim % value(source).ndim
-    size = value(source).shape[dim]
-    if not isinstance(size, int) or size % 2:
-        return None
-    if op.name == "unbind":
-        return _part(source, dim, which)
-    sizes = op.args.get("sizes")
-    halves = {"chunk": op.args.get("chunks") == 2,
-              "split": sizes == size // 2 or list(_listed(sizes)) == [size // 2] * 2}  # fmt: skip
-    return Member(source, dim, which) if halves[op.name] else None
-
-
-def _listed(sizes: Any) -> Sequence[Any]:
-    return sizes if isinstance(sizes, (list, tuple)) else ()
-
-
-def _sliced(source: Node, index: Any) -> Member | None:
-    try:
-        parts = full_index(index, value(source).ndim)
-    except Unproven:
-        return None
-    cut = [d for d, part in enumerate(parts) if part != slice(None)]
-    if len(cut) != 1 or len(parts) != value(source).ndim:
-        return None
-    return _part(source, cut[0], parts[cut[0]])
-
-
-def _part(source: Node, dim: int, part: Any) -> Member | None:
-    """What a slice, or one position, of a dimension takes."""
-    size = value(source).shape[dim]
-    if not isinstance(size, int) or size % 2 or not size:
-        return None
-    if isinstance(part, int) and not isinstance(part, bool):
-        return Member(source, dim, part % 2, drops=True) if size == 2 and -2 <= part < 2 else None
-    if not isinstance(part, slice):
-        return None
-    if not all(n is None or isinstance(n, int) for n in (part.start, part.stop, part.step)):
-        return None
-    half, taken = size // 2, part.indices(size)
-    if taken[2] == 1 and taken[1] - taken[0] == half and taken[0] in (0, half):
-        return Member(source, dim, taken[0] // half)
-    if taken[2] == 2 and taken[0] in (0, 1) and len(range(*taken)) == half:
-        return Member(source, dim, taken[0], near=True)
-    return None
+def is_part(view: GraphView, node: Node) -> bool:
+    """Whether a node takes members apart and does nothing else."""
+    return view.op(node).name in LISTS or member(view, node) is not None
 
 
 def both(view: GraphView, node: Node) -> Both | None:
@@ -233,10 +165,10 @@ def written(view: GraphView, node: Any) -> Both | None:
     if not is_tensor(node) or node.target not in _NEW:
         return None
     writes = [u for u in node.users if u.target is operator.setitem and u.args[0] is node]
-    parts = [part for write in writes if (part := _sliced(node, write.args[1])) is not None]
-    if len(writes) != 2 or len(parts) != 2 or parts[0].drops:
+    parts = [part for write in writes if (part := part_at(node, write.args[1])) is not None]
+    if len(writes) != 2 or len(parts) != 2 or parts[0].count != 2 or not parts[0].kept:
         return None
-    if replace(parts[0], which=1 - parts[0].which) != parts[1]:
+    if parts[0].cut != parts[1].cut or parts[0].index == parts[1].index:
         return None
     last = max(view.order[write] for write in writes)
     if any(view.order[user] < last for user in node.users if user not in writes):
@@ -247,8 +179,8 @@ def written(view: GraphView, node: Any) -> Both | None:
     tensors = [n for n in given if is_tensor(n) and _has_shape(n, half)]
     if len(tensors) != 2:
         return None
-    first, second = tensors if parts[0].which == 0 else tensors[::-1]
-    return Both((first, second), dim, near=parts[0].near, writes=tuple(writes))
+    first, second = tensors if parts[0].index == 0 else tensors[::-1]
+    return Both((first, second), dim, near=parts[0].in_turn, writes=tuple(writes))
 
 
 def _has_shape(node: Node, shape: Sequence[Any]) -> bool:

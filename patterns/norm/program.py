@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, Unproven, broadcast, resolve
+from fuser.graph.axes import Dims, Unproven, broadcast, leaves, resolve
 from fuser.graph.ops import Kind, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
@@ -16,9 +16,10 @@ from fuser.graph.view import GraphView
 from fuser.specs.norm import PAIR
 
 from ..captured import Captured
+from ..parts import Part
 from . import pairs
 from .core import Core
-from .growth import is_peak
+from .peaks import is_peak
 
 _COMPLEX = "complex numbers that something else than a product reads"
 
@@ -98,7 +99,7 @@ class Reader:
         part = pairs.member(self.view, node)
         whole = pairs.both(self.view, node) or pairs.written(self.view, node)
         if part is not None:
-            return self.visit(part.source, self.pair.apart(part, dims), core, part.which)
+            return self.visit(part.source, self.pair.apart(part, dims), core, part.index)
         if whole is not None:
             each, own = self.pair.together(whole, dims), whole.parts[_known(member)]
             made = self.visit(own, each, core, member)
@@ -113,6 +114,10 @@ class Reader:
         if value(node).is_complex():
             raise Unproven(_COMPLEX)
         pulled = pull_pointwise(op, node, dims)
+        known = {*self.inside, *([] if core is None else [core.node])}
+        if pairs.widens(self.view, node, known):
+            read = next(axes for n, axes in pulled.items() if n in known)
+            self.pair.require(tuple(a for a in leaves(dims) if a not in leaves(read)))
         mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
         return self.builder.pointwise(op, node, mapped)
 
@@ -124,7 +129,7 @@ class Reader:
         self, node: Node, dims: Dims, core: Core | None, _: int | None
     ) -> tuple[Node, Node]:
         op = self.view.op(node)
-        own = self.pair.apart(pairs.Member(node, len(dims), 0, drops=True), dims)
+        own = self.pair.apart(Part(node, len(dims), 0, 2, kept=False), dims)
         if node not in self.inside:
             if value(node).dtype is not torch.complex64 or value(node).is_conj():
                 raise Unproven(_COMPLEX)

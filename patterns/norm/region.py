@@ -10,7 +10,7 @@ from functools import partial
 from torch.fx import Node
 
 from fuser.graph.axes import Dims, Unproven, fresh, leaves, resolve
-from fuser.graph.ops import Kind, Op, value
+from fuser.graph.ops import Kind, value
 from fuser.graph.program import Program
 from fuser.graph.pull import push_view
 from fuser.graph.view import GraphView
@@ -19,13 +19,13 @@ from fuser.specs import NormSpec
 
 from ..captured import Captured
 from ..declined import Declined
-from ..neighbours import DTYPES
-from . import growth
-from .core import Core, resolved
+from ..neighbours import DTYPES, rearranges, same_shape
+from . import growth, peaks
+from .core import Core, Space, resolved
 from .growth import After
 from .pairs import Pair
+from .peaks import Peak
 from .program import Reader
-from .statistic import dims_of
 
 _SIDES = tuple((before, after) for after in After for before in (True, False))
 """Whether a region has what is pointwise before, and what it has after; where that is not sound,
@@ -77,14 +77,12 @@ class _Region:
     @staticmethod
     def of(view: GraphView, core: Core, before: bool, allowed: After) -> _Region:
         after = growth.after(view, core, allowed)
-        last = max(after, key=view.order.__getitem__)
-        kept = growth.kept(view, core, last) if before else None
-        above: set[Node] = growth.before(view, core, kept) if before else set()
-        results = growth.results(view, after)[::-1] or after[-1:]
-        results = [node for node in results if not core.bare or node is not core.node]
-        rows = growth.rows(view, after)
+        kept = growth.kept(view, core, after) if before else None
+        above: set[Node] = growth.before(view, core, after, kept) if before else set()
+        results = growth.results(view, core, after)[::-1] or after[core.bare :][-1:]
+        rows = peaks.rows(view, after)
         if allowed is After.PEAK and not rows:
-            raise Unproven("no row's largest value is looked for")
+            raise Unproven("nothing pointwise is made of a row and its largest value")
         results.sort(key=rows.__contains__)
         if not results or results[0] in rows:
             raise Unproven("nothing is computed of each element")
@@ -94,25 +92,28 @@ class _Region:
 
     def match(self, pattern: str) -> Match:
         core, view, pair, captured = self.core, self.view, Pair(), Captured()
-        rows = growth.rows(view, self.after)
+        rows = peaks.rows(view, self.after)
         dims = self._axes(pair)
-        peaks: dict[Node, Dims] = {}
-        programs = self._programs(dims, pair, captured, peaks)
-        peak = self._peak(peaks, dims, captured, pair)
+        found: dict[Node, Dims] = {}
+        programs = self._programs(dims, pair, captured, found)
+        peak = self._peak(found, dims, captured, pair)
         start = Reader(view, self.before, captured, pair)
         first = start.program(core.x, dims[core.node], None)
-        space = resolved(core.split(resolve(dims[core.node])))
-        if pair.axis not in ([*space.inner] if core.bare else [*space.inner, None]):
+        space = self._space(dims, peak)
+        if pair.axis not in ([*space.inner] if core.bare and not peak else [*space.inner, None]):
             raise Unproven("members of pairs are in different rows")
-        arrangement, inner = space.arranged([d for _, d in captured.operands], pair.axis)
+        cuts = [dims for _, dims in captured.operands] + ([peak.dims] if peak else [])
+        arrangement, inner = space.arranged(cuts, pair.axis)
+        single = inner if peak is None else inner - _counting(arrangement[-inner:], peak)
         spec = NormSpec(
             len(captured.operands), inner, first, programs, core.centred, core.summed, core.floor,
             core.eps, core.dtype, tuple(value(node).dtype for node in self.results),
-            value(self.kept).dtype if self.kept else None, pair.axis is not None, core.bare, peak,
-            tuple(i for i, node in enumerate(self.results) if node in rows),
+            value(self.kept).dtype if self.kept else None, pair.axis is not None, core.bare,
+            peak.program if peak else None,
+            tuple(i for i, node in enumerate(self.results) if node in rows), inner - single,
         )  # fmt: skip
         nodes = {*core.interior, *self.after[core.bare :], *self.before}
-        short = (*arrangement[: len(arrangement) - inner], *(() for _ in range(inner)))
+        short = (*arrangement[: len(arrangement) - single], *(() for _ in range(single)))
         operands = {
             f"c{i}": Operand(node, resolve(axes), arrangement, read_at=self._read_at(node, nodes))
             for i, (node, axes) in enumerate(captured.operands)
@@ -149,7 +150,7 @@ class _Region:
         dims[self.core.node] = reader.core_dims
         if pair.axis is not None and not all(map(pair.has, (resolve(d) for d in dims.values()))):
             raise Unproven("one member of each pair alone is computed")
-        if len(self.results) > 1 or growth.rows(self.view, self.after):
+        if len(self.results) > 1 or peaks.rows(self.view, self.after):
             dims = {**self._pushed(reader.core_dims), **dims}
         return dims
 
@@ -159,44 +160,57 @@ class _Region:
         found = {self.core.node: dims}
         for node in self.after[1:]:
             op = self.view.op(node)
-            read = next((n for n in node.all_input_nodes if n in found), None)
-            if read is None:
-                continue
-            if growth.is_peak(self.view, node):
-                found[node] = found[read] if op.name == "getitem" else _reduced(op, found[read])
-            elif op.kind is Kind.VIEW:
-                found[node] = push_view(op, node, found[read])
+            if peaks.is_peak(self.view, node):
+                read = op.args["input"]
+                if read in found:
+                    same = op.name == "getitem"
+                    found[node] = found[read] if same else peaks.reduced(op, found[read])
+            elif op.kind is Kind.VIEW and op.args["input"] in found and rearranges(self.view, node):
+                found[node] = push_view(op, node, found[op.args["input"]])
             elif op.kind in (Kind.POINTWISE, Kind.DROPOUT):
-                found[node] = found[read]
+                like = [n for n in node.all_input_nodes if n in found and same_shape(n, node)]
+                if like:
+                    found[node] = found[like[0]]
         return found
 
     def _peak(
-        self, peaks: dict[Node, Dims], dims: dict[Node, Dims], captured: Captured, pair: Pair
-    ) -> Program | None:
-        """Of what the largest value of each row is read.
+        self, read: dict[Node, Dims], dims: dict[Node, Dims], captured: Captured, pair: Pair
+    ) -> Peak | None:
+        """The largest value that is read, with these axes.
 
         Raises:
-            Unproven: it is of other rows than those that were normalised, or there are several.
+            Unproven: it is broadcast along other axes than its own, or there are several.
         """
-        if not peaks:
+        if not read:
             return None
-        ((node, found),) = peaks.items() if len(peaks) == 1 else ((None, ()),)
+        ((node, axes),) = read.items() if len(read) == 1 else ((None, ()),)
         if node is None or pair.axis is not None:
             raise Unproven("rows have several largest values, or pairs")
-        if resolve(dims[node]) != resolve(found):
-            raise Unproven(
-                "the largest value of a row is broadcast along another axis than its own"
-            )
-        inner = resolved(self.core.split(resolve(dims[self.core.node]))).inner
-        op = self.view.op(node)
-        op = self.view.op(op.args["input"]) if op.name == "getitem" else op
-        source = op.args["input"]
-        if set(leaves(dims[source])) - set(leaves(found)) != set(inner):
-            raise Unproven("the largest value is not that of a row that was normalised")
-        return self._reader(captured, pair, None).program(source, dims[source], self.core)
+        _require_own(resolve(dims[node]), resolve(axes))
+        source = peaks.source_of(self.view, node)
+        reader = self._reader(captured, pair, None)
+        program = reader.program(source, dims[source], self.core)
+        self._require_same(reader, dims)
+        return Peak(program, resolve(dims[node]), resolve(dims[source]))
+
+    def _space(self, dims: dict[Node, Dims], peak: Peak | None) -> Space:
+        """Axes of rows, and along them; where nothing is normalised, of what has a largest value.
+
+        Raises:
+            Unproven: that is of something else.
+        """
+        own = resolve(dims[self.core.node])
+        if peak is None or not self.core.bare:
+            space = resolved(self.core.split(own))
+            if peak is not None:
+                peak.end(space.inner)
+            return space
+        every = leaves(own)
+        at = len(every) - peak.end(every)
+        return Space([*every[:at]], [*every[at:]])
 
     def _programs(
-        self, dims: dict[Node, Dims], pair: Pair, captured: Captured, peaks: dict[Node, Dims]
+        self, dims: dict[Node, Dims], pair: Pair, captured: Captured, read: dict[Node, Dims]
     ) -> tuple[Program, ...]:
         """One for each result, or for each member of its pairs."""
         programs, axis = list[Program](), pair.axis
@@ -206,14 +220,19 @@ class _Region:
             for member in (None,) if pair.axis is None else (0, 1):
                 reader = self._reader(captured, pair, member)
                 programs.append(reader.program(node, dims[node], self.core))
-                peaks |= reader.peaks
+                for peak, axes in reader.peaks.items():
+                    _require_own(resolve(read.setdefault(peak, axes)), resolve(axes))
                 if reader.core_dims is None and reader.peaks:
                     continue
-                if resolve(reader.core_dims or ()) != resolve(dims[self.core.node]):
-                    raise Unproven("results are made of rearranged copies of what was normalised")
+                self._require_same(reader, dims)
         if pair.axis is not axis:
             raise Unproven("a result of pairs, beside one that is none")
         return tuple(programs)
+
+    def _require_same(self, reader: Reader, dims: dict[Node, Dims]) -> None:
+        """That a program reads what was normalised where others do."""
+        if resolve(reader.core_dims or ()) != resolve(dims[self.core.node]):
+            raise Unproven("results are made of rearranged copies of what was normalised")
 
     def _reader(self, captured: Captured, pair: Pair, member: int | None) -> Reader:
         inside = set(self.after) - {self.core.node}
@@ -224,18 +243,15 @@ class _Region:
         return min((order[u] for u in node.users if u in nodes), default=order[node])
 
 
-def _reduced(op: Op, dims: Dims) -> Dims:
-    """Axes of a reduction.
+def _require_own(axes: Dims, read: Dims) -> None:
+    """That a largest value is read along the axes that it has."""
+    if read != axes:
+        raise Unproven("the largest value of a row is broadcast along another axis than its own")
 
-    Raises:
-        Unproven: it is not known of what.
-    """
-    gone = dims_of(op, len(dims))
-    if not gone:
-        raise Unproven("the dimensions of a largest value are not known")
-    if op.args.get("keepdim", False) is True:
-        return tuple(() if d in gone else dim for d, dim in enumerate(dims))
-    return tuple(dim for d, dim in enumerate(dims) if d not in gone)
+
+def _counting(inner: Dims, peak: Peak) -> int:
+    """How many dimensions of rows count groups of them."""
+    return sum(bool(dim) and {*dim} <= {*leaves(peak.dims)} for dim in inner)
 
 
 def _require_dtypes(core: Core) -> None:
@@ -254,5 +270,6 @@ def _facts(spec: NormSpec) -> dict[str, str]:
         "statistics": "none" if spec.bare else f"{kind}, {eps}",
         "before": spec.before.formula(),
         **({} if spec.peak is None else {"largest": spec.peak.formula()}),
+        **({"of": "each group"} if spec.groups else {}),
         "after": "; ".join(program.formula() for program in spec.after),
     }

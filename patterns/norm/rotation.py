@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch.fx import Node
 
 from fuser.graph.axes import Unproven
-from fuser.graph.ops import Kind, is_tensor, value
+from fuser.graph.ops import Kind, is_tensor
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
+from fuser.specs.norm import PAIR
 
 from ..captured import loses_nothing
 from ..declined import Declined
@@ -29,7 +30,7 @@ _SIDES = ((False, After.PAIRS),)
 class Rotation(Pattern):
     """Fuse a rotary embedding, and whatever else is computed of pairs.
 
-        halves or neighbours of x -> pointwise -> cat, stack or complex numbers -> pointwise
+        halves or neighbours of x -> pointwise -> cat, stack, complex numbers, matrices -> pointwise
         =>   fuser::norm
 
     Sound when: every result has both members of all pairs; each is what was computed of it, so that
@@ -46,15 +47,13 @@ class Rotation(Pattern):
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         declined: Decline | None = None
-        for x in _sources(view, anchor):
-            core = Core(
-                x, x, (value(x).ndim - 1,), 0.0, value(x).dtype, frozenset(), centred=False,
-                native=False, bare=True,
-            )  # fmt: skip
+        sources, crosses = _sources(view, anchor)
+        for x in sources:
             try:
-                found = grown(view, core, self.id, _SIDES)
+                found = grown(view, Core.unchanged(x), self.id, _SIDES)
             except (Declined, Unproven) as error:
-                declined = declined or Decline(str(error), anchor)
+                if crosses:
+                    declined = declined or Decline(str(error), anchor)
                 continue
             if anchor in found.nodes and _computes(found):
                 return found
@@ -62,27 +61,41 @@ class Rotation(Pattern):
 
 
 def _computes(found: Match) -> bool:
-    """Whether anything is more than moved."""
+    """Whether both members are read, and anything is more than moved."""
     (call,) = found.calls
-    return any(node.op.startswith("call") for p in call.spec.after for node in p.graph.nodes)
+    read = {name for program in call.spec.after for name in program.inputs}
+    computed = any(node.op.startswith("call") for p in call.spec.after for node in p.graph.nodes)
+    return computed and read >= {f"n{member}" for member in PAIR}
 
 
 def _puts_together(view: GraphView, node: Node) -> bool:
     if not is_tensor(node):
         return False
-    return view.op(node).name == "view_as_real" or _whole(view, node) is not None
+    real = view.op(node).name == "view_as_real"
+    return real or _whole(view, node) is not None or bool(_widened(view, node))
+
+
+def _widened(view: GraphView, node: Node) -> list[Node]:
+    """Members that an operator reads, each of which is in both members of its result."""
+    given = [n for n in node.all_input_nodes if is_tensor(n) and pairs.widens(view, node, [n])]
+    return [n for n in given if pairs.member(view, n) is not None]
 
 
 def _whole(view: GraphView, node: Node) -> pairs.Both | None:
     return pairs.both(view, node) or pairs.written(view, node)
 
 
-def _sources(view: GraphView, anchor: Node) -> list[Node]:
-    """The tensors of which a member is in either part of what is put together."""
+def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
+    """The tensors of which a member is in either part of what is put together; and whether one is
+    where the other was. Else a half is rotated and put back before the one that is not."""
     whole = _whole(view, anchor)
-    parts = (view.op(anchor).args["input"],) if whole is None else whole.parts
-    first, *others = (_divided(view, part) for part in parts)
-    return [_top(view, n) for n in first if all(n in found for found in others)]
+    parts = _widened(view, anchor) if whole is None else whole.parts
+    parts = parts or (view.op(anchor).args["input"],)
+    found = [_divided(view, part) for part in parts]
+    common = [n for n in found[0] if all(n in each for each in found)]
+    crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))
+    tops = [_top(view, n) for n in common]  # of which another dimension may be the last one
+    return [*dict.fromkeys([*tops, *common])], crosses
 
 
 def _top(view: GraphView, node: Node) -> Node:
@@ -97,17 +110,17 @@ def _is_same(view: GraphView, node: Node) -> bool:
     return rearranges(view, node) or (op.kind is Kind.POINTWISE and loses_nothing(op, node))
 
 
-def _divided(view: GraphView, node: Node) -> list[Node]:
-    """The tensors that members were taken of, some way above."""
-    pending, seen, found = [node], set[Node](), list[Node]()
+def _divided(view: GraphView, node: Node) -> dict[Node, set[int]]:
+    """The tensors that members were taken of, some way above, and which members."""
+    pending, seen, found = [node], set[Node](), dict[Node, set[int]]()
     while pending and len(seen) < _LIMIT:
         node = pending.pop()
         seen.add(node)
         op, part = view.op(node), pairs.member(view, node)
         if part is not None:
-            found.append(part.source)
+            found.setdefault(part.source, set()).add(part.index)
         elif op.name == "view_as_complex":
-            found.append(op.args["input"])
+            found[op.args["input"]] = {0, 1}
         elif op.kind is Kind.POINTWISE or rearranges(view, node):
             pending += [n for n in node.all_input_nodes if is_tensor(n) and n not in seen][::-1]
-    return list(dict.fromkeys(found))
+    return found

@@ -1,5 +1,5 @@
-"""Generated kernels that look for the largest value of each row, in Triton's interpreter or on the
-device of `FUSER_DEVICE`."""
+"""Generated kernels that look for the largest value of each row, or of groups of it, in Triton's
+interpreter or on the device of `FUSER_DEVICE`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fuser.lowering.norm.generated import catalogue
 from fuser.lowering.norm.reference import normalise
 from fuser.specs import NormSpec
 from tests.lowering.generated import program
-from tests.lowering.norms import FP32, HALF, generated, itself, norm, operands, row_norm
+from tests.lowering.norms import FP32, HALF, generated, itself, norm, operands, permuted, row_norm
 
 
 def magnitude(n: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
@@ -33,11 +33,14 @@ def itself_too(n: Tensor, c1: Tensor) -> Tensor:
     return n * c1
 
 
-def peaked(dtype: torch.dtype, *, inner: int = 1, centred: bool = True) -> NormSpec:
+def peaked(
+    dtype: torch.dtype, *, inner: int = 1, centred: bool = True, groups: int = 0
+) -> NormSpec:
     of = norm(itself, itself_too, inner=inner, norm_dtype=dtype, dtype=dtype, centred=centred)
     return replace(
         of, captured=3, after=(program(quantised), program(step), program(itself_too)),
         dtypes=(torch.int8, FP32, dtype), peak=program(magnitude), by_row=(1,),
+        groups=groups,
     )  # fmt: skip
 
 
@@ -63,14 +66,38 @@ def test_columns_of_two_dimensions() -> None:
     check(peaked(FP32, inner=2, centred=False), operands((2, 3, 4, 30), *[(1, 3, 4, 1)] * 2))
 
 
+GROUPED = [
+    ((7, 4, 8), (1, 4, 8), 1), ((3, 5, 3, 10), (1, 1, 3, 10), 1), ((5, 2, 3, 4), (1, 1, 3, 4), 2),
+    ((6, 1, 9), (1, 1, 9), 1), ((6, 9, 1), (1, 9, 1), 1), ((3, 300), (1, 300), 0),
+]  # fmt: skip
+"""Sizes of x and of a weight, and how many dimensions count groups."""
+
+
+@pytest.mark.parametrize("dtype", [FP32, HALF], ids=str)
+@pytest.mark.parametrize(("shape", "along", "groups"), GROUPED, ids=str)
+def test_groups(
+    shape: tuple[int, ...], along: tuple[int, ...], groups: int, dtype: torch.dtype
+) -> None:
+    spec = peaked(dtype, inner=groups + 1, groups=groups)
+    check(spec, operands(shape, along, along, dtype=dtype))
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (1, 2, 0), (2, 0, 1)], ids=str)
+def test_groups_in_any_order_in_memory(order: tuple[int, ...]) -> None:
+    x, w, b = operands((6, 4, 8), (1, 4, 8), (1, 4, 8))
+    check(peaked(FP32, inner=2, groups=1), [permuted(x, *order), w, b])
+
+
 def test_no_rows() -> None:
     found = generated(peaked(FP32), [t.detach() for t in operands(*row_norm(0, 40))], keep=False)
     assert [t.shape for t in found] == [(0, 40), (0, 1), (0, 40)]
 
 
-def test_entries_are_read_as_they_are_written() -> None:
+@pytest.mark.parametrize("groups", [0, 1])
+def test_entries_are_read_as_they_are_written(groups: int) -> None:
+    x = [t.detach() for t in operands((4, 5, 8), (1, 5, 8), (1, 5, 8))]
     with catalogue.recording() as found:
-        generated(peaked(FP32), [t.detach() for t in operands(*row_norm(4, 40))], keep=False)
+        generated(peaked(FP32, inner=2, groups=groups), x, keep=False)
     ((line, entry),) = found.items()
     again = catalogue.Entry.from_json(line)
     assert again == entry

@@ -88,6 +88,8 @@ SAMPLE = {
     ("group norm, SiLU, 5-D, bfloat16", "apply_backward"): ["sm_90", "gfx942"],
     ("norm of queries, rotated in halves, bfloat16", "whole_backward"): ["sm_80", "sm_100"],
     ("layer norm, modulated twice, float32", "whole_backward"): ["sm_90"],
+    ("RMS norm, quantised by group, float32", "whole"): ["sm_80", "gfx942"],
+    ("SwiGLU, quantised by row, float32", "whole"): ["sm_90", "sm_100"],
 }
 """Kernels that take the most there."""
 

@@ -62,6 +62,13 @@ def modulated(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @rows
+def changed_in_place(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    h = F.layer_norm(x, (FEATURES,), w)
+    h.mul_(0.5).add_(b.float())
+    return F.silu(h, inplace=True) * 2
+
+
+@rows
 def in_a_sandwich_of_float(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.layer_norm(x.float(), (FEATURES,), w.float(), b.float()).type_as(x)
 

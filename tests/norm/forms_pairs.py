@@ -41,6 +41,13 @@ def tables(x: Tensor, *, near: bool = False) -> tuple[Tensor, Tensor]:
     return found.cos().to(x.dtype), found.sin().to(x.dtype)
 
 
+def matrices(x: Tensor) -> Tensor:
+    """Of (rows, half of a head, 2, 2)."""
+    found = angles(x)
+    turns = torch.stack([found.cos(), -found.sin(), found.sin(), found.cos()], -1)
+    return turns.unflatten(-1, (2, 2))
+
+
 def rotate_half(x: Tensor) -> Tensor:
     first, second = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
     return torch.cat((-second, first), dim=-1)
@@ -82,6 +89,16 @@ def flux(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     real, imaginary = q.reshape(*q.shape[:-1], -1, 2).unbind(-1)
     rotated = torch.stack([-imaginary, real], dim=-1).flatten(3)
     return (q.float() * cos + rotated.float() * sin).to(q.dtype)
+
+
+@rotation
+def flux_of_its_authors(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """By matrices, of which each column is read with one member."""
+    q = F.rms_norm(heads(x), (WIDTH,), w[:WIDTH])
+    turns = matrices(x)[None, :, None]
+    pairs = q.float().reshape(*q.shape[:-1], -1, 1, 2)
+    turned = turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
+    return turned.reshape(*q.shape).type_as(q)
 
 
 @rotation

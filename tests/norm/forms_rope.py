@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from .forms import Form
-from .forms_pairs import WIDTH, angles, heads, rotate_half, tables
+from .forms_pairs import WIDTH, angles, heads, matrices, rotate_half, tables
 
 FORMS: list[tuple[Form, int]] = []
 """With how many tensors are rotated."""
 LOOKALIKES: list[tuple[Form, str]] = []
 """With a part of the reason that is told, or nothing where nothing is claimed to be near."""
+WIDTHS: list[tuple[Form, int]] = []
+"""What finds pairs in rows of any width, with how many tensors are rotated."""
 
 
 def form(count: int) -> Callable[[Form], Form]:
@@ -133,6 +135,44 @@ def scaled(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return (q * cos + rotate_half(q) * sin) * WIDTH**-0.5
 
 
+@form(2)
+def hidream(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    """By matrices."""
+    turns = matrices(x)[None, :, None]
+
+    def turned(q: Tensor) -> Tensor:
+        pairs = q.float().reshape(*q.shape[:-1], -1, 1, 2)
+        both = turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
+        return both.reshape(*q.shape).type_as(q)
+
+    return [turned(heads(x * t)) for t in (w, b)]
+
+
+@form(1)
+def neighbours_by_matrices_become_halves(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = heads(x * w)
+    turns, pairs = matrices(x)[:, None].to(x.dtype), q.unflatten(-1, (-1, 1, 2))
+    turned = pairs[..., 1] * turns[..., 1] + pairs[..., 0] * turns[..., 0]
+    return turned.transpose(-1, -2).flatten(-2)
+
+
+@form(1)
+def both_at_once(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys are one tensor until they are rotated."""
+    q = torch.cat([heads(x * w), heads(x * b)], 2)
+    cos, sin = (t[None, :, None] for t in tables(x))
+    return (q * cos + rotate_half(q) * sin).chunk(2, 2)
+
+
+@form(1)
+def features_first(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Sana's: what is rotated is a view whose last dimension is another's."""
+    q = heads(x * w).permute(0, 2, 3, 1).contiguous() * 1.5
+    turns = torch.polar(torch.ones_like(angles(x)), angles(x))
+    z = torch.view_as_complex(q.permute(0, 1, 3, 2).contiguous().float().unflatten(3, (-1, 2)))
+    return torch.view_as_real(z * turns).flatten(3, 4).permute(0, 1, 3, 2).type_as(x)
+
+
 @form(1)
 def swapped(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """No rotation, but of pairs all the same."""
@@ -175,6 +215,28 @@ def thirds(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 def unequal(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q = heads(x * w)
     return q * 0.6 + torch.cat((-q[..., 3:], q[..., :3]), -1) * 0.8
+
+
+@lookalike("")
+def by_matrices_of_three_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Of two numbers three are made."""
+    pairs = heads(x * w).unflatten(-1, (-1, 1, 2))
+    turns = torch.cat([matrices(x), matrices(x)[:, :, :1]], 2)[:, None].to(x.dtype)
+    return turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
+
+
+@lookalike("")
+def matrices_of_one_member(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    pairs, turns = heads(x * w).unflatten(-1, (-1, 1, 2)), matrices(x)[:, None].to(x.dtype)
+    return (turns[..., 0] * pairs[..., 0]).flatten(-2)
+
+
+@lookalike("beside another")
+def matrices_beside_a_member(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    pairs, turns = heads(x * w).unflatten(-1, (-1, 1, 2)), matrices(x)[:, None].to(x.dtype)
+    first = pairs[..., 0]
+    turned = turns[..., 0] * first + turns[..., 1] * pairs[..., 1]
+    return turned.flatten(-2), first.cumsum(1)
 
 
 @lookalike("different rows")
@@ -222,7 +284,7 @@ def written_between(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return plain + rotate_half(q) * sin
 
 
-@lookalike("mutated")
+@lookalike("mutated after the region, but kept for the backward")
 def cogvideox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Rows behind those of the text are replaced: what is rotated is not there for the backward."""
     q = heads(x * w).transpose(1, 2).contiguous()
@@ -253,3 +315,74 @@ def written_twice(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     out[..., 1::2] = second * 0.6 + first * 0.8
     out[..., 0::2] = second
     return out
+
+
+# -- rows whose width is not known while compiling
+
+
+def width(count: int) -> Callable[[Form], Form]:
+    def add(fn: Form) -> Form:
+        WIDTHS.append((fn, count))
+        return fn
+
+    return add
+
+
+def _doubled(x: Tensor, b: Tensor) -> Tensor:
+    """Twice as wide as x: so there are halves, however wide that is."""
+    return torch.cat((x * b.sum(), x.flip(-1)), -1)
+
+
+@width(1)
+def wide_chunks(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    first, second = _doubled(x, b).chunk(2, -1)
+    return torch.cat((first * 0.6 - second * 0.8, second * 0.6 + first * 0.8), -1)
+
+
+@width(1)
+def wide_halves(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = _doubled(x, b)
+    return q * 0.6 + rotate_half(q) * 0.8
+
+
+@width(1)
+def wide_halves_from_the_end(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q, half = _doubled(x, b), x.shape[-1]
+    return q * 0.6 + torch.cat((-q[..., -half:], q[..., :-half]), -1) * 0.8
+
+
+@width(1)
+def wide_neighbours(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = _doubled(x, b)
+    first, second = q[..., ::2], q[..., 1::2]
+    out = torch.empty_like(q)
+    out[..., ::2] = first * 0.6 - second * 0.8
+    out[..., 1::2] = second * 0.6 + first * 0.8
+    return out
+
+
+@width(1)
+def wide_halves_written(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q, half = _doubled(x, b), x.shape[-1]
+    first, second = q.split(half, -1)
+    out = torch.empty_like(q)
+    out[..., :half] = first * 0.6 - second * 0.8
+    out[..., half:] = second * 0.6 + first * 0.8
+    return out
+
+
+@width(0)
+def wide_halves_but_one_written(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q, half = _doubled(x, b), x.shape[-1]
+    first, second = q.split(half, -1)
+    out = torch.zeros_like(q)
+    out[..., :half] = first * 0.6 - second * 0.8
+    out[..., half : 2 * half - 1] = (second * 0.6 + first * 0.8)[..., 1:]
+    return out
+
+
+@width(0)
+def wide_thirds(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = torch.cat((_doubled(x, b), x), -1)
+    first, second = q[..., : x.shape[-1]], q[..., x.shape[-1] : -x.shape[-1]]
+    return torch.cat((first * 0.6 - second * 0.8, second * 0.6 + first * 0.8), -1)

@@ -1,6 +1,8 @@
-"""Which models are normalised how often: the zoo's, and two that attend to nothing or as others do.
+"""Which models are normalised, or rotated, how often: the zoo's, and some that attend to nothing or
+as others do.
 
 `CASES` maps names to cases; `normalisations(module)` counts the modules that normalise as they run.
+`ROTATED` maps names to cases and how many tensors are rotated in them.
 """
 
 from __future__ import annotations
@@ -38,10 +40,40 @@ def _gemma(implementation: str) -> nn.Module:
     return GemmaForCausalLM(GemmaConfig(**grouped(implementation)))
 
 
+def _glm(implementation: str) -> nn.Module:
+    """Neighbours of half of a head are rotated."""
+    from transformers import GlmConfig, GlmForCausalLM
+
+    return GlmForCausalLM(GlmConfig(**grouped(implementation)))
+
+
+def _neox(implementation: str) -> nn.Module:
+    """A quarter of a head is rotated, in halves."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**grouped(implementation, hidden_size=128)))
+
+
+def _phi(implementation: str) -> nn.Module:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    sizes = {"hidden_size": 128, "num_key_value_heads": 8}
+    return PhiForCausalLM(PhiConfig(**grouped(implementation, **sizes)))
+
+
 CASES: dict[str, ModelCase] = {
     **{name: models.CASES[name] for name in FROM_THE_ZOO},
     "convnext": ModelCase("convnext", seeded(_convnext), _convnext_inputs, SDPA_ONLY, 0, itself),
     "gemma": ModelCase("gemma", seeded(_gemma), text, SDPA_ONLY, LAYERS, logits),
+}
+
+ROTATED: dict[str, tuple[ModelCase, int]] = {
+    **{n: (CASES[n], 2 * LAYERS) for n in ("llama", "gemma", "gemma3", "qwen3", "flux", "wan")},
+    "cogvideox": (CASES["cogvideox"], 2 * LAYERS),
+    **{
+        name: (ModelCase(name, seeded(build), text, SDPA_ONLY, LAYERS, logits), 2 * LAYERS)
+        for name, build in {"glm": _glm, "neox": _neox, "phi": _phi}.items()
+    },
 }
 
 

@@ -1,4 +1,5 @@
-"""Every norm of real models, in small, is found, and numbers are as near to fp64 as eager's."""
+"""Every norm and every rotation of real models, in small, is found, and numbers are as near to fp64
+as eager's."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fuser.events import Rewritten
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import some
-from tests.norm.models import CASES, normalisations
+from tests.norm.models import CASES, ROTATED, normalisations
 from tests.test_models import Outputs
 
 IMAGES = ("vae", "convnext")
@@ -78,3 +80,27 @@ def test_channels_last(name: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_any_size(name: str) -> None:
     _check(name, dynamic=[SIZES[name]])
+
+
+def _rotates(region: Rewritten) -> bool:
+    """Whether each element is computed of both members of a pair."""
+    return region.pattern == "rope.rotation" or "nb" in region.facts.get("after", "")
+
+
+@pytest.mark.parametrize("name", some([*ROTATED], 3))
+def test_rotations(name: str) -> None:
+    case, count = ROTATED[name]
+    model, inputs = case.build(case.implementations[-1]), case.inputs()
+    ours = compiled(Outputs(case, model), (), inputs)
+    assert sum(r.count for r in ours.record.rewritten if _rotates(r)) == count, ours.reasons()
+    assert not [n for n in ours.record.near_misses if n.pattern == "rope.rotation"]
+    exact = run(Outputs(case, wide(model)), (), wide(inputs))
+    assert_near(ours, run(Outputs(case, model), (), inputs), exact)
+
+
+def test_rotations_that_are_written_back_are_told_of_in_training() -> None:
+    case, count = ROTATED["cogvideox"]
+    model = case.build(case.implementations[-1]).train()
+    ours = compiled(Outputs(case, model), (), case.inputs(), grad=True)
+    told = [n.reason for n in ours.record.near_misses if n.pattern == "rope.rotation"]
+    assert told == ["an input is mutated after the region, but kept for the backward"] * count

@@ -10,7 +10,7 @@ from tests.compiled import assert_near, compiled, run, wide
 from tests.every import crossed, some
 from tests.norm.forms import FEATURES, ROWS, Form
 from tests.norm.forms_pairs import OTHERS, ROTATIONS
-from tests.norm.forms_rope import FORMS, LOOKALIKES
+from tests.norm.forms_rope import FORMS, LOOKALIKES, WIDTHS
 from tests.norm.test_norm import DTYPES, inputs
 from tests.norm.test_results import NAMES, region
 
@@ -77,6 +77,15 @@ def test_without_a_norm_of_any_size(form: Form, count: int) -> None:
     assert_near(found, run(form, (x, w, b)), run(form, wide((x, w, b))))
 
 
+@pytest.mark.parametrize(("form", "count"), WIDTHS, **NAMES)
+def test_any_width(form: Form, count: int) -> None:
+    args = like(torch.float32)
+    torch._dynamo.maybe_mark_dynamic(args[0], 2)
+    found = compiled(form, args, grad=True)
+    assert found.rewrites("rope") == count, found.reasons()
+    assert_near(found, run(form, args, grad=True), run(form, wide(args), grad=True))
+
+
 @pytest.mark.parametrize(("case", "dtype"), crossed(LOOKALIKES, DTYPES), **NAMES)
 def test_lookalikes(case: tuple[Form, str], dtype: torch.dtype) -> None:
     form, reason = case
@@ -88,6 +97,23 @@ def test_lookalikes(case: tuple[Form, str], dtype: torch.dtype) -> None:
     eager = run(form, args, grad=True)
     exact = eager if "float64" in reason else run(form, wide(args), grad=True)
     assert_near(found, eager, exact)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_rows_that_are_replaced_by_what_they_are_rotated_to(lowering: str) -> None:
+    """In inference nothing is kept for a backward, and what was read may be written to."""
+    (fn,) = [form for form, _ in LOOKALIKES if form.__name__ == "cogvideox"]
+    args = tuple(t.detach() for t in like(torch.float32))
+    found = compiled(fn, args, **{"fuser.lowering": lowering})
+    assert found.rewrites("rope") == 1, found.reasons()
+    assert_near(found, run(fn, args), run(fn, wide(args)))
+
+
+def test_a_half_that_is_put_back_is_no_near_miss() -> None:
+    (fn,) = [form for form, _ in FORMS if form.__name__ == "half_of_it"]
+    found = compiled(fn, like(torch.float32))
+    assert found.rewrites("rope") == 1
+    assert not found.record.near_misses, found.reasons()
 
 
 def test_it_is_left_alone_by_default() -> None:

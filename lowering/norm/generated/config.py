@@ -58,8 +58,11 @@ class Limits:
 
     def of(self, layout: Layout) -> int:
         """Elements of a row that is read once."""
-        wide = sum(map(layout.whole_columns, layout.operands))
-        return self.whole if wide <= _FEW and len(layout.inner) == 1 else self.whole // 2
+        return self.longest(sum(map(layout.whole_columns, layout.operands)), len(layout.inner))
+
+    def longest(self, wide: int, dims: int) -> int:
+        """The same, of so many operands that have all columns, in so many dimensions."""
+        return self.whole if wide <= _FEW and dims == 1 else self.whole // 2
 
 
 _FEW = 3

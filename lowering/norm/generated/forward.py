@@ -305,11 +305,11 @@ def _finish(text: Text, emitter: Emitter, values: dict[str, Value], x: dict[str,
     if spec.peak is not None:
         wide = emitter.cast(text.run(emitter, spec.peak, given), torch.float32)
         text.write(f"peak = {text.largest(wide.text)}")
-        given["p"] = Value(f"peak{text.along('m')}", text.layout.dtype("p"))
+        given["p"] = Value(f"peak{text.along(text.groups)}", text.layout.dtype("p"))
     for i, dtype in enumerate(spec.dtypes):
         for member, program in zip(spec.members, spec.programs(i), strict=True):
             y = text.run(emitter, program, given)
-            axes = "m" if i in spec.by_row else None
+            axes = text.groups if i in spec.by_row else None
             text.store(f"y_{i}{member}", emitter.cast(y, dtype), axes)
     if spec.kept is not None:
         for member in spec.members:

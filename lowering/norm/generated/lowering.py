@@ -19,7 +19,7 @@ from ...triton.lowering import GeneratedLowering, printing
 from ..reference import emit_operator
 from .backward import Needs
 from .build import build
-from .config import BACKWARD, Config
+from .config import BACKWARD, FORWARD, Config
 from .layout import Layout, operand_of
 
 _UNMEASURED = "it was measured on no GPU yet, and Inductor fuses a norm with its neighbours itself"
@@ -35,6 +35,8 @@ class GeneratedNorm(GeneratedLowering):
         spec: NormSpec = call.spec
         if spec.peak is not None and context.training:
             raise NoKernel("its kernels have no gradient of the largest of a row")
+        if spec.groups and spec.single > 1:
+            raise NoKernel("the elements of its groups have several dimensions")
         if (spec.bare or spec.peak is not None) and not _is_short(call):
             raise NoKernel("its rows have no size that is known, or are too long for one tile")
         with printing():
@@ -74,10 +76,13 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
 
 
 def _is_short(call: Call) -> bool:
-    """Whether a row is known to fit a tile."""
+    """Whether a row is known to fit a tile; there is a backward where nothing is rounded."""
     dims, spec = next(iter(call.operands.values())).target, call.spec
-    length = size_of(leaves(dims[len(dims) - spec.inner - spec.paired :]))
-    return isinstance(length, int) and length <= BACKWARD.whole // 2
+    row = leaves(dims[len(dims) - spec.inner - spec.paired :])
+    wide = sum({*row} <= {*leaves(operand.dims)} for operand in call.operands.values())
+    most = FORWARD.longest(wide, spec.inner) if spec.peak else BACKWARD.whole // 2
+    length = size_of(row)
+    return isinstance(length, int) and length <= most
 
 
 def _dtype(call: Call, name: str) -> torch.dtype:

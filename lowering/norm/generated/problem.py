@@ -15,7 +15,7 @@ from fuser.torch_private import hint, known_true
 from ...triton.kernel import require_dtypes
 from ...triton.launch import Target, target_of
 from ...triton.space import space_of
-from ..reference import shape_of, spec_of
+from ..reference import shape_of, shape_of_result, spec_of
 from .backward import Needs, Sum, sum_of
 from .config import Sizes, Way, cut, way
 from .launching import Launching, product
@@ -90,10 +90,9 @@ class Problem:
 
     def results(self) -> list[Tensor]:
         """Empty ones: y_0, y_1, ... and, where it is kept, x."""
-        rows = (*self.rows, *(1 for _ in range(self.spec.inner)))
         return [
-            self.captured[0].new_empty(rows, dtype=dtype) if i in self.spec.by_row
-            else self.result(dtype)
+            self.captured[0].new_empty(shape_of_result(self.spec, i, self.shape), dtype=dtype)
+            if i in self.spec.by_row else self.result(dtype)
             for i, dtype in enumerate(self.spec.results)
         ]  # fmt: skip
 
@@ -268,7 +267,7 @@ class Problem:
         dtypes = {name: t.dtype for name, t in given.items()}
         like = ("grad" if backward else "y") if self.model is None else f"c{self.model}"
         model = next(name for name in given if name.startswith(like))
-        space = space_of(self.shape, self.spec.inner, given, model, lead)
+        space = space_of(self.shape, self.spec.inner, given, model, lead, self.spec.groups)
         layout = layout_of(self.spec, dtypes, space)
         sizes = Sizes(
             _known(product((*space.lead, *space.rest))),

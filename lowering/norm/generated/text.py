@@ -153,12 +153,12 @@ class Text(PointwiseText):
         axes = self.axes if axes is None else axes
         return f"[{', '.join(str(self.config.block(a)) for a in axes)}]"
 
-    def along(self, axis: str, axes: str | None = None) -> str:
-        """The subscript that gives a vector along one axis all of them."""
+    def along(self, own: str, axes: str | None = None) -> str:
+        """The subscript that gives what has some axes, in order, all of them."""
         axes = self.axes if axes is None else axes
         if len(axes) == 1:
             return ""
-        return f"[{', '.join(':' if a == axis else 'None' for a in axes)}]"
+        return f"[{', '.join(':' if a in own else 'None' for a in axes)}]"
 
     def mask(self, own: str | None = None, axes: str | None = None) -> str:
         """What is there along the axes `own` of something that has `axes`; empty where all is."""
@@ -206,15 +206,21 @@ class Text(PointwiseText):
                 text = f"tl.sum({text}, {position})"
         return text
 
+    @property
+    def groups(self) -> str:
+        """Axes along which there are different largest numbers."""
+        return self.axes.replace("f", "") if self.layout.spec.groups else "m"
+
     def largest(self, text: str) -> str:
-        """The largest number of each row, of an expression that has all axes; NaN where one is."""
+        """The largest number of each row or group, of an expression that has all axes; NaN where
+        one is."""
         mask = self.mask()
         text = f"tl.where({mask}, {text}, float('-inf'))" if mask else text
         self.write(f"each = tl.broadcast_to({text}, {self.shape()})")
         largest = "tl.where(each != each, float('-inf'), each)"
         no_number = "(each != each).to(tl.int32)"
         for position in reversed(range(len(self.axes))):
-            if self.axes[position] != "m":
+            if self.axes[position] not in self.groups:
                 largest = f"tl.max({largest}, {position})"
                 no_number = f"tl.max({no_number}, {position})"
         return f"tl.where({no_number} > 0, float('nan'), {largest})"
@@ -244,6 +250,10 @@ def _wide(text: str, cast: str) -> str:
     return f"({text}){cast}" if cast else text
 
 
+def _over(layout: Layout) -> str:
+    return f" over s{len(layout.inner) - 1}" if layout.spec.groups else ""
+
+
 def facts(layout: Layout) -> list[str]:
     """What a generated module computes, for its opening."""
     spec = layout.spec
@@ -263,7 +273,7 @@ def facts(layout: Layout) -> list[str]:
     results = [f"y_{i}{m}" for i in range(len(spec.dtypes)) for m in spec.members]
     return [
         f"x = {spec.before}",
-        *([] if spec.peak is None else [f"p = max {spec.peak}"]),
+        *([] if spec.peak is None else [f"p = max {spec.peak}{_over(layout)}"]),
         *(f"{name} = {program}" for name, program in zip(results, spec.after, strict=True)),
         f"n: {'x' if spec.bare else what}",
         *operands,

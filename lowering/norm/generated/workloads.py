@@ -33,6 +33,7 @@ class Workload:
         centred: its mean is taken away.
         kept: x is a result too.
         order: of the dimensions of the first operand in memory.
+        paired, bare, peak, groups: as a spec has them.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Workload:
     paired: bool = False
     bare: bool = False
     peak: Callable[..., Tensor] | None = None
+    groups: int = 0
 
     def entries(self, dtype: torch.dtype) -> Iterator[Entry]:
         """The kernels of a step of training."""
@@ -57,6 +59,7 @@ class Workload:
             len(self.shapes), self.inner, _program(self.before), programs, self.centred, False,
             False, 1e-5, torch.float32, dtypes, dtype if self.kept else None, self.paired,
             self.bare, _program(self.peak) if self.peak else None, (1,) if self.peak else (),
+            self.groups,
         )  # fmt: skip
         captured = [torch.empty(s, dtype=dtype, device="meta") for s in self.shapes]
         if self.order:
@@ -119,6 +122,18 @@ def _rotated_back(
     return nb * c1b.float() * c2b + na * c1a.float() * c3b
 
 
+def _gated_activation(c0: Tensor, c1: Tensor) -> Tensor:
+    return F.silu(c0) * c1
+
+
+def _size(n: Tensor) -> Tensor:
+    return n.abs()
+
+
+def _scaled_down(n: Tensor, p: Tensor) -> Tensor:
+    return torch.round(n / (p.clamp(min=1e-5) / 127)).clamp(-128, 127).to(torch.int8)
+
+
 def _turned(na: Tensor, nb: Tensor, c1a: Tensor, c2a: Tensor) -> Tensor:
     return na * c1a - nb * c2a
 
@@ -172,6 +187,12 @@ WORKLOADS = (
              centred=False, order=(0, 2, 1, 3, 4), paired=True),
     Workload("RMS norm, quantised by row", _itself, (_quantised, _step),
              ((16384, 4096), (1, 4096)), centred=False, peak=_magnitude),
+    Workload("RMS norm, quantised by group", _itself, (_quantised, _step),
+             ((16384, 32, 128), (1, 32, 128)), inner=2, centred=False, peak=_magnitude, groups=1),
+    Workload("SwiGLU, quantised by row", _gated_activation, (_scaled_down, _step),
+             ((16384, 14336), (16384, 14336)), peak=_size, bare=True),
+    Workload("SwiGLU, quantised by group", _gated_activation, (_scaled_down, _step),
+             ((16384 * 112, 128), (16384 * 112, 128)), peak=_size, bare=True),
     Workload("rotation of queries, in halves", _itself, (_turned, _turned_back),
              ((1, 32, 4608, 64, 2), *[(1, 1, 4608, 64, 2)] * 2),
              centred=False, order=(0, 2, 1, 4, 3), paired=True, bare=True),

@@ -1,6 +1,7 @@
 """Equal parts of one tensor: `chunk`, `split`, `unbind`, `narrow`, slices, every other element.
 
-An operator that has all of them reads the tensor itself, and its gradient is one tensor, too.
+An operator that has all of them reads the tensor itself, and its gradient is one tensor, too. Two
+parts are the members of pairs, as a rotary embedding reads them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dims, Unproven, quotient, same_size
+from fuser.graph.axes import Axis, Dims, Size, Unproven, quotient, same_size
 from fuser.graph.index import full_index
 from fuser.graph.index_rules import size_expr
 from fuser.graph.ops import Kind, Op, is_tensor, value
@@ -20,7 +22,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 MOST = 8
-_LISTS = ("chunk", "split", "unbind")
+LISTS = ("chunk", "split", "unbind")
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,26 @@ def part_of(view: GraphView, node: Node) -> Part | None:
     """What a tensor is a part of."""
     op = view.op(node)
     source = op.args.get("input")
+    if not is_tensor(node) or op.inplace:
+        return None
     try:
         if op.name == "getitem" and isinstance(source, Node) and not is_tensor(source):
             return _of_list(view, op, node, source)
-        if op.inplace or not is_tensor(source):
+        if not is_tensor(source):
             return None
         if op.name == "narrow":
-            return _slice(node, source, op.args["dim"], op.args["start"], 1)
+            return _slice(source, op.args["dim"], slice(op.args["start"], None), (node,))
         if op.name == "select":
-            return _position(node, source, op.args["dim"], op.args["index"])
-        return _indexed(op, node, source) if op.kind is Kind.SLICE else None
+            return _position(source, op.args["dim"], op.args["index"], (node,))
+        return _indexed(source, op.args["index"], (node,)) if op.kind is Kind.SLICE else None
+    except Unproven:
+        return None
+
+
+def part_at(source: Node, index: Any) -> Part | None:
+    """What an index takes of a tensor, where something is written to."""
+    try:
+        return _indexed(source, index, ())
     except Unproven:
         return None
 
@@ -94,7 +106,7 @@ def part_of(view: GraphView, node: Node) -> Part | None:
 def _of_list(view: GraphView, op: Op, node: Node, cut: Node) -> Part | None:
     of, index = view.op(cut), op.args.get("index")
     source, dim = of.args.get("input"), of.args.get("dim", 0)
-    if of.name not in _LISTS or not is_tensor(source) or not isinstance(index, int):
+    if of.name not in LISTS or not is_tensor(source) or not isinstance(index, int):
         return None
     pieces = value(cut)
     if not isinstance(dim, int) or not 1 < len(pieces) <= MOST:
@@ -107,36 +119,37 @@ def _of_list(view: GraphView, op: Op, node: Node, cut: Node) -> Part | None:
     return Part(source, dim, index, len(pieces), kept=kept, made_by=(node, cut))
 
 
-def _indexed(op: Op, node: Node, source: Node) -> Part | None:
-    parts = full_index(op.args["index"], value(source).ndim)
+def _indexed(source: Node, index: Any, made_by: tuple[Node, ...]) -> Part | None:
+    parts = full_index(index, value(source).ndim)
     cut = [i for i, part in enumerate(parts) if part != slice(None)]
-    if len(cut) != 1:
+    if len(cut) != 1 or len(parts) != value(source).ndim:
         return None
     (dim,), part = cut, parts[cut[0]]
-    if isinstance(part, slice):
-        return _slice(node, source, dim, part.start, 1 if part.step is None else part.step)
-    return _position(node, source, dim, part)
+    take = _slice if isinstance(part, slice) else _position
+    return take(source, dim, part, made_by)
 
 
-def _position(node: Node, source: Node, dim: Any, index: Any) -> Part | None:
+def _position(source: Node, dim: Any, index: Any, made_by: tuple[Node, ...]) -> Part | None:
     """One position of a dimension that has a few."""
     if not isinstance(dim, int) or not isinstance(index, int):
         return None
     dim %= value(source).ndim
     size = value(source).shape[dim]
-    if not isinstance(size, int) or not 1 < size <= MOST:
+    if not isinstance(size, int) or not 1 < size <= MOST or index not in range(-size, size):
         return None
-    return Part(source, dim, index % size, size, kept=False, made_by=(node,))
+    return Part(source, dim, index % size, size, kept=False, made_by=made_by)
 
 
-def _slice(node: Node, source: Node, dim: Any, start: Any, step: Any) -> Part | None:
-    if not isinstance(dim, int) or not isinstance(step, int):
+def _slice(source: Node, dim: Any, part: slice, made_by: tuple[Node, ...]) -> Part | None:
+    step = 1 if part.step is None else part.step
+    if not isinstance(dim, int) or not isinstance(step, int) or step < 1:
         return None
     dim %= value(source).ndim
-    size, length = (to_expr(value(x).shape[dim]) for x in (source, node))
-    first = size_expr(0 if start is None else start)
+    size = to_expr(value(source).shape[dim])
+    first = size_expr(0 if part.start is None else part.start)
     if first.is_negative:
         first = size + first
+    length = to_expr(value(made_by[0]).shape[dim]) if made_by else _length(size, first, part)
     if step > 1:
         count, index = step, first
         if not same_size(size, step * length):
@@ -145,4 +158,19 @@ def _slice(node: Node, source: Node, dim: Any, start: Any, step: Any) -> Part | 
         count = quotient(size, length)
         index = quotient(first, length) if not same_size(first, 0) else 0
     known = isinstance(count, int) and 1 < count <= MOST and index in range(count)
-    return Part(source, dim, int(index), int(count), step > 1, made_by=(node,)) if known else None
+    return Part(source, dim, int(index), int(count), step > 1, made_by=made_by) if known else None
+
+
+def _length(size: Size, first: sympy.Expr, part: slice) -> Size:
+    """Elements of a slice.
+
+    Raises:
+        Unproven: it is not known where it ends.
+    """
+    given = (part.start, part.stop, part.step)
+    if isinstance(size, int) and all(end is None or isinstance(end, int) for end in given):
+        return len(range(*part.indices(size)))
+    end = size if part.stop is None else size_expr(part.stop)
+    if not isinstance(quotient(size, end), int):
+        raise Unproven("a slice that may end beyond the tensor")
+    return end - first if part.step in (None, 1) else quotient(end, part.step)
