@@ -62,6 +62,48 @@ class Failure:
     graph: int = 0
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One value of a region beside its original's, both against fp64.
+
+    Attributes:
+        name: `output 0`, or `gradient of linear_1`: of the node that the region reads.
+        error, original: largest errors of the replacement and of the original; infinite where
+            numbers are finite in other places.
+        allowed: the largest error that is allowed.
+        worst: indices of the worst element.
+        problem: what is wrong; empty where nothing is.
+    """
+
+    name: str
+    error: float
+    original: float
+    allowed: float
+    worst: tuple[int, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found about a region.
+
+    Attributes:
+        outcome: `verified`, `wrong` (it was taken back to the inner backend) or `unverified`.
+        reason: why it is wrong, or why it could not be compared.
+        compared: its outputs, then the gradients of what it reads.
+        script: path of a script that shows the mismatch.
+    """
+
+    pattern: str
+    where: Where
+    lowering: str
+    outcome: str
+    reason: str = ""
+    compared: tuple[Compared, ...] = ()
+    script: str = ""
+    graph: int = 0
+
+
 @dataclass
 class Record:
     """Everything that happened in one or several compiles."""
@@ -69,6 +111,7 @@ class Record:
     rewritten: list[Rewritten] = field(default_factory=list)
     near_misses: list[NearMiss] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     breaks: list[str] = field(default_factory=list)
     graphs: int = 0
     nodes: int = 0
@@ -78,6 +121,7 @@ class Record:
         self.rewritten += other.rewritten
         self.near_misses += other.near_misses
         self.failures += other.failures
+        self.verdicts += other.verdicts
         self.breaks += other.breaks
         self.graphs += other.graphs
         self.nodes += other.nodes

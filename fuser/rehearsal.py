@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from .builder import Builder
+from .errors import PatternError
 from .graph.fold import Folder
 from .graph.ops import Kind, value
 from .graph.view import GraphView
@@ -72,7 +73,7 @@ class Rehearsal:
         if not all(isinstance(value(node), Tensor) for node in read):
             raise Unrehearsable("an operand is no tensor")
         order = sorted(inside, key=view.order.__getitem__)
-        device = value(match.anchor).device.type
+        device = value(match.outputs[0]).device.type
         on = torch.is_autocast_enabled(device)
         autocast = torch.get_autocast_dtype(device) if on else None
         return Rehearsal(view, match, folder, tuple(read), tuple(order), training, autocast)
@@ -99,7 +100,7 @@ class Rehearsal:
         for node, original in zip(inputs, self.inputs, strict=True):
             node.meta["example_value"] = value(original)
         output = module.graph.output(())
-        mode = value(self.match.anchor).fake_mode
+        mode = value(self.match.outputs[0]).fake_mode
         standing = dict(zip(self.inputs, inputs, strict=True))
         builder = Builder(module, output, mode, None, inputs, standing)
         output.args = (tuple(emit(builder, self.match, emissions)),)
@@ -124,18 +125,29 @@ class Rehearsal:
         """The inputs, made up."""
         return [_made_up(value(node), self.folder.tensor(node)) for node in self.inputs]
 
-    def run(self, module: GraphModule, operands: Sequence[Tensor]) -> Run:
-        """One of the graphs, compiled by Inductor; a run takes gradients too, in training.
+    @property
+    def device(self) -> torch.device:
+        """On which it runs."""
+        found: torch.device = value(self.match.outputs[0]).device
+        return found
+
+    def compiled(
+        self, module: GraphModule, operands: Sequence[Tensor], inner: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """One of the graphs, compiled by an inner backend.
 
         To be called, and run, within `torch_private.apart`.
         """
-        device = value(self.match.anchor).device
         with (
             torch.set_grad_enabled(self.training),
-            self._casting(device),
-            attention_patterns_off(device),
+            casting(self.device, self.autocast),
+            attention_patterns_off(self.device),
         ):
-            compiled = inductor(MODE, {})(module, operands)
+            return inner(module, operands)
+
+    def run(self, module: GraphModule, operands: Sequence[Tensor]) -> Run:
+        """One of the graphs, compiled by Inductor; a run takes gradients too, in training."""
+        compiled = self.compiled(module, operands, inductor(MODE, {}))
         if not self.training:
             return lambda: _without_gradients(compiled, operands)
         leaves = [x for x in operands if x.requires_grad]
@@ -147,10 +159,14 @@ class Rehearsal:
 
         return run
 
-    def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, self.autocast, cache_enabled=False)
+
+def casting(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to a dtype; nothing where that is None."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def _differentiable(results: Sequence[Tensor]) -> list[Tensor]:
@@ -163,7 +179,14 @@ def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor])
 
 
 def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[Node]:
-    """All calls of a match, added up and arranged as its outputs."""
+    """What stands for the outputs of a match: its replacement's results, or all of its calls, added
+    up and arranged.
+
+    Raises:
+        PatternError: the replacement gave something else.
+    """
+    if match.replacement is not None:
+        return _results(match, match.replacement(builder))
     totals: list[Node] = []
     for emission in emissions:
         found = emission.emit(builder)
@@ -178,6 +201,16 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[
     for other in match.onto:
         placed[0] = builder.call(torch.add, other, placed[0])
     return placed
+
+
+def _results(match: Match, given: Any) -> list[Node]:
+    """What a replacement returned, if it is one node for each output."""
+    expected = f"a list of {len(match.outputs)} nodes, one for each output, is expected"
+    if not isinstance(given, (list, tuple)) or not all(isinstance(n, Node) for n in given):
+        raise PatternError(f"the replacement returned {given!r}; {expected}.")
+    if len(given) != len(match.outputs):
+        raise PatternError(f"the replacement returned {len(given)} nodes; {expected}.")
+    return list(given)
 
 
 def _number(size: Any) -> int:

@@ -43,6 +43,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.autograd import forward_ad
+from torch.fx import graph as fx_graph
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
@@ -63,11 +64,16 @@ __all__ = [
     "in_forward_mode", "inductor", "is_control_flow", "is_data_dependent", "kernels_launched",
     "known_true", "list_backends", "lookup_backend", "make_fx", "memory", "multiplies_in_hardware",
     "outermost", "packaging", "pgo", "pytree", "random_as_in_eager", "random_options", "symbols",
-    "to_expr", "unbacked",
+    "to_expr", "unbacked", "written_names",
 ]  # fmt: skip
 
 BUILTIN_FUNCTIONS: Any = torch._C._nn  # type: ignore[attr-defined]
 """Functions of `torch.nn.functional` that are written in C++, under their own names."""
+
+
+def written_names() -> dict[str, str]:
+    """Names that the code of any graph may use, and the statements that import them."""
+    return {name: found.import_str for name, found in fx_graph._custom_builtins.items()}
 
 
 def memory(x: torch.Tensor) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
 
-from .builder import Builder
-from .errors import FuserWarning, PatternError
+from .errors import FuserWarning
 from .events import Failure, NearMiss, Record, Rewritten
 from .graph.effects import draws
 from .graph.modes import modes_at
@@ -32,6 +31,7 @@ from .soundness import (
     require_clean,
 )
 from .torch_private import FakeTensor, FakeTensorMode, is_control_flow, to_expr
+from .verification import memory as taken_back
 
 _FROZEN = "no gradient goes through the checkpoint that it runs in, although gradients are on"
 _THAW = "call the model within torch.no_grad()"
@@ -39,27 +39,49 @@ _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_functio
 """Higher-order operators whose bodies are not plain parts of the model."""
 
 
-def transform(module: GraphModule, options: Options, graph: int = 0) -> Record:
+def transform(
+    module: GraphModule,
+    options: Options,
+    graph: int = 0,
+    inputs: Sequence[Any] | None = None,
+) -> Record:
     """Rewrite what pays in a graph captured by Dynamo.
 
     Args:
         module: changed in place where something matches, untouched otherwise.
         options: of this compile.
         graph: its number, for reports.
+        inputs: with which it is called, if that is known; at them rewrites are verified.
 
     Returns:
         everything that happened.
     """
     start = time.perf_counter()
     record = Record(graphs=1, nodes=len(module.graph.nodes))
-    for body in bodies(module):
-        record.extend(transform(body, options, graph))
+    each = list(bodies(module))
+    given = _inputs_of(module, each, options, inputs)
+    for body in each:
+        record.extend(transform(body, options, graph, given.get(body)))
         record.graphs -= 1
     for body in _bodies(module, frozen=True):
         _look_on(body, options, graph, record)
-    _transform(module, options, graph, record)
+    _transform(module, options, graph, record, inputs)
     record.seconds = time.perf_counter() - start
     return record
+
+
+def _inputs_of(
+    module: GraphModule,
+    each: Sequence[GraphModule],
+    options: Options,
+    inputs: Sequence[Any] | None,
+) -> Mapping[GraphModule, Sequence[Any]]:
+    """What the bodies of a graph are called with, where their rewrites are verified."""
+    if not options.verify or not each:
+        return {}
+    from .verification.regions import within_bodies
+
+    return within_bodies(module, inputs, each)
 
 
 def bodies(module: GraphModule) -> Iterable[GraphModule]:
@@ -109,17 +131,25 @@ def _is_closed(user: Node) -> bool:
     return any(closed in name for closed in _CLOSED_BODIES)
 
 
-def _transform(module: GraphModule, options: Options, graph: int, record: Record) -> None:
+def _transform(
+    module: GraphModule,
+    options: Options,
+    graph: int,
+    record: Record,
+    inputs: Sequence[Any] | None,
+) -> None:
     """Open composites first, then plan on the graph that this leaves: one round, seldom two."""
     view = GraphView(module)
     rebound = rebind(view)
     view = GraphView(module) if rebound else view
     decisions = list(plan(view, options))
     openings = [d for d in decisions if _opens(d)]
+    openings = _acceptable(view, openings, inputs, options, record, graph)
     if openings:
         _rewrite(view, openings, options, record, graph)
         view = GraphView(module)
-        decisions = [d for d in plan(view, options) if not _opens(d)]
+        decisions = list(plan(view, options))
+    decisions = [d for d in decisions if not _opens(d)]
     for decision in decisions:
         if isinstance(decision, Left):
             decline = decision.decline
@@ -136,9 +166,26 @@ def _transform(module: GraphModule, options: Options, graph: int, record: Record
         elif isinstance(decision, Failed):
             _failed(decision, options, record, graph)
     planned = [d for d in decisions if isinstance(d, Planned)]
+    planned = _acceptable(view, planned, inputs, options, record, graph)
     _rewrite(view, planned, options, record, graph)
     if not openings and not planned:
         undo(rebound)
+
+
+def _acceptable(
+    view: GraphView,
+    planned: list[Planned],
+    inputs: Sequence[Any] | None,
+    options: Options,
+    record: Record,
+    graph: int,
+) -> list[Planned]:
+    """Those that verification has nothing against, which costs nothing where it is off."""
+    if not planned or (not options.verify and taken_back.is_empty()):
+        return planned
+    from .verification.regions import acceptable
+
+    return acceptable(view, planned, inputs, options, record, graph)
 
 
 def _opens(decision: Planned | Left | Failed) -> TypeGuard[Planned]:
@@ -187,7 +234,7 @@ def _apply(
     try:
         with modes_at(view, match.anchor):
             _free_shape_readers(view, rewriter, match)
-            results = _emit(builder, planned)
+            results = emit(builder, match, planned.emissions)
             require_clean(view, anchor, builder.added, results)
             inputs = [n for n in inputs_of(match) if n not in match.onto]
             rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
@@ -264,27 +311,6 @@ def _spell_out(user: Node) -> None:
     user.args = (tuple(example.shape), *fill)
     user.target = make
     user.kwargs = {"dtype": example.dtype, "device": example.device}
-
-
-def _emit(builder: Builder, planned: Planned) -> list[Node]:
-    match = planned.match
-    if match.replacement is not None:
-        return _results(match, match.replacement(builder))
-    return emit(builder, match, planned.emissions)
-
-
-def _results(match: Match, given: Any) -> list[Node]:
-    """What a replacement returned, if it is one node for each output.
-
-    Raises:
-        PatternError: it is not.
-    """
-    expected = f"a list of {len(match.outputs)} nodes, one for each output, is expected"
-    if not isinstance(given, (list, tuple)) or not all(isinstance(n, Node) for n in given):
-        raise PatternError(f"the replacement returned {given!r}; {expected}.")
-    if len(given) != len(match.outputs):
-        raise PatternError(f"the replacement returned {len(given)} nodes; {expected}.")
-    return list(given)
 
 
 def _erase(view: GraphView, removed: list[Node]) -> None:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from ..backend import fuser, listening
 from ..capture import caller_of, capture_whole, failures_of, is_given_up
 from ..errors import FuserError
-from ..events import Failure, NearMiss, Record, Rewritten
+from ..events import Failure, NearMiss, Record, Rewritten, Verdict
 from ..options import PREFIX, Options
 from .report import Report
 from .scope import isolated, optimize, undisturbed
@@ -20,7 +20,7 @@ from .watch import watch
 
 _one_at_a_time = threading.RLock()
 """What Dynamo keeps beside code objects is cleared at the end, for all threads."""
-E = TypeVar("E", Rewritten, NearMiss, Failure)
+E = TypeVar("E", Rewritten, NearMiss, Failure, Verdict)
 
 
 def explain(
@@ -60,8 +60,27 @@ def explain(
         UnknownOptionError, InvalidOptionError: a bad option.
         FuserError: `fn` is a class, or nothing that can be called. What it raises passes through.
     """
-    wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)}
-    wanted |= {"fuser.inner": "eager", "fuser.debug": False}
+    fixed = {"fuser.inner": "eager", "fuser.debug": False}
+    return Report.of(compile_once("explain", fn, args, kwargs, options, fixed))
+
+
+def compile_once(
+    asked: str,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any] | None,
+    fixed: Mapping[str, Any],
+) -> Record:
+    """Compile a module or function in isolation, call it once, and return what happened.
+
+    Args:
+        asked: the name of the function that was called, for errors.
+        fn, args, kwargs: what is called.
+        options: those of them that are ours are used.
+        fixed: options that override them.
+    """
+    wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)} | dict(fixed)
     Options.parse(wanted)
     record = Record()
 
@@ -69,7 +88,7 @@ def explain(
         return fuser(gm, example_inputs, options=wanted)
 
     if isinstance(fn, type) or not callable(fn):
-        raise FuserError(f"explain takes a module or function, but was given {_named(fn)}.")
+        raise FuserError(f"{asked} takes a module or function, but was given {_named(fn)}.")
     target = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
     traced = caller_of(target) if is_given_up(target) else target
     with _one_at_a_time, listening(lambda graph: record.extend(_numbered(graph, record.graphs))):
@@ -81,7 +100,7 @@ def explain(
             watch(compiled, breaks.raised)
             compiled(*args, **kwargs)
     record.breaks += [*breaks.lines, *(failures_of(compiled) or ())]
-    return Report.of(record)
+    return record
 
 
 def _named(found: Any) -> str:
@@ -100,6 +119,7 @@ def _numbered(record: Record, graph: int) -> Record:
         number(record.rewritten),
         number(record.near_misses),
         number(record.failures),
+        number(record.verdicts),
         list(record.breaks),
         record.graphs,
         record.nodes,
