@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .builder import Builder
 from .errors import PatternError
+from .graph.between import Between
 from .graph.fold import Folder
 from .graph.ops import Kind, value
 from .graph.view import GraphView
@@ -53,14 +54,29 @@ class Rehearsal:
     autocast: torch.dtype | None
 
     @staticmethod
-    def of(view: GraphView, match: Match, folder: Folder, *, training: bool) -> Rehearsal:
+    def of(
+        view: GraphView, match: Match, folder: Folder, *, training: bool, whole: bool = False
+    ) -> Rehearsal:
         """
+        Args:
+            view: the graph.
+            match: the region.
+            folder: values that are known.
+            training: whether a run takes gradients too.
+            whole: whether the original begins where the replacement does, so that gradients of
+                what both read are the same: what is made of that on the way to the region is a
+                part of it.
+
         Raises:
             Unrehearsable: an input is no tensor, or a size is counted in the data.
         """
-        read = dict.fromkeys(o.node for call in match.calls for o in call.operands.values())
+        operands = [o.node for call in match.calls for o in call.operands.values()]
+        read = dict.fromkeys([*operands, *match.onto])
+        end = 1 + max(view.order[node] for node in match.nodes)
+        between = Between(view, read.keys(), end) if whole else None
         inside: set[Node] = set()
-        pending = list(match.outputs)
+        writers = {view.nodes[position] for position, _ in view.mutations}
+        pending = [*match.outputs, *(match.nodes & writers)]
         while pending:
             node = pending.pop()
             if node in inside or node in read:
@@ -68,8 +84,14 @@ class Rehearsal:
             if node in match.nodes or view.op(node).kind is Kind.VIEW:
                 inside.add(node)
                 pending += node.all_input_nodes
+            elif between is not None and node in between:
+                inside.add(node)
+                pending += [*node.all_input_nodes, *between.writers(node)]
             elif not isinstance(value(node), (int, torch.SymInt)):
                 read[node] = None
+        sizes = [node for node in read if isinstance(value(node), torch.SymInt)]
+        for node in sizes:
+            del read[node]
         if not all(isinstance(value(node), Tensor) for node in read):
             raise Unrehearsable("an operand is no tensor")
         order = sorted(inside, key=view.order.__getitem__)
@@ -99,16 +121,33 @@ class Rehearsal:
         inputs = [module.graph.placeholder(f"x{i}") for i, _ in enumerate(self.inputs)]
         for node, original in zip(inputs, self.inputs, strict=True):
             node.meta["example_value"] = value(original)
+        standing = dict(zip(self.inputs, inputs, strict=True))
+        sizes = [self._size(module, node, standing) for node in self._sizes()]
         output = module.graph.output(())
         mode = value(self.match.outputs[0]).fake_mode
-        standing = dict(zip(self.inputs, inputs, strict=True))
-        builder = Builder(module, output, mode, None, inputs, standing)
+        builder = Builder(module, output, mode, None, [*inputs, *sizes], standing)
         output.args = (tuple(emit(builder, self.match, emissions)),)
+        for node in sizes:
+            if not node.users:
+                module.graph.erase_node(node)
         for node in module.graph.nodes:
             node.meta = {}
         module.graph.lint()
         module.recompile()
         return module
+
+    def _sizes(self) -> list[Node]:
+        """Sizes that the replacement reads, or may be computed from."""
+        operands = [o.node for call in self.match.calls for o in call.operands.values()]
+        found = dict.fromkeys((*operands, *self.view.size_sources))
+        return [node for node in found if isinstance(value(node), torch.SymInt)]
+
+    def _size(self, module: GraphModule, node: Node, standing: dict[Node, Node]) -> Node:
+        """A size as it is in the example, which no guard is made of."""
+        made = module.graph.call_function(int, (_number(value(node)),))
+        made.meta["example_value"] = value(node)
+        standing[node] = made
+        return made
 
     def described(self) -> list[Any]:
         """Dtype, sizes by powers of two, and order in memory of every input."""

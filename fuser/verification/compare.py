@@ -42,7 +42,8 @@ class Conditions:
         training: whether gradients are taken.
         autocast: the dtype that autocast chooses; None where it is off.
         writes: the region writes to what it reads.
-        drops_nonfinite: of numbers that are not finite, some may not be there.
+        drops: the replacement leaves out what is multiplied by zero: with it, numbers that are not
+            finite, and the derivative by that zero, which stays one.
         unordered: of each row of a result, elements may have any order: that of the whole numbers
             in one result is that of the others.
         unit: the coarsest rounding of the region, relative to a number.
@@ -52,7 +53,7 @@ class Conditions:
     training: bool = False
     autocast: torch.dtype | None = None
     writes: bool = False
-    drops_nonfinite: bool = False
+    drops: bool = False
     unordered: bool = False
     unit: float = 2.0**-24
 
@@ -90,12 +91,21 @@ def _run(function: Function, operands: Sequence[Tensor], conditions: Conditions)
     given = [x.detach().requires_grad_(x.requires_grad) for x in operands]
     with torch.set_grad_enabled(conditions.training):
         with casting(conditions.device, conditions.autocast):
-            return run(_arranged(function, conditions), given, _weights)
+            return _kept(run(_arranged(function, conditions), given, _weights), given, conditions)
 
 
 def _run_exactly(function: Function, wide: Sequence[Tensor], conditions: Conditions) -> Result:
     with torch.set_grad_enabled(conditions.training), DoublePrecision():
-        return run(_arranged(function, conditions), wide, _weights)
+        return _kept(run(_arranged(function, conditions), wide, _weights), wide, conditions)
+
+
+def _kept(result: Result, operands: Sequence[Tensor], conditions: Conditions) -> Result:
+    """What the replacement has, too."""
+    if not conditions.drops:
+        return result
+    wanted = [x for x in operands if x.requires_grad][: len(result.gradients)]
+    pairs = zip(result.gradients, wanted, strict=True)
+    return Result(result.outputs, [g.masked_fill(x.detach() == 0, 0) for g, x in pairs])
 
 
 def _weights(output: Tensor) -> Tensor:
@@ -150,7 +160,7 @@ def _compared(
     found: list[Compared] = []
     for title, mine, other, truth, most in columns:
         excused = is_finite(truth)
-        excused = torch.ones_like(excused) if conditions.drops_nonfinite else excused
+        excused = torch.ones_like(excused) if conditions.drops else excused
         d = difference(mine, other, truth, FACTOR, largest(truth), moves=most, excused=excused)
         problem = d.problem.format("the original")
         found.append(Compared(title, d.error, d.own, d.allowed, d.worst, problem))

@@ -59,7 +59,7 @@ def prepare(view: GraphView, item: Planned, folder: Folder) -> Trial:
         raise Unrehearsable("it draws random numbers")
     with modes_at(view, match.anchor):
         training = torch.is_grad_enabled() and any(value(o).requires_grad for o in match.outputs)
-        rehearsal = Rehearsal.of(view, match, folder, training=training)
+        rehearsal = Rehearsal.of(view, match, folder, training=training, whole=True)
         original, replacement = rehearsal.original(), rehearsal.replaced(item.emissions)
     inside = {view.order[node] for node in rehearsal.inside}
     conditions = Conditions(

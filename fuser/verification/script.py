@@ -26,6 +26,8 @@ from .compare import Conditions, judge
 from .prepare import EAGER
 
 SEED = 0
+_FREED = re.compile(r";  (\w+ = )+None$")
+"""What code of a graph says of values that nobody reads any more."""
 
 
 class Unwritable(Exception):
@@ -117,7 +119,7 @@ def _source(module: GraphModule, name: str) -> tuple[list[str], list[str]]:
     code = module.graph.python_code("HELD")
     lines = code.src.strip().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("def forward("))
-    lines = [line.partition(";  ")[0] for line in lines[start:] if line.strip()]
+    lines = [_FREED.sub("", line) for line in lines[start:] if line.strip()]
     lines[0] = lines[0].replace("forward(self", f"{name}(", 1).replace("(, ", "(", 1)
     words = set(re.findall(r"\w+", "\n".join(lines)))
     return [_imported(n, called) for n, called in code.globals.items() if n in words], lines
