@@ -24,14 +24,11 @@ from .graph.view import GraphView
 from .lowering import Emission
 from .measure import Run, bucket
 from .pattern import Match
-from .torch_private import attention_patterns_off, hint, inductor
+from .standing import Standing, Unrehearsable, number
+from .torch_private import attention_patterns_off, inductor
 
 MODE = "max-autotune-no-cudagraphs"
 """Of Inductor, for every candidate: with CUDA graphs, inputs would be copied before each run."""
-
-
-class Unrehearsable(Exception):
-    """There is no way to run the region by itself; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,7 @@ class Rehearsal:
         Raises:
             Unrehearsable: an input is no tensor, or a size is counted in the data.
         """
-        operands = [o.node for call in match.calls for o in call.operands.values()]
-        read = dict.fromkeys([*operands, *match.onto])
+        read = dict.fromkeys([*_operands(match), *match.onto])
         end = 1 + max(view.order[node] for node in match.nodes)
         between = Between(view, read.keys(), end) if whole else None
         inside: set[Node] = set()
@@ -107,7 +103,7 @@ class Rehearsal:
             made[node] = graph.placeholder(f"x{i}")
 
         def look(node: Node) -> Any:
-            return made[node] if node in made else _number(value(node))
+            return made[node] if node in made else number(value(node))
 
         for node in self.inside:
             made[node] = graph.node_copy(node, look)
@@ -118,44 +114,24 @@ class Rehearsal:
     def replaced(self, emissions: Sequence[Emission]) -> GraphModule:
         """The region as lowerings would have it."""
         module = GraphModule({}, Graph())
-        inputs = [module.graph.placeholder(f"x{i}") for i, _ in enumerate(self.inputs)]
-        for node, original in zip(inputs, self.inputs, strict=True):
-            node.meta["example_value"] = value(original)
-        standing = dict(zip(self.inputs, inputs, strict=True))
-        sizes = [self._size(module, node, standing) for node in self._sizes()]
-        output = module.graph.output(())
-        mode = value(self.match.outputs[0]).fake_mode
-        builder = Builder(module, output, mode, None, [*inputs, *sizes], standing)
-        output.args = (tuple(emit(builder, self.match, emissions)),)
-        for node in sizes:
-            if not node.users:
-                module.graph.erase_node(node)
+        standing = Standing(module.graph, self.inputs)
+        sizes = [n for n in self.view.size_sources if isinstance(value(n), torch.SymInt)]
+        builder = _builder(module, standing, self.match, [*self.inputs, *sizes])
+        standing.output.args = (tuple(emit(builder, self.match, emissions)),)
+        standing.clean()
         for node in module.graph.nodes:
             node.meta = {}
         module.graph.lint()
         module.recompile()
         return module
 
-    def _sizes(self) -> list[Node]:
-        """Sizes that the replacement reads, or may be computed from."""
-        operands = [o.node for call in self.match.calls for o in call.operands.values()]
-        found = dict.fromkeys((*operands, *self.view.size_sources))
-        return [node for node in found if isinstance(value(node), torch.SymInt)]
-
-    def _size(self, module: GraphModule, node: Node, standing: dict[Node, Node]) -> Node:
-        """A size as it is in the example, which no guard is made of."""
-        made = module.graph.call_function(int, (_number(value(node)),))
-        made.meta["example_value"] = value(node)
-        standing[node] = made
-        return made
-
     def described(self) -> list[Any]:
         """Dtype, sizes by powers of two, and order in memory of every input."""
         return [
             [
                 str(x.dtype).removeprefix("torch."),
-                [bucket(_number(size)) for size in x.shape],
-                sorted(range(x.ndim), key=lambda d: (-_number(x.stride(d)), d)),
+                [bucket(number(size)) for size in x.shape],
+                sorted(range(x.ndim), key=lambda d: (-number(x.stride(d)), d)),
             ]
             for x in map(value, self.inputs)
         ]
@@ -217,6 +193,23 @@ def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor])
         return compiled(*operands)
 
 
+def _builder(
+    module: GraphModule, standing: Standing, match: Match, sizes_from: Sequence[Node]
+) -> Builder:
+    mode = value(match.outputs[0]).fake_mode
+    return Builder(module, standing.output, mode, None, sizes_from, standing)
+
+
+def _operands(match: Match) -> list[Node]:
+    """What the replacement reads; where a pattern makes that itself, it is found by trying."""
+    if match.replacement is None:
+        return [operand.node for call in match.calls for operand in call.operands.values()]
+    module = GraphModule({}, Graph())
+    standing = Standing(module.graph)
+    match.replacement(_builder(module, standing, match, ()))
+    return list(standing)
+
+
 def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[Node]:
     """What stands for the outputs of a match: its replacement's results, or all of its calls, added
     up and arranged.
@@ -252,16 +245,9 @@ def _results(match: Match, given: Any) -> list[Node]:
     return list(given)
 
 
-def _number(size: Any) -> int:
-    found = hint(size)
-    if found is None:
-        raise Unrehearsable("a size is counted in the data")
-    return found
-
-
 def _made_up(example: Tensor, known: Tensor | None) -> Tensor:
     """A tensor of the example's sizes, strides, dtype and device."""
-    sizes, strides = map(_number, example.shape), map(_number, example.stride())
+    sizes, strides = map(number, example.shape), map(number, example.stride())
     sizes, strides = list(sizes), list(strides)
     memory = 1 + sum(max(size - 1, 0) * stride for size, stride in zip(sizes, strides, strict=True))
     flat = torch.zeros(memory, dtype=example.dtype, device=example.device)

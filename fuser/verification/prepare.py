@@ -15,7 +15,8 @@ from ..graph.modes import modes_at
 from ..graph.ops import value
 from ..graph.view import GraphView
 from ..plan import Planned
-from ..rehearsal import Rehearsal, Unrehearsable
+from ..rehearsal import Rehearsal
+from ..standing import Unrehearsable
 from ..torch_private import inductor, lookup_backend
 from .compare import Conditions
 

@@ -25,8 +25,9 @@ from ..graph.view import GraphView
 from ..measure import undisturbed
 from ..options import Options
 from ..plan import Planned
-from ..rehearsal import Unrehearsable, casting
+from ..rehearsal import casting
 from ..report.source import where
+from ..standing import Unrehearsable
 from ..swallowed import swallow
 from ..torch_private import is_control_flow
 from . import memory
