@@ -59,7 +59,7 @@ def transform(
     start = time.perf_counter()
     record = Record(graphs=1, nodes=len(module.graph.nodes))
     each = list(bodies(module))
-    given = _inputs_of(module, each, options, inputs)
+    given = _inputs_of_bodies(module, inputs) if options.verify and each else {}
     for body in each:
         record.extend(transform(body, options, graph, given.get(body)))
         record.graphs -= 1
@@ -70,18 +70,12 @@ def transform(
     return record
 
 
-def _inputs_of(
-    module: GraphModule,
-    each: Sequence[GraphModule],
-    options: Options,
-    inputs: Sequence[Any] | None,
+def _inputs_of_bodies(
+    module: GraphModule, inputs: Sequence[Any] | None
 ) -> Mapping[GraphModule, Sequence[Any]]:
-    """What the bodies of a graph are called with, where their rewrites are verified."""
-    if not options.verify or not each:
-        return {}
     from .verification.regions import within_bodies
 
-    return within_bodies(module, inputs, each)
+    return within_bodies(module, inputs)
 
 
 def bodies(module: GraphModule) -> Iterable[GraphModule]:

@@ -6,8 +6,7 @@ here, so that the user's tensors are changed once; whoever calls puts the random
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ..graph.effects import is_foreign
 from ..graph.view import GraphView
-from ..torch_private import FakeTensor, hint
+from ..torch_private import FakeTensor, hint, pytree
 
 
 class Unobservable(Exception):
@@ -65,36 +64,14 @@ def observe(view: GraphView, inputs: Sequence[Any], readings: Sequence[Reading])
         _Observer(view, inputs, readings).run_to(end)
 
 
-def inputs_of_bodies(
-    module: GraphModule, inputs: Sequence[Any], bodies: Sequence[GraphModule]
-) -> dict[GraphModule, list[Any]]:
+def inputs_of_bodies(module: GraphModule, inputs: Sequence[Any]) -> dict[GraphModule, list[Any]]:
     """With what a graph calls the bodies of its higher-order operators, each for the first time."""
     view = GraphView(module)
-    found: dict[GraphModule, list[Any]] = {}
     _require_repeatable(view, view.nodes)
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for body in bodies:
-            stack.enter_context(_overheard(body, found, copies=bool(view.mutations)))
-        _Observer(view, inputs, ()).run_to(len(view.nodes) - 1)
-    return found
-
-
-@contextlib.contextmanager
-def _overheard(
-    body: GraphModule, found: dict[GraphModule, list[Any]], *, copies: bool
-) -> Generator[None]:
-    usual = body.forward
-
-    def forward(*args: Any) -> Any:
-        kept = [x.clone() if copies and isinstance(x, torch.Tensor) else x for x in args]
-        found.setdefault(body, kept)
-        return usual(*args)
-
-    body.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del body.__dict__["forward"]
+    observer = _Observer(view, inputs, ())
+    with torch.no_grad():
+        observer.run_to(len(view.nodes) - 1)
+    return observer.called
 
 
 def _require_repeatable(view: GraphView, nodes: Sequence[Node]) -> None:
@@ -108,7 +85,11 @@ def _require_repeatable(view: GraphView, nodes: Sequence[Node]) -> None:
 
 
 class _Observer(Interpreter):
-    """Runs the nodes, keeps what readings want, and forgets what nobody reads any more."""
+    """Runs the nodes, keeps what readings want, and forgets what nobody reads any more.
+
+    Attributes:
+        called: what bodies were called with.
+    """
 
     def __init__(self, view: GraphView, inputs: Sequence[Any], readings: Sequence[Reading]) -> None:
         super().__init__(view.module, garbage_collect_values=False)
@@ -116,6 +97,7 @@ class _Observer(Interpreter):
         self._view, self._writes = view, bool(view.mutations)
         self._written = {view.storages.get(target) for _, target in view.mutations}
         self._open: list[Any] = []
+        self.called: dict[GraphModule, list[Any]] = {}
         self._attributes: dict[str, Any] = {}
         self._begin: dict[int, list[tuple[Node, dict[Node, Any]]]] = {}
         self._finish: dict[int, list[tuple[Reading, dict[Node, Any]]]] = {}
@@ -164,12 +146,22 @@ class _Observer(Interpreter):
             return found.clone()
         return found
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Notes down what a body is called with: the last arguments of its operator."""
+        leaves = pytree.tree_leaves(args)
+        for body in leaves:
+            if isinstance(body, GraphModule):
+                count = sum(node.op == "placeholder" for node in body.graph.nodes)
+                given = leaves[len(leaves) - count :]
+                copied = [x.clone() if self._copies(x) else x for x in given]
+                self.called.setdefault(body, copied)
+        return super().call_function(target, args, kwargs)
+
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor of the module, or a body."""
         if target not in self._attributes:
             found = super().get_attr(target, args, kwargs)
-            copied = self._writes and isinstance(found, torch.Tensor)
-            self._attributes[target] = found.clone() if copied else found
+            self._attributes[target] = found.clone() if self._copies(found) else found
         return self._attributes[target]
 
     def _is_written(self, node: Node) -> bool:
@@ -177,5 +169,8 @@ class _Observer(Interpreter):
 
     def _read(self, node: Node) -> Any:
         found = self.env[node]
-        copied = self._writes and isinstance(found, torch.Tensor)
-        return found.clone() if copied else found
+        return found.clone() if self._copies(found) else found
+
+    def _copies(self, found: Any) -> bool:
+        """Whether somebody may write to a value while it is kept."""
+        return self._writes and isinstance(found, torch.Tensor)

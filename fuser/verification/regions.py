@@ -86,13 +86,13 @@ def _recalled(planned: Sequence[Planned], judged: dict[int, Verdict]) -> dict[in
 
 
 def within_bodies(
-    module: GraphModule, inputs: Sequence[Any] | None, bodies: Sequence[GraphModule]
+    module: GraphModule, inputs: Sequence[Any] | None
 ) -> dict[GraphModule, list[Any]]:
     """The inputs of the bodies of a graph's higher-order operators, as far as they can be known."""
     device = next((x.device for x in inputs or () if isinstance(x, Tensor)), torch.device("cpu"))
     try:
         with _beside(device):
-            return inputs_of_bodies(module, real(inputs), bodies)
+            return inputs_of_bodies(module, real(inputs))
     except Exception as error:
         _pass_on(error)
         return {}
