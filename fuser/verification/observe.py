@@ -78,7 +78,8 @@ def _require_repeatable(view: GraphView, nodes: Sequence[Node]) -> None:
     for node in nodes:
         if is_foreign(node):
             raise Unobservable(f"`{node.name}` in the graph may do more than compute its value")
-        if "c10d" in str(node.target) or "distributed" in str(node.target):
+        home = f"{getattr(node.target, '__module__', '')} {node.target}"
+        if "c10d" in home or "distributed" in home:
             raise Unobservable(f"`{node.name}` in the graph waits for other processes")
     if view.transformed:
         raise Unobservable("the graph takes derivatives or is vectorised by torch.func")

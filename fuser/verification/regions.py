@@ -29,7 +29,6 @@ from ..rehearsal import casting
 from ..report.source import where
 from ..standing import Unrehearsable
 from ..swallowed import swallow
-from ..torch_private import is_control_flow
 from . import memory
 from .compare import judge
 from .minify import minify
@@ -94,7 +93,9 @@ def within_bodies(
         with _beside(device):
             return inputs_of_bodies(module, real(inputs))
     except Exception as error:
-        _pass_on(error)
+        swallow(error)
+        text = "fuser.verify: what checkpoints and the like are called with is not known: %s"
+        _LOGGER.warning(text, first_sentence(error))
         return {}
 
 
@@ -115,13 +116,6 @@ def _tell(unverified: Sequence[Verdict], count: int) -> None:
     _LOGGER.warning("fuser.verify: %d of %d regions were not verified", len(each), count)
     for text in dict.fromkeys(each):
         _LOGGER.warning("fuser.verify: not verified: %s", text)
-
-
-def _pass_on(error: Exception) -> None:
-    """What Dynamo restarts with is raised; our own bugs are, in our tests."""
-    if is_control_flow(error):
-        raise error
-    swallow(error)
 
 
 @contextlib.contextmanager
@@ -223,7 +217,7 @@ class _Judge:
             found = minify(trial, operands, verdict.pattern, verdict.lowering, self.options)
             return str(write(found, verdict, target))
         except Exception as error:
-            _pass_on(error)
+            swallow(error)
             _LOGGER.warning("fuser.verify: no script was written: %s", first_sentence(error))
             return ""
 
@@ -231,7 +225,7 @@ class _Judge:
         """Not compared, for a reason."""
         told = isinstance(error, (Unrehearsable, Unobservable))
         if not told:
-            _pass_on(error)
+            swallow(error)
         reason = str(error) if told else first_sentence(error)
         self.verdicts[index] = self._verdict(self.planned[index], "unverified", reason)
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fuser
 from fuser.backend import listening
 from fuser.errors import FuserWarning
 from fuser.events import Record
+from fuser.lowering.attention.generated.tile import TileWriter
+from fuser.lowering.triton.pointwise import RULES
 from tests.compiled import assert_near, compiled, run, wide
 
-from .broken import BROKEN, Broken
+from .broken import BROKEN, Broken, made
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda b: b.id)
@@ -82,3 +85,32 @@ def test_equal_regions_of_a_graph_are_compared_once(monkeypatch: pytest.MonkeyPa
     first, second = ours.record.verdicts
     assert (first.outcome, second.outcome) == ("wrong", "wrong")
     assert first.script == second.script
+
+
+def test_a_generated_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text computes another function; with a number of its own, no other test gets it."""
+
+    def gated(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.silu(x * 1.371) * y
+
+    inputs = [torch.randn(3, 8, requires_grad=True) for _ in range(2)]
+    options = {"fuser.lowering": "triton", "fuser.patterns": "activation", "fuser.verify": True}
+    monkeypatch.setitem(RULES, "sigmoid", RULES["tanh"])
+    with pytest.warns(FuserWarning, match=r"\(triton, interpreted\) is wrong"):
+        ours = compiled(gated, inputs, grad=True, **options)
+    assert_near(ours, run(gated, inputs, grad=True), run(gated, wide(inputs), grad=True))
+
+
+def test_a_generated_kernel_without_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(q.shape[-2])
+        scores = torch.tanh(q @ k.mT * 0.377)
+        return torch.softmax(scores.masked_fill(rows[:, None] < rows, -torch.inf), -1) @ v
+
+    inputs = made(*[(1, 2, 20, 8)] * 3)()
+    options = {"fuser.lowering": "triton", "fuser.patterns": "attention", "fuser.verify": True}
+    usual = TileWriter.mask
+    monkeypatch.setattr(TileWriter, "mask", lambda self: f"({usual(self)}) | True")
+    with pytest.warns(FuserWarning, match=r"interpreted.* is wrong"):
+        ours = compiled(causal, inputs, grad=True, **options)
+    assert_near(ours, run(causal, inputs, grad=True), run(causal, wide(inputs), grad=True))
