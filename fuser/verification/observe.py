@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from ..graph.effects import is_foreign
 from ..graph.view import GraphView
 from ..torch_private import FakeTensor, hint, pytree
+from ..turns import begin, over
 
 
 class Unobservable(Exception):
@@ -148,7 +149,10 @@ class _Observer(Interpreter):
         return found
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Notes down what a body is called with: the last arguments of its operator."""
+        """Notes down what a body is called with: the last arguments of its operator. Where a loop
+        over experts was captured for all of them, it runs for all of them."""
+        if target in (begin, over):
+            return None
         leaves = pytree.tree_leaves(args)
         for body in leaves:
             if isinstance(body, GraphModule):
