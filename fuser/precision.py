@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .torch_private import pytree
+from .torch_private import GROUPED_PRODUCT, pytree
 
 Function = Callable[..., Any]
 _COMPLEX_CASTS = [getattr(torch.Tensor, name) for name in ("cfloat", "chalf")]
@@ -32,15 +32,32 @@ class Imprecise(Exception):
 
 
 class DoublePrecision(TorchFunctionMode):
-    """Casts to a floating or complex type within the block give float64 or complex128."""
+    """Casts to a floating or complex type within the block give float64 or complex128; what has no
+    kernel for float64 is spelled out."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             return args[0].double()
         if func in _COMPLEX_CASTS:
             return args[0].cdouble()
+        if func is GROUPED_PRODUCT:
+            return _grouped_product(*args, **(kwargs or {}))
         args, kwargs = pytree.tree_map(_widened, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def _grouped_product(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, **_: Any
+) -> torch.Tensor:
+    """`grouped_mm(a, b, offs)`: of rows `(N, K)` in runs and matrices `(E, K, M)`, `(N, M)`."""
+    if offs is None:
+        return torch.bmm(a, b)
+    if (a.ndim, b.ndim) != (2, 3):
+        raise NotImplementedError("only a product of rows with matrices is known in float64")
+    ends = [0, *offs.tolist()]
+    parts = [a[ends[i] : ends[i + 1]] @ matrix for i, matrix in enumerate(b)]
+    rest = a.new_zeros(len(a) - sum(map(len, parts)), b.shape[-1])
+    return torch.cat([*parts, rest])
 
 
 def _widened(argument: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fuser.events import Compared
@@ -132,3 +133,21 @@ def test_overflow_that_the_replacement_does_not_have() -> None:
     wide = lambda x: [(x.float() * 4 / 4).half()]  # noqa: E731
     assert not compare(lambda x: [x * 4 / 4], wide, [x])
     assert compare(wide, lambda x: [x * 4 / 4], [x])
+
+
+def test_grouped_products() -> None:
+    """They have no kernel for float64."""
+    rows, matrices = drawn(6, 16, grad=True), drawn(3, 16, 8, grad=True)
+    ends = torch.tensor([2, 2, 6], dtype=torch.int32)
+
+    def grouped(rows: Tensor, matrices: Tensor, ends: Tensor) -> list[Tensor]:
+        return [F.grouped_mm(rows, matrices, offs=ends)]
+
+    def spelled(rows: Tensor, matrices: Tensor, ends: Tensor) -> list[Tensor]:
+        return [torch.cat([rows[:2] @ matrices[0], rows[2:] @ matrices[2]])]
+
+    def wrong(rows: Tensor, matrices: Tensor, ends: Tensor) -> list[Tensor]:
+        return [torch.cat([rows[:2] @ matrices[0], rows[2:] @ matrices[1]])]
+
+    assert not compare(grouped, spelled, [rows, matrices, ends])
+    assert compare(grouped, wrong, [rows, matrices, ends])
