@@ -82,6 +82,11 @@ class Compared:
     worst: tuple[int, ...] = ()
     problem: str = ""
 
+    def __str__(self) -> str:
+        """What is wrong, where."""
+        place = f" at {list(self.worst)}" if self.worst else ""
+        return f"{self.name}{place} {self.problem or 'is right'}"
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -41,6 +41,8 @@ def explain(
     with gradients enabled, an inference graph within `torch.no_grad()`. It runs for real: what it
     changes in its arguments stays changed.
 
+    Regions that verification took back in this process are told of, too (see `fuser.verify`).
+
     Compiled functions of the user stay compiled and do not recompile because of this call; random
     state and buffers are put back. What is isolated, and what is not, is in `fuser.report.scope`.
 

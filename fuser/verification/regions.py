@@ -194,8 +194,7 @@ class _Judge:
             verdict = self._verdict(item, "verified", compared=compared)
             wrong = [c for c in compared if c.problem]
             if wrong:
-                reason = f"{wrong[0].name} {wrong[0].problem}"
-                verdict = replace(verdict, outcome="wrong", reason=reason)
+                verdict = replace(verdict, outcome="wrong", reason=str(wrong[0]))
                 memory.take_back(item.match, item.emissions, verdict)
                 verdict = replace(verdict, script=self._reproduced(trial, operands, verdict))
                 memory.take_back(item.match, item.emissions, verdict)

@@ -104,7 +104,7 @@ def rerun(
     compared = judge(original, replacement, operands, conditions)
     print(table(compared))
     wrong = [c for c in compared if c.problem]
-    print("\n".join(f"{c.name} {c.problem}" for c in wrong) or "the replacement is right")
+    print("\n".join(map(str, wrong)) or "the replacement is right")
     return 1 if wrong else 0
 
 

@@ -52,7 +52,7 @@ def test_for_the_rest_of_the_process(broken: Broken, monkeypatch: pytest.MonkeyP
         assert not again.record.rewritten
         (verdict,) = again.record.verdicts
         assert verdict.outcome == "wrong"
-        assert "was wrong before in this process: output 0 is off by" in verdict.reason
+        assert "was wrong before in this process: output 0 at [" in verdict.reason
     report = fuser.explain(broken.model, *inputs, options=broken.options)
     assert report.count("attention") == 0
     assert "TAKEN BACK  attention.softmax" in str(report)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import fuser
+from fuser.backend import listening
 from fuser.errors import FuserWarning
+from fuser.events import Record
 from tests.compiled import compiled
+from tests.moe.forms import EXPERTS, FEATURES, Stack
 
 from .test_verify import BY_FAMILY, VERIFIED, attend
 
@@ -134,6 +137,40 @@ def test_what_may_do_more_is_not_run_twice() -> None:
     assert len(NOTED) == shapes
 
 
+class WrittenInPlace(Stack):
+    """Weights of all experts, into zeros that are there before."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        dense = weights.new_zeros(len(x), EXPERTS)
+        dense.scatter_(1, chosen, weights)
+        return dense
+
+
+def test_gradients_begin_where_the_replacement_does() -> None:
+    """The weights of the chosen experts are what both read, and not the dense ones."""
+    x = torch.randn(10, FEATURES, requires_grad=True)
+    for model in (Stack().eval(), WrittenInPlace().eval()):
+        options = {**VERIFIED, "fuser.patterns": "moe"}
+        found = fuser.verify(model, x, options=options).expect(moe=1)
+        assert found.ok
+
+
+def test_one_graph_for_all_sizes() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v) / q.shape[-2]
+
+    options = {**VERIFIED, "fuser.inner": "aot_eager"}
+    records: list[Record] = []
+    call = torch.compile(model, backend="fuser", options=options, dynamic=True)
+    with listening(records.append), torch.no_grad():
+        for rows in (8, 12, 5):
+            x = torch.randn(1, 2, rows, 4)
+            torch.testing.assert_close(call(x, x, x), model(x, x, x))
+    (record,) = records
+    assert [v.outcome for v in record.verdicts] == ["verified"]
+
+
 def test_dense_mixtures_may_lose_what_is_not_finite() -> None:
     """A NaN of an expert that was not chosen, as `fuser.dense_moe` allows."""
     broken = BY_FAMILY["moe"]
@@ -162,6 +199,6 @@ def test_numbers_that_are_not_finite_stay_where_they_are(monkeypatch: pytest.Mon
         return usual(*args).nan_to_num(0.0)
 
     monkeypatch.setattr(reference, "_softmax", lost)
-    with pytest.warns(FuserWarning, match="output 0 is finite elsewhere"):
+    with pytest.warns(FuserWarning, match=r"output 0 at \[0, .*\] is finite elsewhere"):
         ((outcome, _),) = verdicts(attend, (q, k, v))
     assert outcome == "wrong"
