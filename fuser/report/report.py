@@ -31,7 +31,8 @@ class Report:
         breaks: graph breaks, one line each: `file:line: code: reason`.
         graphs: number of graphs that reached the backend.
         nodes: FX nodes in them before the rewrite.
-        seconds: time that matching and rewriting took; the inner backend's is not in it.
+        seconds: time that matching and rewriting took, verification included where it is on; the
+            inner backend's is not in it.
     """
 
     rewritten: tuple[Rewritten, ...] = ()

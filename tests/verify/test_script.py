@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.registry import register_backend
+from torch.fx import GraphModule
 
 import fuser
 from fuser.errors import FuserWarning
 from fuser.events import Verdict
 from fuser.verification import minify
 
-from .broken import BROKEN, Broken
+from .broken import BROKEN, Broken, made, rms
 
 OPTIONS = {"fuser.inner": "eager", "fuser.policy": "always", "fuser.lowering": "reference"}
 ROOT = Path(__file__).parents[2]
@@ -130,3 +133,16 @@ def test_there_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = next(b for b in BROKEN if b.family == "norm")
     broken.apply(monkeypatch)
     assert "(2, 6, 16)" in Path(found(broken.model, broken.inputs()).script).read_text()
+
+
+@register_backend(name="fuser_tests_doubles")
+def _doubles(gm: GraphModule, _: Sequence[Any], **__: Any) -> Callable[..., Any]:
+    """A compiler that is wrong."""
+    return lambda *xs: [2 * y for y in gm(*xs)]
+
+
+def test_what_is_wrong_as_it_is_compiled_is_compiled_in_the_script() -> None:
+    inputs = made((2, 6, 16), (16,))()
+    text = Path(found(rms, inputs, **{"fuser.inner": "fuser_tests_doubles"}).script).read_text()
+    assert "'fuser_tests_doubles'" in text
+    assert "torch.load(" in text
