@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import first_sentence
 from ..events import Compared
 from ..precision import (
     DoublePrecision,
@@ -31,6 +32,10 @@ from .edges import SEED, moves
 FACTOR = 3.0
 """How many times the original's error is allowed, as in `fuser.testing.check_pattern`."""
 Function = Callable[..., Any]
+
+
+class ReplacementError(Exception):
+    """The replacement raises something where the original does not; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,16 @@ def judge(
         names: of the operands, for the report.
 
     Raises:
-        Exception: whatever the original raises, in float64 too, or the replacement.
+        ReplacementError: the replacement raises something.
+        Exception: whatever the original raises, in float64 too; or there is no memory left.
     """
     theirs = _run(original, operands, conditions)
-    ours = _run(replacement, operands, conditions)
+    try:
+        ours = _run(replacement, operands, conditions)
+    except Exception as error:
+        if _is_of_memory(error):
+            raise
+        raise ReplacementError(first_sentence(error)) from error
     wide = double(operands)
     exact = _run_exactly(original, wide, conditions)
     found = _compared(ours, theirs, exact, conditions, _titles(theirs, operands, names))
@@ -85,6 +96,12 @@ def judge(
         return found
     allowed = moves(lambda xs: _run_exactly(original, xs, conditions), wide, exact, conditions.unit)
     return _compared(ours, theirs, exact, conditions, [value.name for value in found], allowed)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory is full, which is not the replacement's fault alone."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 def _run(function: Function, operands: Sequence[Tensor], conditions: Conditions) -> Result:

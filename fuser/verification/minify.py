@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ..precision import is_fractional
 from ..rehearsal import casting
 from ..swallowed import swallow
 from ..torch_private import FakeTensorMode, faked
-from .compare import Conditions, judge
+from .compare import Conditions, ReplacementError, judge
 from .prepare import EAGER, Trial, prepare
 from .script import Reproduction, random_operands
 
@@ -50,22 +51,33 @@ def minify(
         trial.original, trial.replacement, operands, trial.conditions, options.inner
     )
     alone = replace(found, inner=EAGER)
-    if not _is_wrong(alone):
+    kind = _kind(alone)
+    if kind is _Kind.NOTHING:
         return found  # wrong as it is compiled, which is too slow to be tried often
     wanted = replace(options, patterns=(pattern,), policy=Policy.ALWAYS, verify=False)
-    return _seeded(_shrunk(alone, lowering, wanted))
+    return _seeded(_shrunk(alone, lowering, wanted, kind), kind)
 
 
-def _is_wrong(found: Reproduction) -> bool:
+class _Kind(Enum):
+    """What is wrong with a replacement."""
+
+    NOTHING = auto()
+    NUMBERS = auto()
+    RAISES = auto()
+
+
+def _kind(found: Reproduction) -> _Kind:
     try:
         compared = judge(found.original, found.replacement, found.operands, found.conditions)
+    except ReplacementError:
+        return _Kind.RAISES
     except Exception as error:  # sizes that do not fit, for the most part
         swallow(error)
-        return False
-    return any(c.problem for c in compared)
+        return _Kind.NOTHING
+    return _Kind.NUMBERS if any(c.problem for c in compared) else _Kind.NOTHING
 
 
-def _seeded(found: Reproduction) -> Reproduction:
+def _seeded(found: Reproduction, kind: _Kind) -> Reproduction:
     if not all(is_fractional(x) and x.dtype.itemsize > 1 for x in found.operands):
         return found
     try:
@@ -73,16 +85,16 @@ def _seeded(found: Reproduction) -> Reproduction:
     except RuntimeError:  # several elements in one place
         return found
     other = replace(found, operands=operands, seeded=True)
-    return other if _is_wrong(other) else found
+    return other if _kind(other) is kind else found
 
 
-def _shrunk(found: Reproduction, lowering: str, options: Options) -> Reproduction:
+def _shrunk(found: Reproduction, lowering: str, options: Options, kind: _Kind) -> Reproduction:
     if any(x.is_cuda and not is_fractional(x) for x in found.operands):
         return found  # an index out of range is an error that a GPU does not recover from
     end, sizes = time.monotonic() + SECONDS, _sizes(found)
     while sizes and time.monotonic() < end:
         smaller = _halved(found, sizes.pop(), lowering, options)
-        if smaller is not None and _is_wrong(smaller):
+        if smaller is not None and _kind(smaller) is kind:
             found, sizes = smaller, _sizes(smaller)
     return found
 

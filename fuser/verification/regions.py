@@ -30,7 +30,7 @@ from ..report.source import where
 from ..standing import Unrehearsable
 from ..swallowed import swallow
 from . import memory
-from .compare import judge
+from .compare import ReplacementError, judge
 from .minify import minify
 from .observe import Reading, Unobservable, inputs_of_bodies, observe, real
 from .prepare import Trial, prepare
@@ -189,16 +189,24 @@ class _Judge:
         operands = trial.operands(values)
         with torch.autocast(trial.conditions.device.type, enabled=False):
             run = self._runnable(trial, operands)
-            names = [node.name for node in trial.rehearsal.inputs]
-            compared = judge(trial.original, run, operands, trial.conditions, names)
-            verdict = self._verdict(item, "verified", compared=compared)
-            wrong = [c for c in compared if c.problem]
-            if wrong:
-                verdict = replace(verdict, outcome="wrong", reason=str(wrong[0]))
+            verdict = self._compared(item, trial, run, operands)
+            if verdict.outcome == "wrong":
                 memory.take_back(item.match, item.emissions, verdict)
                 verdict = replace(verdict, script=self._reproduced(trial, operands, verdict))
                 memory.take_back(item.match, item.emissions, verdict)
         self.verdicts[index] = verdict
+
+    def _compared(
+        self, item: Planned, trial: Trial, run: Any, operands: Sequence[Tensor]
+    ) -> Verdict:
+        names = [node.name for node in trial.rehearsal.inputs]
+        try:
+            compared = judge(trial.original, run, operands, trial.conditions, names)
+        except ReplacementError as error:
+            return self._verdict(item, "wrong", f"it raises {error}")
+        wrong = [str(c) for c in compared if c.problem]
+        outcome = "wrong" if wrong else "verified"
+        return self._verdict(item, outcome, "".join(wrong[:1]), compared)
 
     def _runnable(self, trial: Trial, operands: Sequence[Tensor]) -> Any:
         """The replacement, compiled; of equal ones with equal operands, one after the other, the

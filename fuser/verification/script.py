@@ -22,7 +22,7 @@ from ..disk import folder, free
 from ..events import Verdict
 from ..report.text import table
 from ..torch_private import written_names
-from .compare import Conditions, judge
+from .compare import Conditions, ReplacementError, judge
 from .prepare import EAGER
 
 SEED = 0
@@ -101,7 +101,11 @@ def rerun(
     """
     if inner != EAGER:
         replacement = torch.compile(replacement, backend=inner, fullgraph=True, dynamic=False)
-    compared = judge(original, replacement, operands, conditions)
+    try:
+        compared = judge(original, replacement, operands, conditions)
+    except ReplacementError as error:
+        print(f"the replacement raises {error}")
+        return 1
     print(table(compared))
     wrong = [c for c in compared if c.problem]
     print("\n".join(map(str, wrong)) or "the replacement is right")

@@ -146,3 +146,20 @@ def test_what_is_wrong_as_it_is_compiled_is_compiled_in_the_script() -> None:
     text = Path(found(rms, inputs, **{"fuser.inner": "fuser_tests_doubles"}).script).read_text()
     assert "'fuser_tests_doubles'" in text
     assert "torch.load(" in text
+
+
+def test_a_replacement_that_raises() -> None:
+    """It is taken back as one that is wrong is, and the model goes on."""
+
+    x, indices = torch.randn(8, 4), torch.tensor([1, 0, 3])
+    with fuser.register_pattern(find, fails, (x, indices), id="mine.fails"):
+        verdict = found(find, (x, indices))
+    assert verdict.reason.startswith("it raises _LinAlgError: linalg.cholesky")
+    shown = launched(verdict.script)
+    assert shown.returncode == 1, shown.stderr
+    assert "the replacement raises _LinAlgError" in shown.stdout
+
+
+def fails(x: Tensor, indices: Tensor) -> Tensor:
+    """No shape or dtype tells."""
+    return torch.exp(x)[indices] * 2.0 + torch.linalg.cholesky(-torch.eye(4))[0] * 0.0
