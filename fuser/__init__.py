@@ -22,12 +22,14 @@ if TYPE_CHECKING:
         PatternError,
         UnknownBackendError,
         UnknownOptionError,
+        VerificationError,
     )
     from .pattern import Decline, Match, Pattern
     from .registry import PatternHandle, patterns_enabled, register_pattern, unregister_pattern
     from .report.debug import debug
     from .report.explain import explain
     from .report.report import Report
+    from .verification.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,8 @@ __all__ = [
     "Report",
     "UnknownBackendError",
     "UnknownOptionError",
+    "Verification",
+    "VerificationError",
     "compile",
     "debug",
     "explain",
@@ -52,6 +56,7 @@ __all__ = [
     "register_pattern",
     "testing",
     "unregister_pattern",
+    "verify",
 ]
 
 _LAZY = {
@@ -68,12 +73,15 @@ _LAZY = {
     "Report": "report.report",
     "UnknownBackendError": "errors",
     "UnknownOptionError": "errors",
+    "Verification": "verification.verify",
+    "VerificationError": "errors",
     "compile": "compiler",
     "debug": "report.debug",
     "explain": "report.explain",
     "patterns_enabled": "registry",
     "register_pattern": "registry",
     "unregister_pattern": "registry",
+    "verify": "verification.verify",
 }
 
 

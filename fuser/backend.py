@@ -54,7 +54,7 @@ def fuser(
 
     Args:
         gm: the graph that Dynamo captured.
-        example_inputs: fake inputs of that graph.
+        example_inputs: inputs of that graph: those of the call that is compiled for, or fake ones.
         mode: passed to Inductor.
         options: keys beginning with `fuser.` are ours (see `fuser.options`), others Inductor's.
 
@@ -66,17 +66,10 @@ def fuser(
     """
     parsed, rest = Options.parse(options)
     inner = _inner(parsed, mode, rest, kwargs)
-    if parsed.verify:
-        warnings.warn(
-            "fuser.verify is not available yet and has no effect in this version; compare with "
-            "fuser.lowering=reference instead",
-            FuserWarning,
-            stacklevel=2,
-        )
     warn_of_unmatched(parsed)
     with measure.autotuning(torch_private.autotunes(mode, rest), strict=parsed.strict):
         with torch_private.random_options(rest), torch_private.without_saved_tensors_hooks():
-            record = _transform(gm, parsed)
+            record = _transform(gm, example_inputs, parsed)
         capture.require_sure(gm, record)
         try:
             with reading() if _listed_by(parsed) else contextlib.nullcontext({}) as kernels:
@@ -118,10 +111,10 @@ def _publish(record: Record, options: Options) -> None:
         write(record, options.debug)
 
 
-def _transform(gm: GraphModule, options: Options) -> Record:
+def _transform(gm: GraphModule, inputs: Sequence[Any], options: Options) -> Record:
     """The safety net: a failure of ours costs one warning, never the user's program."""
     try:
-        return transform(gm, options, next(_graphs), listed=_listed_by(options))
+        return transform(gm, options, next(_graphs), inputs, listed=_listed_by(options))
     except Exception as error:
         if options.strict or isinstance(error, Warning) or torch_private.is_control_flow(error):
             raise  # a warning, if the user has made errors of them

@@ -46,7 +46,7 @@ class Builder:
         self.added: list[Node] = []
         self._shared = shared
         self._made: dict[Any, Node] = {}
-        self._replaced = replaced or {}
+        self._replaced = {} if replaced is None else replaced
         self._sizes_from = [
             self.current(n)
             for n in sizes_from

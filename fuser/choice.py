@@ -19,7 +19,8 @@ from .graph.view import GraphView
 from .lowering import Context, Emission, Lowering, Refusal, candidates
 from .options import LoweringChoice, Options, Policy
 from .pattern import Call, Match
-from .rehearsal import Rehearsal, Unrehearsable
+from .rehearsal import Rehearsal
+from .standing import Unrehearsable
 
 _FORCES = "(fuser.policy=always forces it)"
 

@@ -12,7 +12,8 @@ import torch
 from . import measure
 from .errors import first_sentence
 from .lowering import Emission
-from .rehearsal import Rehearsal, Unrehearsable
+from .rehearsal import Rehearsal
+from .standing import Unrehearsable
 
 INNER = "the inner backend"
 """The candidate that leaves the region as it is."""

@@ -205,3 +205,7 @@ class CatalogueError(FuserError, ValueError):
 
 class CoverageError(FuserError, AssertionError):
     """`Report.expect` found another number of rewrites."""
+
+
+class VerificationError(FuserError, AssertionError):
+    """`Verification.expect` found a region that is wrong, or another number of right ones."""

@@ -130,6 +130,54 @@ class Printed:
     text: str
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One value of a region beside its original's, both against fp64.
+
+    Attributes:
+        name: `output 0`, or `gradient of linear_1`: of the node that the region reads.
+        error, original: largest errors of the replacement and of the original; infinite where
+            numbers are finite in other places.
+        allowed: the largest error that is allowed.
+        worst: indices of the worst element.
+        problem: what is wrong; empty where nothing is.
+    """
+
+    name: str
+    error: float
+    original: float
+    allowed: float
+    worst: tuple[int, ...] = ()
+    problem: str = ""
+
+    def __str__(self) -> str:
+        """What is wrong, where."""
+        place = f" at {list(self.worst)}" if self.worst else ""
+        return f"{self.name}{place} {self.problem or 'is right'}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found about a region.
+
+    Attributes:
+        outcome: `verified`, `wrong` (it was taken back to the inner backend) or `unverified`.
+        reason: why it is wrong, or why it could not be compared.
+        compared: its outputs, then the gradients of what it reads.
+        script: path of a script that shows the mismatch.
+    """
+
+    pattern: str
+    where: Where
+    lowering: str
+    outcome: str
+    reason: str = ""
+    compared: tuple[Compared, ...] = ()
+    script: str = ""
+    graph: int = 0
+    body: str = ""
+
+
 @dataclass
 class Record:
     """Everything that happened in one or several compiles."""
@@ -137,6 +185,7 @@ class Record:
     rewritten: list[Rewritten] = field(default_factory=list)
     near_misses: list[NearMiss] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     breaks: list[str] = field(default_factory=list)
     graphs: int = 0
     nodes: int = 0
@@ -150,6 +199,7 @@ class Record:
         self.rewritten += other.rewritten
         self.near_misses += other.near_misses
         self.failures += other.failures
+        self.verdicts += other.verdicts
         self.breaks += other.breaks
         self.graphs += other.graphs
         self.nodes += other.nodes
@@ -169,6 +219,7 @@ class Record:
             rewritten=each(self.rewritten),
             near_misses=each(self.near_misses),
             failures=each(self.failures),
+            verdicts=each(self.verdicts),
             listings=each(self.listings),
         )
 

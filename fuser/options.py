@@ -8,7 +8,7 @@
 | fuser.patterns   | ids or globs to allow, `-` to exclude     | all        |
 | fuser.atomics    | bool: gradients by atomic additions       | false      |
 | fuser.dense_moe  | bool: all experts of a token to its own   | true       |
-| fuser.verify     | bool                                      | false      |
+| fuser.verify     | bool: compare each region with fp64       | false      |
 | fuser.debug      | bool, or a directory to write reports to  | false      |
 | fuser.strict     | bool: our own failures raise              | false      |
 """
@@ -68,6 +68,7 @@ class Options:
     """Mixtures that run every expert for every token become those that run the chosen ones, where a
     NaN or infinity of another expert, times zero, is not in the result any more."""
     verify: bool = False
+    """Regions are compared with fp64 before they are rewritten, and left where they are wrong."""
     debug: str = ""
     """Empty: off. "1": print a text diff to the log. Anything else: a directory for reports."""
     strict: bool = False

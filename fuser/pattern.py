@@ -100,6 +100,7 @@ class Match:
     parts: tuple[tuple[Dims, Dims], ...] = ()
     lesser: Callable[[], Match | None] | None = None
     any_size: bool = False
+    unordered: bool = False
 
 
 @dataclass(frozen=True)

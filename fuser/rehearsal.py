@@ -16,20 +16,19 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from .builder import Builder
+from .errors import PatternError
+from .graph.between import Between
 from .graph.fold import Folder
 from .graph.ops import Kind, value
 from .graph.view import GraphView
 from .lowering import Emission
 from .measure import Run, bucket
 from .pattern import Match
-from .torch_private import attention_patterns_off, hint, inductor
+from .standing import Standing, Unrehearsable, number
+from .torch_private import attention_patterns_off, inductor
 
 MODE = "max-autotune-no-cudagraphs"
 """Of Inductor, for every candidate: with CUDA graphs, inputs would be copied before each run."""
-
-
-class Unrehearsable(Exception):
-    """There is no way to run the region by itself; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,28 @@ class Rehearsal:
     autocast: torch.dtype | None
 
     @staticmethod
-    def of(view: GraphView, match: Match, folder: Folder, *, training: bool) -> Rehearsal:
+    def of(
+        view: GraphView, match: Match, folder: Folder, *, training: bool, whole: bool = False
+    ) -> Rehearsal:
         """
+        Args:
+            view: the graph.
+            match: the region.
+            folder: values that are known.
+            training: whether a run takes gradients too.
+            whole: whether the original begins where the replacement does, so that gradients of
+                what both read are the same: what is made of that on the way to the region is a
+                part of it.
+
         Raises:
             Unrehearsable: an input is no tensor, or a size is counted in the data.
         """
-        read = dict.fromkeys(o.node for call in match.calls for o in call.operands.values())
+        read = dict.fromkeys([*_operands(match), *match.onto])
+        end = 1 + max(view.order[node] for node in match.nodes)
+        between = Between(view, read.keys(), end) if whole else None
         inside: set[Node] = set()
-        pending = list(match.outputs)
+        writers = {view.nodes[position] for position, _ in view.mutations}
+        pending = [*match.outputs, *(match.nodes & writers)]
         while pending:
             node = pending.pop()
             if node in inside or node in read:
@@ -67,12 +80,18 @@ class Rehearsal:
             if node in match.nodes or view.op(node).kind is Kind.VIEW:
                 inside.add(node)
                 pending += node.all_input_nodes
+            elif between is not None and node in between:
+                inside.add(node)
+                pending += [*node.all_input_nodes, *between.writers(node)]
             elif not isinstance(value(node), (int, torch.SymInt)):
                 read[node] = None
+        sizes = [node for node in read if isinstance(value(node), torch.SymInt)]
+        for node in sizes:
+            del read[node]
         if not all(isinstance(value(node), Tensor) for node in read):
             raise Unrehearsable("an operand is no tensor")
         order = sorted(inside, key=view.order.__getitem__)
-        device = value(match.anchor).device.type
+        device = value(match.outputs[0]).device.type
         on = torch.is_autocast_enabled(device)
         autocast = torch.get_autocast_dtype(device) if on else None
         return Rehearsal(view, match, folder, tuple(read), tuple(order), training, autocast)
@@ -84,7 +103,7 @@ class Rehearsal:
             made[node] = graph.placeholder(f"x{i}")
 
         def look(node: Node) -> Any:
-            return made[node] if node in made else _number(value(node))
+            return made[node] if node in made else number(value(node))
 
         for node in self.inside:
             made[node] = graph.node_copy(node, look)
@@ -95,14 +114,11 @@ class Rehearsal:
     def replaced(self, emissions: Sequence[Emission]) -> GraphModule:
         """The region as lowerings would have it."""
         module = GraphModule({}, Graph())
-        inputs = [module.graph.placeholder(f"x{i}") for i, _ in enumerate(self.inputs)]
-        for node, original in zip(inputs, self.inputs, strict=True):
-            node.meta["example_value"] = value(original)
-        output = module.graph.output(())
-        mode = value(self.match.anchor).fake_mode
-        standing = dict(zip(self.inputs, inputs, strict=True))
-        builder = Builder(module, output, mode, None, inputs, standing)
-        output.args = (tuple(emit(builder, self.match, emissions)),)
+        standing = Standing(module.graph, self.inputs)
+        sizes = [n for n in self.view.size_sources if isinstance(value(n), torch.SymInt)]
+        builder = _builder(module, standing, self.match, [*self.inputs, *sizes])
+        standing.output.args = (tuple(emit(builder, self.match, emissions)),)
+        standing.clean()
         for node in module.graph.nodes:
             node.meta = {}
         module.graph.lint()
@@ -114,8 +130,8 @@ class Rehearsal:
         return [
             [
                 str(x.dtype).removeprefix("torch."),
-                [bucket(_number(size)) for size in x.shape],
-                sorted(range(x.ndim), key=lambda d: (-_number(x.stride(d)), d)),
+                [bucket(number(size)) for size in x.shape],
+                sorted(range(x.ndim), key=lambda d: (-number(x.stride(d)), d)),
             ]
             for x in map(value, self.inputs)
         ]
@@ -124,18 +140,29 @@ class Rehearsal:
         """The inputs, made up."""
         return [_made_up(value(node), self.folder.tensor(node)) for node in self.inputs]
 
-    def run(self, module: GraphModule, operands: Sequence[Tensor]) -> Run:
-        """One of the graphs, compiled by Inductor; a run takes gradients too, in training.
+    @property
+    def device(self) -> torch.device:
+        """On which it runs."""
+        found: torch.device = value(self.match.outputs[0]).device
+        return found
+
+    def compiled(
+        self, module: GraphModule, operands: Sequence[Tensor], inner: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """One of the graphs, compiled by an inner backend.
 
         To be called, and run, within `torch_private.apart`.
         """
-        device = value(self.match.anchor).device
         with (
             torch.set_grad_enabled(self.training),
-            self._casting(device),
-            attention_patterns_off(device),
+            casting(self.device, self.autocast),
+            attention_patterns_off(self.device),
         ):
-            compiled = inductor(MODE, {})(module, operands)
+            return inner(module, operands)
+
+    def run(self, module: GraphModule, operands: Sequence[Tensor]) -> Run:
+        """One of the graphs, compiled by Inductor; a run takes gradients too, in training."""
+        compiled = self.compiled(module, operands, inductor(MODE, {}))
         if not self.training:
             return lambda: _without_gradients(compiled, operands)
         leaves = [x for x in operands if x.requires_grad]
@@ -147,10 +174,14 @@ class Rehearsal:
 
         return run
 
-    def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, self.autocast, cache_enabled=False)
+
+def casting(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to a dtype; nothing where that is None."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def _differentiable(results: Sequence[Tensor]) -> list[Tensor]:
@@ -162,8 +193,32 @@ def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor])
         return compiled(*operands)
 
 
+def _builder(
+    module: GraphModule, standing: Standing, match: Match, sizes_from: Sequence[Node]
+) -> Builder:
+    mode = value(match.outputs[0]).fake_mode
+    return Builder(module, standing.output, mode, None, sizes_from, standing)
+
+
+def _operands(match: Match) -> list[Node]:
+    """What the replacement reads; where a pattern makes that itself, it is found by trying."""
+    if match.replacement is None:
+        return [operand.node for call in match.calls for operand in call.operands.values()]
+    module = GraphModule({}, Graph())
+    standing = Standing(module.graph)
+    match.replacement(_builder(module, standing, match, ()))
+    return list(standing)
+
+
 def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[Node]:
-    """All calls of a match, added up and arranged as its outputs."""
+    """What stands for the outputs of a match: its replacement's results, or all of its calls, added
+    up and arranged.
+
+    Raises:
+        PatternError: the replacement gave something else.
+    """
+    if match.replacement is not None:
+        return _results(match, match.replacement(builder))
     totals: list[Node] = []
     for emission in emissions:
         found = emission.emit(builder)
@@ -180,16 +235,19 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[
     return placed
 
 
-def _number(size: Any) -> int:
-    found = hint(size)
-    if found is None:
-        raise Unrehearsable("a size is counted in the data")
-    return found
+def _results(match: Match, given: Any) -> list[Node]:
+    """What a replacement returned, if it is one node for each output."""
+    expected = f"a list of {len(match.outputs)} nodes, one for each output, is expected"
+    if not isinstance(given, (list, tuple)) or not all(isinstance(n, Node) for n in given):
+        raise PatternError(f"the replacement returned {given!r}; {expected}.")
+    if len(given) != len(match.outputs):
+        raise PatternError(f"the replacement returned {len(given)} nodes; {expected}.")
+    return list(given)
 
 
 def _made_up(example: Tensor, known: Tensor | None) -> Tensor:
     """A tensor of the example's sizes, strides, dtype and device."""
-    sizes, strides = map(_number, example.shape), map(_number, example.stride())
+    sizes, strides = map(number, example.shape), map(number, example.stride())
     sizes, strides = list(sizes), list(strides)
     memory = 1 + sum(max(size - 1, 0) * stride for size, stride in zip(sizes, strides, strict=True))
     flat = torch.zeros(memory, dtype=example.dtype, device=example.device)

@@ -19,20 +19,7 @@ from .errors import PatternError, first_sentence
 from .graph.ops import is_tensor
 from .graph.view import GraphView
 from .pattern import Pattern
-from .precision import (
-    ZEROS,
-    DoublePrecision,
-    all_finite,
-    deeper,
-    detached,
-    double,
-    larger,
-    leaves,
-    other_scalars,
-    other_values,
-    run,
-    square,
-)
+from .precision import DoublePrecision, all_finite, detached, double, leaves, run
 from .registry import PatternHandle, get, register_pattern
 from .report.scope import _counters, undisturbed
 from .template.equal import is_number
@@ -50,6 +37,7 @@ from .trial import (
     judge_random,
     trained,
 )
+from .variants import ZEROS, deeper, larger, other_scalars, other_values, square
 
 _MAX_ESCAPES = 8
 

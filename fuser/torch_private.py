@@ -43,6 +43,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.autograd import forward_ad
+from torch.fx import graph as fx_graph
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
@@ -55,19 +56,27 @@ from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wr
 from torch.utils._sympy.functions import FloorDiv
 
 __all__ = [
-    "BUILTIN_FUNCTIONS", "DeletedGuardManagerWrapper", "FakeTensor", "FakeTensorMode", "FloorDiv",
-    "GuardOnDataDependentSymNode", "HigherOrderOperator", "OpOverload", "OpOverloadPacket", "apart",
-    "attention_patterns_off", "autotunes", "cache_dir", "convert_frame", "core_aten_decompositions",
-    "counters", "differentiable", "dispatched", "dynamo", "eager_world", "eval_frame", "faked",
-    "flex_supported", "get_decompositions", "graph_break_reasons", "has_gradient", "hint", "hints",
-    "in_forward_mode", "inductor", "is_control_flow", "is_data_dependent", "kernels_launched",
-    "known_true", "list_backends", "lookup_backend", "make_fx", "memory", "multiplies_in_hardware",
-    "outermost", "packaging", "pgo", "pytree", "random_as_in_eager", "random_options", "symbols",
-    "to_expr", "unbacked",
+    "BUILTIN_FUNCTIONS", "GROUPED_PRODUCT", "DeletedGuardManagerWrapper", "FakeTensor",
+    "FakeTensorMode", "FloorDiv", "GuardOnDataDependentSymNode", "HigherOrderOperator",
+    "OpOverload", "OpOverloadPacket", "apart", "attention_patterns_off", "autotunes", "cache_dir",
+    "convert_frame", "core_aten_decompositions", "counters", "differentiable", "dispatched",
+    "dynamo", "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",
+    "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode", "inductor",
+    "is_control_flow", "is_data_dependent", "kernels_launched", "known_true", "list_backends",
+    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "packaging",
+    "pgo", "pytree", "random_as_in_eager", "random_options", "symbols", "to_expr", "unbacked",
+    "written_names",
 ]  # fmt: skip
 
 BUILTIN_FUNCTIONS: Any = torch._C._nn  # type: ignore[attr-defined]
 """Functions of `torch.nn.functional` that are written in C++, under their own names."""
+GROUPED_PRODUCT: Any = torch._grouped_mm
+"""Runs of rows times matrices of their own, in the dtypes that have kernels."""
+
+
+def written_names() -> dict[str, str]:
+    """Names that the code of any graph may use, and the statements that import them."""
+    return {name: found.import_str for name, found in fx_graph._custom_builtins.items()}
 
 
 def memory(x: torch.Tensor) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
 
-from .builder import Builder
-from .errors import FuserWarning, PatternError
+from .errors import FuserWarning
 from .events import Failure, Listing, NearMiss, Record, Rewritten, Row
 from .graph.effects import draws
 from .graph.modes import modes_at
@@ -32,6 +31,7 @@ from .soundness import (
     require_clean,
 )
 from .torch_private import FakeTensor, FakeTensorMode, is_control_flow, to_expr
+from .verification import memory as taken_back
 
 _FROZEN = "no gradient goes through the checkpoint that it runs in, although gradients are on"
 _THAW = "call the model within torch.no_grad()"
@@ -40,7 +40,12 @@ _CLOSED_BODIES = {"flex_attention", "flex_attention_backward", "autograd_functio
 
 
 def transform(
-    module: GraphModule, options: Options, graph: int = 0, *, listed: bool = False
+    module: GraphModule,
+    options: Options,
+    graph: int = 0,
+    inputs: Sequence[Any] | None = None,
+    *,
+    listed: bool = False,
 ) -> Record:
     """Rewrite what pays in a graph captured by Dynamo.
 
@@ -48,6 +53,7 @@ def transform(
         module: changed in place where something matches, untouched otherwise.
         options: of this compile.
         graph: its number, for reports.
+        inputs: with which it is called, if that is known; at them rewrites are verified.
         listed: the record gets all nodes before and after, the time of which is not counted.
 
     Returns:
@@ -55,7 +61,7 @@ def transform(
     """
     before = dict(_listed(module)) if listed else {}
     start = time.perf_counter()
-    record = _transform_all(module, options, graph)
+    record = _transform_all(module, options, graph, inputs)
     record.seconds = time.perf_counter() - start
     after = dict(_listed(module)) if listed else {}
     for body, found in before.items():
@@ -63,16 +69,20 @@ def transform(
     return record
 
 
-def _transform_all(module: GraphModule, options: Options, graph: int) -> Record:
+def _transform_all(
+    module: GraphModule, options: Options, graph: int, inputs: Sequence[Any] | None
+) -> Record:
     """Transform a graph and the bodies within."""
     record = Record(graphs=1, nodes=len(module.graph.nodes))
-    for name, body in _bodies(module, frozen=False):
-        within = _transform_all(body, options, graph)
+    each = list(_bodies(module, frozen=False))
+    given = _inputs_of_bodies(module, inputs) if options.verify and each else {}
+    for name, body in each:
+        within = _transform_all(body, options, graph, given.get(body))
         within.graphs = 0
         record.extend(_within(within, name))
     for name, body in _bodies(module, frozen=True):
         record.extend(_within(_looked_on(body, options, graph), name))
-    _transform(module, options, graph, record)
+    _transform(module, options, graph, record, inputs)
     return record
 
 
@@ -92,6 +102,14 @@ def _listed(module: GraphModule) -> Iterator[tuple[str, tuple[Row, ...]]]:
         for name, body in _bodies(module, frozen=frozen):
             for path, found in _listed(body):
                 yield _path(name, path), found
+
+
+def _inputs_of_bodies(
+    module: GraphModule, inputs: Sequence[Any] | None
+) -> Mapping[GraphModule, Sequence[Any]]:
+    from .verification.regions import within_bodies
+
+    return within_bodies(module, inputs)
 
 
 def bodies(module: GraphModule) -> Iterable[GraphModule]:
@@ -144,17 +162,25 @@ def _is_closed(user: Node) -> bool:
     return any(closed in name for closed in _CLOSED_BODIES)
 
 
-def _transform(module: GraphModule, options: Options, graph: int, record: Record) -> None:
+def _transform(
+    module: GraphModule,
+    options: Options,
+    graph: int,
+    record: Record,
+    inputs: Sequence[Any] | None,
+) -> None:
     """Open composites first, then plan on the graph that this leaves: one round, seldom two."""
     view = GraphView(module)
     rebound = rebind(view)
     view = GraphView(module) if rebound else view
     decisions = list(plan(view, options))
     openings = [d for d in decisions if _opens(d)]
+    openings = _acceptable(view, openings, inputs, options, record, graph)
     if openings:
         _rewrite(view, openings, options, record, graph)
         view = GraphView(module)
-        decisions = [d for d in plan(view, options) if not _opens(d)]
+        decisions = list(plan(view, options))
+    decisions = [d for d in decisions if not _opens(d)]
     for decision in decisions:
         if isinstance(decision, Left):
             decline = decision.decline
@@ -172,9 +198,26 @@ def _transform(module: GraphModule, options: Options, graph: int, record: Record
         elif isinstance(decision, Failed):
             _failed(decision, options, record, graph)
     planned = [d for d in decisions if isinstance(d, Planned)]
+    planned = _acceptable(view, planned, inputs, options, record, graph)
     _rewrite(view, planned, options, record, graph)
     if not openings and not planned:
         undo(rebound)
+
+
+def _acceptable(
+    view: GraphView,
+    planned: list[Planned],
+    inputs: Sequence[Any] | None,
+    options: Options,
+    record: Record,
+    graph: int,
+) -> list[Planned]:
+    """Those that verification has nothing against, which costs nothing where it is off."""
+    if not planned or (not options.verify and taken_back.is_empty()):
+        return planned
+    from .verification.regions import acceptable
+
+    return acceptable(view, planned, inputs, options, record, graph)
 
 
 def _opens(decision: Planned | Left | Failed) -> TypeGuard[Planned]:
@@ -223,7 +266,7 @@ def _apply(
     try:
         with modes_at(view, match.anchor):
             _free_shape_readers(view, rewriter, match)
-            results = _emit(builder, planned)
+            results = emit(builder, match, planned.emissions)
             require_clean(view, anchor, builder.added, results)
             inputs = [n for n in inputs_of(match) if n not in match.onto]
             rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
@@ -303,27 +346,6 @@ def _spell_out(user: Node) -> None:
     user.args = (tuple(example.shape), *fill)
     user.target = make
     user.kwargs = {"dtype": example.dtype, "device": example.device}
-
-
-def _emit(builder: Builder, planned: Planned) -> list[Node]:
-    match = planned.match
-    if match.replacement is not None:
-        return _results(match, match.replacement(builder))
-    return emit(builder, match, planned.emissions)
-
-
-def _results(match: Match, given: Any) -> list[Node]:
-    """What a replacement returned, if it is one node for each output.
-
-    Raises:
-        PatternError: it is not.
-    """
-    expected = f"a list of {len(match.outputs)} nodes, one for each output, is expected"
-    if not isinstance(given, (list, tuple)) or not all(isinstance(n, Node) for n in given):
-        raise PatternError(f"the replacement returned {given!r}; {expected}.")
-    if len(given) != len(match.outputs):
-        raise PatternError(f"the replacement returned {len(given)} nodes; {expected}.")
-    return list(given)
 
 
 def _erase(view: GraphView, removed: list[Node]) -> list[str]:

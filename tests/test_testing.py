@@ -19,9 +19,10 @@ from fuser import precision
 from fuser.errors import PatternError
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
-from fuser.precision import Imprecise, compare, other_scalars
+from fuser.precision import Imprecise, compare
 from fuser.registry import patterns, register_pattern, unregister_pattern
 from fuser.testing import PatternReport, check_pattern
+from fuser.variants import other_scalars
 from tests.every import some
 
 SEEDED = torch.Generator().manual_seed(0)  # not the global one, from which other tests draw

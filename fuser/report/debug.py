@@ -9,10 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Generator
-from itertools import count
 from pathlib import Path
 
 from ..backend import listening
+from ..disk import free
 from ..errors import FuserWarning
 from ..events import Record
 from ..options import LOG, debug_target
@@ -77,17 +77,8 @@ def _log(report: Report) -> None:
 
 def _save(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = next(p for number in count() if _taken(p := folder / f"graph_{number}.txt"))
+    path = free(folder, "graph", ".txt")
     path.write_text(report.to_text(), encoding="utf-8")
     data = json.dumps(report.to_json(), indent=1)
     path.with_suffix(".json").write_text(data, encoding="utf-8")
     report.to_html(path.with_suffix(".html"))
-
-
-def _taken(path: Path) -> bool:
-    """Takes a name for us, unless a file, perhaps of another process, has it."""
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True

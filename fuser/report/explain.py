@@ -40,6 +40,8 @@ def explain(
     with gradients enabled, an inference graph within `torch.no_grad()`. It runs for real: what it
     changes in its arguments stays changed.
 
+    Regions that verification took back in this process are told of, too (see `fuser.verify`).
+
     Compiled functions of the user stay compiled and do not recompile because of this call; random
     state and buffers are put back. What is isolated, and what is not, is in `fuser.report.scope`.
 
@@ -59,8 +61,27 @@ def explain(
         UnknownOptionError, InvalidOptionError: a bad option.
         FuserError: `fn` is a class, or nothing that can be called. What it raises passes through.
     """
-    wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)}
-    wanted |= {"fuser.inner": "eager", "fuser.debug": False}
+    fixed = {"fuser.inner": "eager", "fuser.debug": False}
+    return Report.of(compile_once("explain", fn, args, kwargs, options, fixed))
+
+
+def compile_once(
+    asked: str,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any] | None,
+    fixed: Mapping[str, Any],
+) -> Record:
+    """Compile a module or function in isolation, call it once, and return what happened.
+
+    Args:
+        asked: the name of the function that was called, for errors.
+        fn, args, kwargs: what is called.
+        options: those of them that are ours are used.
+        fixed: options that override them.
+    """
+    wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)} | dict(fixed)
     Options.parse(wanted)
     record = Record()
 
@@ -68,7 +89,7 @@ def explain(
         return fuser(gm, example_inputs, options=wanted)
 
     if isinstance(fn, type) or not callable(fn):
-        raise FuserError(f"explain takes a module or function, but was given {_named(fn)}.")
+        raise FuserError(f"{asked} takes a module or function, but was given {_named(fn)}.")
     target = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
     traced = caller_of(target) if is_given_up(target) else target
 
@@ -85,7 +106,7 @@ def explain(
             compiled(*args, **kwargs)
     record.kernels = [*kernels]
     record.breaks += [*breaks.lines, *(failures_of(compiled) or ())]
-    return Report.of(record)
+    return record
 
 
 def _named(found: Any) -> str:

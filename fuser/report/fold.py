@@ -7,9 +7,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..events import Failure, NearMiss, Rewritten, Where
+from ..events import Failure, NearMiss, Rewritten, Verdict, Where
 
-Event = TypeVar("Event", Rewritten, NearMiss, Failure)
+Event = TypeVar("Event", Rewritten, NearMiss, Failure, Verdict)
 _NUMBER = re.compile(r"\d+")
 NAMES_NODES = ("inputs",)
 """Facts that name nodes, which differ from layer to layer."""
@@ -48,13 +48,15 @@ def merged(paths: Sequence[str]) -> str:
     return ".".join(_merge_part(sorted(set(column), key=_natural)) for column in columns)
 
 
-def _key(event: Rewritten | NearMiss | Failure) -> Hashable:
+def _key(event: Rewritten | NearMiss | Failure | Verdict) -> Hashable:
     place = (event.pattern, *_place(event.where))
     if isinstance(event, Rewritten):
         facts = tuple(item for item in event.facts.items() if item[0] not in NAMES_NODES)
         return (*place, event.lowering, event.why, facts, len(event.removed))
     if isinstance(event, NearMiss):
         return (*place, _anonymous(event.reason), event.hint, event.sound)
+    if isinstance(event, Verdict):
+        return (*place, event.lowering, event.outcome, _anonymous(event.reason), event.script)
     return (*place, _anonymous(event.error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from ..errors import CoverageError, FuserError
-from ..events import Failure, Listing, NearMiss, Printed, Record, Rewritten
+from ..events import Compared, Failure, Listing, NearMiss, Printed, Record, Rewritten, Verdict
 from ..options import matches
 from ..registry import OWN_FAMILIES, is_family
 from . import text
@@ -29,10 +30,12 @@ class Report:
             one region), and composites that were only spelled out (`count` 0) to be matched.
         near_misses: regions that were looked at and left alone; see also `left` and `declined`.
         failures: regions left alone because a pattern, ours or a plug-in's, raised.
+        verdicts: what verification found about regions, one each, where it is on (`fuser.verify`).
         breaks: graph breaks, one line each: `file:line: code: reason`.
         graphs: number of graphs that reached the backend.
         nodes: FX nodes in them before the rewrite.
-        seconds: time that matching and rewriting took; the inner backend's is not in it.
+        seconds: time that matching and rewriting took, verification included where it is on; the
+            inner backend's is not in it.
         listings: the nodes of every graph before and after, where they were recorded: by `explain`
             and for a debug folder.
         kernels: generated kernels that were launched meanwhile.
@@ -41,6 +44,7 @@ class Report:
     rewritten: tuple[Rewritten, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
     failures: tuple[Failure, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     breaks: tuple[str, ...] = ()
     graphs: int = 0
     nodes: int = 0
@@ -55,6 +59,7 @@ class Report:
             tuple(record.rewritten),
             tuple(record.near_misses),
             tuple(record.failures),
+            tuple(record.verdicts),
             tuple(record.breaks),
             record.graphs,
             record.nodes,
@@ -98,7 +103,7 @@ class Report:
             FuserError: a family that does not exist, or a number that is none.
         """
         for family, wanted in families.items():
-            self._require_family(family, wanted)
+            require_family(family, wanted, self.count(family))
         wrong = [
             f"expected {family}={wanted}, but {found} {'was' if found == 1 else 'were'} rewritten"
             for family, wanted in families.items()
@@ -107,16 +112,6 @@ class Report:
         if wrong:
             raise CoverageError("; ".join(wrong) + f"\n\n{self}")
         return self
-
-    def _require_family(self, family: str, wanted: Any) -> None:
-        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
-            raise FuserError(f"expect({family}={wanted!r}): a number of regions is expected.")
-        if not self.count(family) and not is_family(family):
-            known = ", ".join(name.removesuffix(".") for name in OWN_FAMILIES)
-            raise FuserError(
-                f"expect({family}={wanted}): no pattern or family is called {family!r}; families "
-                f"of our own are {known}."
-            )
 
     def __str__(self) -> str:
         return self.to_text()
@@ -185,6 +180,17 @@ class Report:
                 body: str
                 candidates: list of CANDIDATE
             failures: list of {pattern: str, where: WHERE, error: str, graph: int, body: str}
+            verdicts: list of
+                pattern: str
+                where: WHERE of the anchor
+                lowering: str
+                outcome: "verified", "wrong" (taken back to the inner backend) or "unverified"
+                reason: str, why it is wrong or unverified, else ""
+                compared: list of {name: str, error, original, allowed: float or null,
+                    worst: list of int, problem: str}; null: numbers are finite in other places
+                script: str, path of a reproduction, or ""
+                graph: int
+                body: str
             breaks: list of str, `file:line: code: reason`
             kernels: list of {name: str, text: str}, generated kernels that were launched
             listings: list of {graph: int, body: str, before: ROWS, after: ROWS}; only if asked for
@@ -204,6 +210,7 @@ class Report:
             "rewritten": [_rewritten(rewrite) for rewrite in self.rewritten],
             "near_misses": [asdict(miss) for miss in self.near_misses],
             "failures": [asdict(failure) for failure in self.failures],
+            "verdicts": [_verdict(verdict) for verdict in self.verdicts],
             "breaks": list(self.breaks),
             "kernels": [asdict(kernel) for kernel in self.kernels],
         }
@@ -212,8 +219,41 @@ class Report:
         return data
 
 
+def require_family(family: str, wanted: Any, found: int) -> None:
+    """Check what somebody expects of a family.
+
+    Args:
+        family: its name, or a pattern's id or glob.
+        wanted: how many regions are expected.
+        found: how many there are.
+
+    Raises:
+        FuserError: there is no such family, or `wanted` is no number.
+    """
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
+        raise FuserError(f"expect({family}={wanted!r}): a number of regions is expected.")
+    if not found and not is_family(family):
+        known = ", ".join(name.removesuffix(".") for name in OWN_FAMILIES)
+        raise FuserError(
+            f"expect({family}={wanted}): no pattern or family is called {family!r}; families "
+            f"of our own are {known}."
+        )
+
+
 def _rewritten(rewrite: Rewritten) -> dict[str, Any]:
     data = asdict(rewrite)
     del data["sources"]
     data["removed"] = [asdict(row) for row in rewrite.removed_rows()]
+    return data
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {**asdict(verdict), "compared": [_compared(c) for c in verdict.compared]}
+
+
+def _compared(compared: Compared) -> dict[str, Any]:
+    data = asdict(compared)
+    for name in ("error", "original", "allowed"):
+        data[name] = data[name] if math.isfinite(data[name]) else None
+    data["worst"] = list(compared.worst)
     return data

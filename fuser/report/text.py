@@ -11,14 +11,14 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from ..events import Failure, NearMiss, Rewritten, Where
+from ..events import Compared, Failure, NearMiss, Rewritten, Verdict, Where
 from .fold import Folded, fold
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _LABEL = 12
+OUTCOMES = {
+    "verified": ("verified", "green"),
+    "wrong": ("taken back", "red"),
+    "unverified": ("not verified", "yellow"),
+}
+"""What is said of each outcome of a verification, and its style."""
 _INSTALLED = re.compile(r"/[^\s`']*/site-packages/")
 
 
@@ -56,6 +62,15 @@ class Line:
 
 def render(report: Report, color: bool = False) -> str:
     """The report as a string, with ANSI escape codes if `color`."""
+    return _rendered(styled(report), color)
+
+
+def render_verdicts(report: Report) -> str:
+    """What verification found alone, as a string."""
+    return _rendered(styled_verdicts(report), color=False)
+
+
+def _rendered(text: Text, color: bool) -> str:
     out = io.StringIO()
     console = Console(
         file=out,
@@ -65,14 +80,23 @@ def render(report: Report, color: bool = False) -> str:
         no_color=not color,
         highlight=False,
     )
-    console.print(styled(report), soft_wrap=True, end="")
+    console.print(text, soft_wrap=True, end="")
     return out.getvalue()
 
 
 def styled(report: Report) -> Text:
     """The report as a rich text."""
+    return _joined(_lines(report))
+
+
+def styled_verdicts(report: Report) -> Text:
+    """What verification found alone, as a rich text."""
+    return _joined([*_verdicts(report), Line(summary(report), "bold", hang=7)])
+
+
+def _joined(lines: Iterable[Line]) -> Text:
     text = Text()
-    for line in _lines(report):
+    for line in lines:
         for part in line.wrapped():
             text.append(part + "\n", line.style or None)
     return text
@@ -87,6 +111,11 @@ def short(path: str) -> str:
     return _INSTALLED.sub("", path.removeprefix(here))
 
 
+def table(compared: Sequence[Compared]) -> str:
+    """The errors of a region's values, beside those of its original."""
+    return "\n".join(line.text for line in _table(compared))
+
+
 def summary(report: Report) -> str:
     """One line: counts, graphs, nodes, milliseconds."""
     parts = [_many(report.count(), "region") + " rewritten"]
@@ -96,6 +125,8 @@ def summary(report: Report) -> str:
         parts.append(f"{len(report.declined)} declined")
     if report.failures:
         parts.append(_many(len(report.failures), "failure"))
+    outcomes = Counter(verdict.outcome for verdict in report.verdicts)
+    parts += [f"{outcomes[name]} {said}" for name, (said, _) in OUTCOMES.items() if outcomes[name]]
     if report.breaks:
         parts.append(_many(len(report.breaks), "graph break"))
     size = f"{_many(report.graphs, 'graph')}, {_many(report.nodes, 'node')}"
@@ -116,10 +147,11 @@ def _lines(report: Report) -> Iterator[Line]:
         yield from _miss(miss, "DECLINED", "yellow")
     for failure in fold(report.failures):
         yield from _failure(failure)
+    yield from _verdicts(report)
     yield from _breaks(report.breaks)
     if report.graphs == 0:
         yield Line("No graph reached the backend: Dynamo captured nothing, or is switched off.")
-    elif not (report.rewritten or report.near_misses or report.failures):
+    elif not (report.rewritten or report.near_misses or report.failures or report.verdicts):
         yield Line("Nothing that a pattern looks for was found.")
     yield Line(summary(report), "bold", hang=7)
 
@@ -171,6 +203,43 @@ def _failure(folded: Folded[Failure]) -> Iterator[Line]:
     yield from _place(failure.where, folded.module)
     yield _field("error", failure.error)
     yield Line()
+
+
+def _verdicts(report: Report) -> Iterator[Line]:
+    for verdict in fold(report.verdicts):
+        yield from _verdict(verdict)
+
+
+def _verdict(folded: Folded[Verdict]) -> Iterator[Line]:
+    verdict = folded.first
+    title, style = OUTCOMES[verdict.outcome]
+    yield Line(f"{title.upper()}  {verdict.pattern}{folded.times}", f"bold {style}")
+    yield from _place(verdict.where, folded.module)
+    yield _field("lowering", verdict.lowering)
+    if verdict.reason:
+        yield _field("because", verdict.reason)
+    if verdict.script:
+        yield _field("script", verdict.script)
+    yield from _table(_widest(folded))
+    yield Line()
+
+
+def _widest(folded: Folded[Verdict]) -> Sequence[Compared]:
+    """Of equal regions, the comparison that came nearest to what is allowed."""
+    each = [event.compared for event in folded.events]
+    return max(each, key=lambda found: max((c.error / (c.allowed or 1) for c in found), default=0))
+
+
+def _table(compared: Sequence[Compared]) -> Iterator[Line]:
+    if not compared:
+        return
+    names = ["against fp64", *(c.name for c in compared)]
+    width = max(map(len, names))
+    yield Line(f"  {names[0]:<{width}}  {'ours':>9}  {'original':>9}  {'allowed':>9}", "dim")
+    for c in compared:
+        figures = f"{c.error:9.2e}  {c.original:9.2e}  {c.allowed:9.2e}"
+        wrong = f"  <- at {list(c.worst)}" if c.problem else ""
+        yield Line(f"  {c.name:<{width}}  {figures}{wrong}", "red" if c.problem else "", hang=4)
 
 
 def _breaks(breaks: Sequence[str]) -> Iterator[Line]:

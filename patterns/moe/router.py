@@ -263,6 +263,7 @@ def _match(
         nodes=frozenset({*ranking.interior, choice.node, *outputs, *unread}),
         outputs=tuple(outputs),
         calls=(Call(spec, operands),),
+        unordered=not spec.sorted,
         facts=_facts(spec, size_of(experts)),
         followed=frozenset(ranking.followed),
         parts=tuple(parts),
