@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from . import capture, measure, torch_private
+from . import __version__, capture, measure, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import LOG, Options
@@ -91,11 +91,19 @@ def _listed_by(options: Options) -> bool:
 def _compile(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, inner: Callable[..., Any]
 ) -> Callable[..., Any]:
-    if options.inner != "inductor" or not looks_like_attention(gm):
-        return inner(gm, example_inputs)
-    device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
-    with torch_private.attention_patterns_off(device or torch.device("cpu")):
-        return inner(gm, example_inputs)
+    with _keyed():
+        if options.inner != "inductor" or not looks_like_attention(gm):
+            return inner(gm, example_inputs)
+        device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
+        with torch_private.attention_patterns_off(device or torch.device("cpu")):
+            return inner(gm, example_inputs)
+
+
+def _keyed() -> contextlib.AbstractContextManager[Any]:
+    """Within the block PyTorch caches what it compiles for this version of ours alone: it knows a
+    graph by its operators, and not by what ours mean."""
+    tag = f"{torch.compiler.config.cache_key_tag} torch-fuser {__version__}".lstrip()
+    return torch.compiler.config.patch(cache_key_tag=tag)
 
 
 def _publish(record: Record, options: Options) -> None:
