@@ -46,7 +46,7 @@ def main() -> None:
     with fuser.register_pattern(find, replace, example_inputs, id=ID), torch.no_grad():
         compiled = torch.compile(model, backend="fuser")
         torch.testing.assert_close(compiled(x, w), model(x, w))
-    print("rewrites:", dict(counters["fuser"]))
+    print("counted:", dict(counters["fuser"]))
     assert counters["fuser"][ID] == 1
 
 
