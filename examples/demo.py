@@ -24,6 +24,7 @@ from benchmarks.figures import spread
 from benchmarks.models import MODELS, VOCABULARY, Model, Size, step_of
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, Provider, choose
 from benchmarks.runner import QUICK, THREADS, Effort, interleave
+from fuser.outlets import rewrites
 
 SIZES: dict[str, Size] = {
     "bloom": Size(batch=1, sequence=1024, layers=3, hidden=512, heads=16),
@@ -56,11 +57,6 @@ def compare(spec: Model, providers: Sequence[Provider], effort: Effort) -> Outco
         ready = {name: lambda call=call: call(ids) for name, call in calls.items()}
         times = interleave(ready, effort, Processor())
     return Outcome(rewrites(), errors, times)
-
-
-def rewrites() -> dict[str, int]:
-    """Regions that were rewritten, by pattern; others have a word before theirs, and a colon."""
-    return {k: int(n) for k, n in counters["fuser"].items() if n and ":" not in k}
 
 
 def make(spec: Model) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -39,6 +39,11 @@ def publish(record: Record, *, told: bool) -> None:
         swallow(error)
 
 
+def rewrites() -> dict[str, int]:
+    """Regions rewritten since the counters were cleared, by pattern."""
+    return {k: int(n) for k, n in counters["fuser"].items() if n and ":" not in k}
+
+
 def _count(record: Record) -> None:
     counted = counters["fuser"]
     for rewrite in record.rewritten:
