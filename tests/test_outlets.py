@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fuser
 from fuser import outlets, printed, swallowed, tools_private
+from fuser.backend import listening
 from fuser.events import Failure, NearMiss, Record, Verdict, Where
 from fuser.lowering.triton import launch
 from tests.compiled import compiled
@@ -192,10 +193,13 @@ def function_of(lowering: str) -> Any:
 class TestProfile:
     @pytest.mark.skipif(not launch.interpreting(), reason="kernels run in the interpreter here")
     def test_launches_are_named_for_the_pattern_and_the_users_line(self) -> None:
-        found = names(function_of("triton"), tensor().requires_grad_())
+        record = Record()
+        with listening(record.extend):
+            found = names(function_of("triton"), tensor().requires_grad_())
         line = attend.__code__.co_firstlineno + 1
         origin = f"fuser: attention.softmax at {Path(__file__).name}:{line}"
         assert f"{origin}, forward_kernel" in found
+        assert origin == f"fuser: {record.rewritten[0].origin}"  # by which a report has the layers
         assert len({name for name in found if name.startswith(origin)}) > 2
 
     def test_operators_are_named_for_their_family(self) -> None:
