@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from . import __version__, capture, measure, torch_private
+from . import __version__, capture, measure, outlets, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import LOG, Options
@@ -107,10 +107,8 @@ def _keyed() -> contextlib.AbstractContextManager[Any]:
 
 
 def _publish(record: Record, options: Options) -> None:
-    """Count what was rewritten, and tell everyone who wants to know."""
-    for rewrite in record.rewritten:
-        if rewrite.count:
-            torch_private.counters["fuser"][rewrite.pattern] += rewrite.count
+    """Tell everyone who wants to know."""
+    outlets.publish(record, told=options.debug == LOG)
     for listener in _listeners.get():
         listener(record)
     if options.debug:

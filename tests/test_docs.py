@@ -42,7 +42,7 @@ from my.models import tiny
 
 model, inputs = tiny()
 my_library = types.SimpleNamespace(
-    rms_norm=lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, eps)
+    rms_norm=lambda x, w, eps: torch.nn.functional.rms_norm(x, x.shape[-1:], None, eps) * w
 )
 
 
