@@ -102,8 +102,9 @@ def _compile(
 def _keyed() -> contextlib.AbstractContextManager[Any]:
     """Within the block PyTorch caches what it compiles for this version of ours alone: it knows a
     graph by its operators, and not by what ours mean."""
-    tag = f"{torch.compiler.config.cache_key_tag} torch-fuser {__version__}".lstrip()
-    return torch.compiler.config.patch(cache_key_tag=tag)
+    config: Any = torch.compiler.config
+    tag = f"{config.cache_key_tag} torch-fuser {__version__}".lstrip()
+    return config.patch(cache_key_tag=tag)
 
 
 def _publish(record: Record, options: Options) -> None:
