@@ -14,6 +14,7 @@ be carried out.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
     except SystemExit as error:  # argparse exits by itself for --help (0) and bad arguments (2)
         return error.code if isinstance(error.code, int) else 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack what a line has
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args))
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough

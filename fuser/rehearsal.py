@@ -227,12 +227,33 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[
         totals = [builder.call(torch.add, *pair) for pair in sums] or given
     parts = match.parts or ((match.result, match.dims),)
     placed = [
-        builder.arrange(total, *part, materialise=True)
-        for total, part in zip(totals, parts, strict=True)
+        _as_image(builder, builder.arrange(total, *part, materialise=True), output)
+        for total, part, output in zip(totals, parts, match.outputs, strict=True)
     ]
     for other in match.onto:
         placed[0] = builder.call(torch.add, other, placed[0])
     return placed
+
+
+def _as_image(builder: Builder, node: Node, output: Node) -> Node:
+    """A result with the strides that dimensions of one element have in an image whose channels come
+    last, if the original is one.
+
+    Views give them others, which tensors without data do not show; by the stride of a batch of one
+    PyTorch would take the image for one whose channels come first.
+    """
+    was = value(output)
+    ones = [d for d, size in enumerate(was.shape) if isinstance(size, int) and size == 1]
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if not ones or was.ndim not in formats or was.is_contiguous():
+        return node
+    if not was.is_contiguous(memory_format=formats[was.ndim]):
+        return node
+    last = (0, *range(2, was.ndim), 1)
+    node = builder.method("permute", node, last)
+    for dim in sorted((last.index(d) for d in ones), reverse=True):
+        node = builder.method("unsqueeze", builder.method("squeeze", node, dim), dim)
+    return builder.method("permute", node, tuple(last.index(d) for d in range(was.ndim)))
 
 
 def _results(match: Match, given: Any) -> list[Node]:

@@ -43,10 +43,11 @@ class Inputs:
 
 def loses_nothing(op: Op, node: Node) -> bool:
     """A copy, or a cast to a dtype that holds every number of the old one."""
-    return _is_copy(op, node) or _widens(op, node)
+    return is_copy(op, node) or _widens(op, node)
 
 
-def _is_copy(op: Op, node: Node) -> bool:
+def is_copy(op: Op, node: Node) -> bool:
+    """Whether a node has the numbers of its input, in memory of its own or not."""
     if op.name in ("clone", "contiguous", "alias"):
         return True
     source = op.args.get("input")

@@ -78,7 +78,8 @@ def _log(report: Report) -> None:
 def _save(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = free(folder, "graph", ".txt")
-    path.write_text(report.to_text(), encoding="utf-8")
+    # a file's name, which Python has escaped, need be no text
+    path.write_text(report.to_text(), encoding="utf-8", errors="backslashreplace")
     data = json.dumps(report.to_json(), indent=1)
     path.with_suffix(".json").write_text(data, encoding="utf-8")
     report.to_html(path.with_suffix(".html"))

@@ -145,7 +145,8 @@ class Report:
         """
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page(self), encoding="utf-8")
+        # a file's name, which Python has escaped, need be no text
+        file.write_text(page(self), encoding="utf-8", errors="backslashreplace")
         return file
 
     def _repr_html_(self) -> str:

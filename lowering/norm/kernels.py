@@ -24,7 +24,7 @@ _SAVED = "Tensor grad, Tensor mean, Tensor rstd"
 def _layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return aten.native_layer_norm(x, x.shape[-size:], weight, bias, eps)
+    return aten.native_layer_norm(x.contiguous(), x.shape[-size:], weight, bias, eps)
 
 
 def _layer_norm_backward(
@@ -32,6 +32,8 @@ def _layer_norm_backward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, needs: list[bool],
 ) -> list[Tensor]:  # fmt: skip
     shape = x.shape[-size:]
+    # as the kernel reads them, and as it gives its gradients whatever its fake says
+    grad, x = grad.contiguous(), x.contiguous()
     found = aten.native_layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, needs)
     return [g for g, n in zip(found, needs, strict=True) if n]
 

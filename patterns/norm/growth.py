@@ -16,7 +16,7 @@ from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 
-from ..captured import loses_nothing
+from ..captured import is_copy, loses_nothing
 from ..neighbours import DTYPES, behind_views, readers, rearranges, same_shape
 from . import pairs
 from .core import Core
@@ -146,11 +146,13 @@ def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:
 
 
 def kept(view: GraphView, core: Core, after: list[Node]) -> Node | None:
-    """What is normalised, where others read it too, all of them after the region."""
+    """What is normalised, where others read it too, all of them after the region; not a copy, which
+    may be an input itself."""
     passed, x = behind_views(view, core.x, set(core.interior))
     others = readers(view, x) - _own(core, after, x) - passed
     last = max(map(view.order.__getitem__, after))
     later = bool(others) and all(view.order[node] > last for node in others)
+    later = later and not is_copy(view.op(x), x)
     return x if later else None
 
 

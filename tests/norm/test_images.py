@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.compiled import assert_near, compiled, run, wide
 
@@ -73,6 +76,50 @@ def test_what_a_convolution_gave_is_taken(block: type[Block], grad: bool, count:
     eager = run(module, (x,), grad=grad)
     assert [y.stride() for y in found.outputs] == [y.stride() for y in eager.outputs]
     assert_near(found, eager, run(wide(module), wide((x,)), grad=grad))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda h: F.silu(h) * h.sin(),
+        lambda h: F.group_norm(h, 2),
+        lambda h: F.silu(F.group_norm(h, 2)),
+        lambda h: F.group_norm(h, CHANNELS),
+    ],
+    ids=["activation", "norm", "both", "instance norm"],
+)
+def test_a_batch_of_one_keeps_its_stride(fn: Callable[[Tensor], Tensor], grad: bool) -> None:
+    """By it a convolution tells whether channels come last, and gives its own result so."""
+
+    def step(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        h = fn(F.conv2d(x, weight, padding=1))
+        # AOTAutograd makes a result that is a view of another one anew, with a stride of its own
+        return (F.conv2d(h, weight),) if grad else (F.conv2d(h, weight), h)
+
+    x, weight = image(grad=grad), torch.randn(CHANNELS, CHANNELS, 3, 3, requires_grad=grad)
+    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(grad)
+    found, eager = (
+        compiled(step, (x, weight), grad=grad),
+        run(step, (x, weight), grad=grad),
+    )
+    assert found.record.rewritten
+    assert [y.stride() for y in found.outputs] == [y.stride() for y in eager.outputs]
+    assert_near(found, eager, run(step, wide((x, weight)), grad=grad))
+
+
+@pytest.mark.parametrize("rows", [(2, 8, 6), (1, 8, 6)])
+def test_gradients_lie_as_is_said_while_compiling(rows: tuple[int, ...]) -> None:
+    """Of rows that are not beside each other in memory."""
+    backward = torch.ops.fuser.layer_norm_backward.default
+    x = torch.randn(rows).transpose(1, 2)
+    mean, deviation = torch.zeros(2, *rows[:1], rows[2], 1)
+    weight, needs = torch.ones(8), [True, True, True]
+    args = (x, mean, deviation, x, weight, weight, 1, needs)
+    given = [g.stride() for g in backward(*args)]
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
+        assert [g.stride() for g in backward(*fakes)] == given
 
 
 @pytest.mark.parametrize("policy", ["auto", "always"])
