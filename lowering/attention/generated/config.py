@@ -333,14 +333,15 @@ def shared_bytes(stage: str, layout: Layout, config: Config, target: Target) -> 
 
 
 def columns(stage: str, layout: Layout, config: Config) -> int:
-    """Tensor memory of sums, scores and their gradients."""
+    """Tensor memory of sums, and of scores and their gradients; sums of 64 rows have their columns
+    to themselves, as Triton allocates them."""
     q, v = _widths(layout)
     m, n = config.block_m, config.block_n
-    wide = {
-        "forward": v + 2 * n, "rows": q + 3 * n, "delta": 3 * n, "keys": q + v + 3 * m,
-        "dk": q + 3 * m, "dv": v + 2 * m, "tiles": 3 * n,
+    sums, scores = {
+        "forward": (v, 2 * n), "rows": (q, 3 * n), "delta": (0, 3 * n), "keys": (q + v, 3 * m),
+        "dk": (q, 3 * m), "dv": (v, 2 * m), "tiles": (0, 3 * n),
     }[stage]  # fmt: skip
-    return wide * _own_rows(stage, config) // 128
+    return sums + scores * _own_rows(stage, config) // 128
 
 
 def registers(stage: str, layout: Layout, config: Config, target: Target) -> float:
