@@ -2,6 +2,7 @@
 
     python -m fuser explain package.module:callable [--html FILE] [--json] [--policy always]
     python -m fuser kernels [--arch sm_90] [--filter GLOB] [--strict] [--json] [CATALOGUE.jsonl ...]
+    python -m fuser profile package.module:callable [--target h200] [--json] [--plot FILE]
     python -m fuser doctor [--json]
 
 Exit codes: 0 good; 1 a check failed (`--expect`, a kernel that does not compile or not fit, or
@@ -15,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import doctor, explain, kernels
+from .commands import doctor, explain, kernels, profile
 from .commands.error import CommandError
 
 
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="torch-fuser", description="What fuser makes of a model, and of this machine."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (explain, kernels, doctor):
+    for command in (explain, kernels, profile, doctor):
         command.add(commands)
     return parser
 

@@ -108,7 +108,7 @@ def compare(makers: Mapping[str, Callable[[], Run]], device: torch.device) -> Ti
             try:
                 run = make()
                 run()
-                _finish(device)
+                finish(device)
                 runs[name] = run
             except Exception as error:
                 found[name] = error
@@ -119,7 +119,8 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -138,7 +139,7 @@ def medians(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
             run()
             end.record()
             pairs[name].append((start, end))
-    _finish(device)
+    finish(device)
     return {n: statistics.median(s.elapsed_time(e) for s, e in p) for n, p in pairs.items()}
 
 

@@ -2,5 +2,6 @@
 
 explain   a model's report as text, JSON or a page; `target` finds the model
 kernels   what generated kernels take of a GPU
+profile   what regions cost, or would cost on another device
 doctor    what is installed here
 """

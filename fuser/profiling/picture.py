@@ -1,0 +1,56 @@
+"""A profile as a roofline: operations a second over operations for each byte, both logarithmic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from .profile import Cost, Profile
+
+SIDES = (("ours", "as rewritten", "o"), ("inductor", "plain Inductor", "x"))
+
+
+def draw(profile: Profile, path: str | Path) -> None:
+    """Write the picture; its format is that of the file's name.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    figure: Any = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    points = [_point(row.ours) for row in profile.rows]
+    intensities = [x for x, _ in filter(None, points)] or [1.0]
+    for name, flops in profile.machine.flops.items():
+        ridge = flops / profile.machine.bytes
+        ends = min(*intensities, ridge) / 4, max(*intensities, ridge) * 4
+        roof = [ends[0] * profile.machine.bytes, flops, flops]
+        axes.plot([ends[0], ridge, ends[1]], roof, label=f"roof, {name}")
+    for side, label, marker in SIDES[: 1 if profile.predicted else 2]:
+        for number, row in enumerate(profile.rows):
+            point = _point(getattr(row, side))
+            if point is not None:
+                axes.plot(*point, marker, color=f"C{3 + number % 7}")
+                axes.annotate(f"{row.name}, {label}", point, fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP / byte", ylabel="FLOP / s")
+    state = "predicted" if profile.predicted else "measured"
+    axes.set_title(f"{profile.machine.name}, {state}")
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def _point(cost: Cost) -> tuple[float, float] | None:
+    """Where a mark stands; at the roof where nothing was measured; None where it has no work."""
+    ms = cost.ms or cost.limit_ms
+    if not cost.flops or not cost.intensity or not ms:
+        return None
+    return cost.intensity, cost.flops / ms * 1e3
