@@ -131,7 +131,7 @@ class Profile:
         machine: its peaks.
         training: a step has a backward.
         report: of the compile.
-        problems: graphs that could not be taken apart, and why.
+        problems: graphs that could not be taken apart, kernels that could not be compiled, and why.
         kernels: what kernels generated for the regions take of a target; None where none was asked
             for.
     """
@@ -312,7 +312,8 @@ def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None)
         from .predict import compiled_ahead
 
         regions = [(r, parts) for _, _, parts in whole for r in parts.regions]
-        kernels = compiled_ahead(regions, machine.arch)
+        kernels, why = compiled_ahead(regions, machine.arch)
+        problems = (*problems, *why)
     training = any(parts.training for _, _, parts in whole)
     return Profile(tuple(rows), *steps, peaks, training, report, problems, kernels)
 

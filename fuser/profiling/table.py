@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from ..report.text import short
 if TYPE_CHECKING:
     from .profile import Cost, Profile, Row, Step
 
-WIDTH = 120
+WIDTH = 140
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -83,7 +84,7 @@ def _folded(profile: Profile) -> Iterator[tuple[Row, int]]:
 
 def _cells(row: Row, count: int, *, predicted: bool) -> list[str]:
     times = f" ×{count}" if count > 1 else ""  # noqa: RUF001
-    place = f"{short(row.where.file)}:{row.where.line}" if row.where.file else row.where.node
+    place = f"{os.path.basename(row.where.file)}:{row.where.line}" if row.where.file else ""
     lowering = f"\n{row.lowering}" if row.lowering and not predicted else ""
     problem = f"\nnot by itself: {row.problem}" if row.problem else ""
     ours, theirs = row.ours, row.inductor
@@ -104,7 +105,7 @@ def _time(cost: Cost) -> list[str]:
 
 def _foot(profile: Profile) -> Iterator[str]:
     for problem in profile.problems:
-        yield f"not taken apart: {problem}"
+        yield f"left out: {problem}"
     if not profile.rows and not profile.problems:
         yield "No graph reached the backend: Dynamo captured nothing, or is switched off."
     elif profile.predicted:
