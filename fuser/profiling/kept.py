@@ -1,8 +1,8 @@
 """The work of what the inner backend keeps, from its ATen graph.
 
-Products are kernels of their own. Everything else runs together with what it reads, as far as no
-product lies between: the most that a compiler could fuse. What one kernel makes and another reads
-is written once, and read once by each of them.
+Products are kernels of their own. Everything else runs together with what it reads, and with what
+reads the same, as far as no product lies between: the most that a compiler could fuse. What one
+kernel makes and another reads is written once, and read once by each of them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class _Counter:
         self.roots: dict[Node, Node] = {}
         self.levels: dict[Node, int] = {}
         self.groups: dict[Node, Node] = {}
+        self.readers: dict[tuple[Node, int], Node] = {}
 
     def work(self) -> Work:
         computing = [n for n in self.nodes if self._computes(n)]
@@ -84,9 +85,12 @@ class _Counter:
         self.groups[node] = node
         if product:
             return
-        for source in sources:
-            if _formula(source) is None and self.levels[source] == self.levels[node]:
-                self.groups[self._group(source)] = self._group(node)
+        level = self.levels[node]
+        together = [s for s in sources if _formula(s) is None and self.levels[s] == level]
+        roots = map(self._root, node.all_input_nodes)
+        together += [self.readers.setdefault((root, level), node) for root in roots]
+        for other in together:
+            self.groups[self._group(other)] = self._group(node)
 
     def _group(self, node: Node) -> Node:
         while self.groups[node] is not node:
@@ -128,7 +132,9 @@ def _formula(node: Node) -> Callable[..., Any] | None:
 
 
 def _is_view(node: Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target.is_view
+    if not isinstance(node.target, OpOverload):
+        return False
+    return node.target.is_view or node.target.overloadpacket is _ATEN._unsafe_view
 
 
 def _example(node: Node) -> Any:

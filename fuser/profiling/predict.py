@@ -98,7 +98,7 @@ def _mixture(label: str, call: Call, context: Context) -> Iterator[moe.Entry]:
 
 def _router(label: str, call: Call, training: bool) -> Iterator[router.Entry]:
     dtypes = [value(call.operands[f"b{j}"].node).dtype for j in range(call.spec.captured)]
-    experts, logits = size(call, "x", 1), value(call.operands["x"].node).dtype
+    experts, logits = size(call, "logits", 1), value(call.operands["logits"].node).dtype
     if experts is not None:
         layout = router_layout(call.spec, experts, logits, tuple(dtypes))
         for stage in router.TEXTS if training else ("forward",):

@@ -213,7 +213,7 @@ def _norm(call: Call) -> Amount:
 def _router(call: Call) -> Amount:
     """A comparison of each score for its choice, and a sum over the choices where there is one."""
     spec: RouterSpec = call.spec
-    tokens, experts = _size(call, "x", 0), _size(call, "x", 1)
+    tokens, experts = _size(call, "logits", 0), _size(call, "logits", 1)
     each = operators(spec.before) + operators(spec.compared) + 1
     each += SOFTMAX if spec.softmax is not None else 0
     chosen = operators(spec.taken) + operators(spec.weights)
