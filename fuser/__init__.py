@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from .pattern import Decline, Match, Pattern
-    from .profiling.profile import Profile, profile
+    from .profiling.profile import profile
+    from .profiling.result import Profile
     from .registry import PatternHandle, patterns_enabled, register_pattern, unregister_pattern
     from .report.debug import debug
     from .report.explain import explain
@@ -73,7 +74,7 @@ _LAZY = {
     "Pattern": "pattern",
     "PatternError": "errors",
     "PatternHandle": "registry",
-    "Profile": "profiling.profile",
+    "Profile": "profiling.result",
     "Report": "report.report",
     "UnknownBackendError": "errors",
     "UnknownOptionError": "errors",

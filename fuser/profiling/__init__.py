@@ -8,6 +8,7 @@ parts     a graph taken apart: its regions, and what is left of it
 timing    parts and whole steps, measured in turn
 predict   generated kernels of regions, compiled ahead of time
 profile   `fuser.profile`
-table     its result as text
-picture   its result as a roofline
+result    what it returns
+table     that as text
+picture   that as a roofline
 """

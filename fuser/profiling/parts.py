@@ -1,4 +1,4 @@
-"""A captured graph taken apart: its regions, each by itself, and what is left where they are cut out.
+"""A captured graph taken apart: its regions, each by itself, and what is left without them.
 
 What is left is one graph still. The results of regions are inputs of it, and what they read are
 results, for the original regions and for their replacements apart: those may read something else.
@@ -27,7 +27,7 @@ from ..plan import Planned
 from ..rehearsal import Rehearsal
 from ..report.source import where
 from ..swallowed import swallow
-from ..torch_private import faked, hints, make_fx, pytree
+from ..torch_private import FakeTensor, faked, hints, make_fx, pytree
 from ..verification.observe import Reading, observe, real
 from ..verification.regions import beside
 from . import kept, regions
@@ -52,7 +52,25 @@ class Piece:
             (x.dtype, x.shape, x.stride(), x.requires_grad) if isinstance(x, Tensor) else x
             for x in self.operands
         ]
-        return f"{self.module.code}{sizes}"
+        return f"{_structure(self.module.graph)}{sizes}"
+
+
+def _structure(graph: Graph) -> list[Any]:
+    """The same for graphs that differ in the names of their nodes alone."""
+    number = {node: i for i, node in enumerate(graph.nodes)}
+
+    def numbered(node: Node) -> str:
+        return f"%{number[node]}"
+
+    return [
+        (
+            node.op,
+            "" if node.op in ("placeholder", "output") else str(node.target),
+            torch.fx.map_arg(node.args, numbered),  # type: ignore[arg-type]
+            torch.fx.map_arg(node.kwargs, numbered),  # type: ignore[arg-type]
+        )
+        for node in graph.nodes
+    ]
 
 
 @dataclass
@@ -133,7 +151,8 @@ def take_apart(view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any
     values = _observed(view, cuts, given, device)
     for region, rehearsal in alone:
         operands = [_leaf(values[n], value(n)) for n in rehearsal.inputs]
-        assert region.ours is not None and region.theirs is not None
+        assert region.ours is not None
+        assert region.theirs is not None
         region.ours.operands, region.theirs.operands = operands, operands
     left = []
     for side in ("ours", "theirs"):
@@ -149,8 +168,10 @@ def take_apart(view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any
     counted = [_counted(module, [*examples, *results], training) for module in left]
     return Parts(
         [region for region, _ in found],
-        *(Piece(module, operands) for module in left),
-        *counted,
+        Piece(left[0], operands),
+        Piece(left[1], operands),
+        counted[0],
+        counted[1],
         hints([x for n in view.nodes if isinstance(x := value(n), Tensor)]),
         start,
         training,
@@ -171,14 +192,42 @@ def _region(view: GraphView, item: Planned, folder: Folder) -> tuple[Region, Reh
             wants = any(value(o).requires_grad for o in match.outputs)
             training = torch.is_grad_enabled() and wants
             region.work = regions.work_of(match, folder, training=training)
-            rehearsal = Rehearsal.of(view, match, folder, training=training)
-            region.theirs = Piece(rehearsal.original(), [])
+            rehearsal = Rehearsal.of(view, match, folder, training=training, whole=True)
+            region.theirs = Piece(_with_constants(rehearsal, folder), [])
             region.ours = Piece(rehearsal.replaced(item.emissions), [])
     except Exception as error:
         swallow(error)
         region.problem = first_sentence(error)
         return region, None
     return region, rehearsal
+
+
+def _with_constants(rehearsal: Rehearsal, folder: Folder) -> GraphModule:
+    """The original, with what it reads and depends on no input, a mask say: the inner backend
+    computes that where it is read."""
+    module, made = rehearsal.original(), dict[Node, Node]()
+    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    first = next(n for n in module.graph.nodes if n.op != "placeholder")
+
+    def copied(node: Node) -> Node:
+        if node not in made:
+            found = {n: copied(n) for n in node.all_input_nodes}
+            with module.graph.inserting_before(first):
+                made[node] = module.graph.node_copy(node, found.__getitem__)
+            made[node].meta = {}
+        return made[node]
+
+    for node, stands in zip(rehearsal.inputs, inputs, strict=True):
+        if folder.is_known(node) and _is_made_there(node):
+            stands.replace_all_uses_with(copied(node))
+    module.recompile()
+    return module
+
+
+def _is_made_there(node: Node) -> bool:
+    """Whether a constant is made by operators alone."""
+    called = node.op in ("call_function", "call_method")
+    return called and all(map(_is_made_there, node.all_input_nodes))
 
 
 def _observed(
@@ -251,7 +300,7 @@ def _left(view: GraphView, cuts: Sequence[Rehearsal], read: Sequence[Node]) -> G
 def _counted(module: GraphModule, examples: Sequence[Node], training: bool) -> Work:
     """The work of what is left, from its ATen graph at example values."""
     fakes = [value(n) for n in examples]
-    mode = next((x.fake_mode for x in fakes if isinstance(x, Tensor)), None)
+    mode = next((x.fake_mode for x in fakes if isinstance(x, FakeTensor)), None)
 
     def differentiable(found: Any) -> list[Tensor]:
         leaves = pytree.tree_leaves(found)
@@ -264,7 +313,7 @@ def _counted(module: GraphModule, examples: Sequence[Node], training: bool) -> W
         if not (grads and wanted and outs):
             return results
         given = torch.autograd.grad(outs, wanted, grads, allow_unused=True)
-        return results, [x for x in given if x is not None]
+        return results, list(given)
 
     with torch.no_grad(), faked(mode):
         inputs = [
@@ -290,5 +339,3 @@ def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:
         if x.is_floating_point():
             sizes[x.dtype] = sizes.get(x.dtype, 0) + x.numel()
     return max(sizes, key=sizes.__getitem__, default=torch.float32)
-
-

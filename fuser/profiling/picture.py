@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from .profile import Cost, Profile
+    from .result import Cost, Profile
 
 SIDES = (("ours", "as rewritten", "o"), ("inductor", "plain Inductor", "x"))
 
@@ -21,12 +22,10 @@ def draw(profile: Profile, path: str | Path) -> None:
         OSError: the file cannot be written.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        plotting = importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot") from error
-    figure: Any = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure: Any = plotting.Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     points = [_point(row.ours) for row in profile.rows]
     intensities = [x for x, _ in filter(None, points)] or [1.0]

@@ -1,14 +1,12 @@
-"""`fuser.profile`: what the regions of a model cost, beside plain Inductor and this machine's best."""
+"""`fuser.profile`: what the regions of a model cost, beside plain Inductor and what could be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from rich.text import Text
 from torch.fx import GraphModule
 
 from ..backend import fuser
@@ -23,177 +21,9 @@ from ..swallowed import swallow
 from . import machine as machines
 from .machine import Machine
 from .parts import Parts, Piece, Region, duplicate, take_apart
+from .result import KEPT, Cost, Profile, Row, Step
 from .timing import compiled, medians
 from .work import Work
-
-if TYPE_CHECKING:
-    from ..kernels import Survey
-
-KEPT = "kept by Inductor"
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a part costs, once.
-
-    Attributes:
-        flops, bytes: at the least (see `fuser.profiling.work`); None where they are not known.
-        limit_ms: the least time of those, at the machine's peak.
-        ms: as measured; None where nothing was.
-        bound: "compute" or "memory", whichever takes longer at the peak, or "launch" where asking
-            for the kernels takes longer than both.
-    """
-
-    flops: float | None = None
-    bytes: float | None = None
-    limit_ms: float | None = None
-    ms: float | None = None
-    bound: str = ""
-
-    @property
-    def intensity(self) -> float | None:
-        """Operations for each byte."""
-        if self.flops is None or not self.bytes:
-            return None
-        return self.flops / self.bytes
-
-    @property
-    def share(self) -> float | None:
-        """Of the machine's peak: the least time over that which was measured."""
-        return None if self.limit_ms is None or not self.ms else self.limit_ms / self.ms
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "intensity": self.intensity, "share_of_peak": self.share}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A region, or what is left to Inductor of a graph.
-
-    Attributes:
-        name: the pattern's id, or "kept by Inductor".
-        where: in the user's program; of no use for what is left.
-        lowering: what was put there.
-        ours, inductor: as rewritten, and as plain Inductor has it.
-        problem: why it was not measured by itself; then it is in what is left.
-    """
-
-    name: str
-    where: Where
-    lowering: str
-    ours: Cost
-    inductor: Cost
-    graph: int = 0
-    problem: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "where": asdict(self.where),
-            "lowering": self.lowering,
-            "graph": self.graph,
-            "problem": self.problem or None,
-            "ours": self.ours.to_json(),
-            "inductor": self.inductor.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Step:
-    """All graphs of one call, each by itself, and in training their backwards.
-
-    Attributes:
-        ms: of whole graphs, as measured; None where nothing was.
-        parts_ms: the sum of all rows.
-    """
-
-    ms: float | None
-    parts_ms: float | None
-
-    @property
-    def between_ms(self) -> float | None:
-        """What the step takes beyond its parts: time between kernels. Below zero where the inner
-        backend fuses parts that are measured apart."""
-        return None if self.ms is None or self.parts_ms is None else self.ms - self.parts_ms
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "between_ms": self.between_ms}
-
-
-@dataclass(frozen=True, eq=False)
-class Profile:
-    """What `fuser.profile` found.
-
-    Attributes:
-        rows: regions in the order of the program, then what is left, graph by graph.
-        ours, inductor: the step, as rewritten and by plain Inductor.
-        machine: its peaks.
-        training: a step has a backward.
-        report: of the compile.
-        problems: graphs that could not be taken apart, kernels that could not be compiled, and why.
-        kernels: what kernels generated for the regions take of a target; None where none was asked
-            for.
-    """
-
-    rows: tuple[Row, ...]
-    ours: Step
-    inductor: Step
-    machine: Machine
-    training: bool
-    report: Report
-    problems: tuple[str, ...] = ()
-    kernels: Survey | None = None
-
-    @property
-    def predicted(self) -> bool:
-        """Nothing was measured: times are the least that the machine could take."""
-        return self.machine.predicted
-
-    @property
-    def regions(self) -> tuple[Row, ...]:
-        """Rows of regions."""
-        return tuple(row for row in self.rows if row.name != KEPT)
-
-    def __str__(self) -> str:
-        from .table import render
-
-        return render(self)
-
-    def __rich__(self) -> Text:
-        return Text(str(self))
-
-    def to_json(self) -> dict[str, Any]:
-        """Numbers are in operations, bytes and milliseconds; None where there is none.
-
-            {schema: 1, predicted: bool, training: bool, machine: {...}, problems: [str],
-             step: {ours: {ms, parts_ms, between_ms}, inductor: {...}},
-             rows: [{name, where, lowering, graph, problem,
-                     ours: {flops, bytes, intensity, limit_ms, ms, share_of_peak, bound},
-                     inductor: {...}}],
-             kernels: as `python -m fuser kernels --json`, or None}
-        """
-        return {
-            "schema": SCHEMA,
-            "predicted": self.predicted,
-            "training": self.training,
-            "machine": self.machine.to_json(),
-            "problems": list(self.problems),
-            "step": {"ours": self.ours.to_json(), "inductor": self.inductor.to_json()},
-            "rows": [row.to_json() for row in self.rows],
-            "kernels": self.kernels and self.kernels.to_json(),
-        }
-
-    def to_picture(self, path: str | Path) -> None:
-        """Write a roofline: operations a second over operations for each byte, a mark a row.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-            OSError: the file cannot be written.
-        """
-        from .picture import draw
-
-        draw(self, path)
 
 
 def profile(
@@ -259,7 +89,9 @@ def profile(
             graph.ours = fuser(gm, inputs, **keywords)
         return graph.ours
 
-    record = compile_once("profile", fn, args, kwargs, {**policy, **(options or {})}, fixed, backend)
+    record = compile_once(
+        "profile", fn, args, kwargs, {**policy, **(options or {})}, fixed, backend
+    )
     return _profiled(graphs, Report.of(record), machine)
 
 
@@ -300,13 +132,13 @@ def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None)
             totals[side] += times.get(f"whole {side}", 0.0)
         rows += _rows(i, parts, peaks, times)
     known = not peaks.predicted and bool(whole)
-    steps = [
+    ours, inductor = (
         Step(
             total if known else None,
             sum(getattr(row, name).ms or 0.0 for row in rows) if known else None,
         )
         for total, name in zip(totals.values(), ("ours", "inductor"), strict=True)
-    ]
+    )
     kernels = None
     if machine is not None:
         from .predict import compiled_ahead
@@ -315,7 +147,7 @@ def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None)
         kernels, why = compiled_ahead(regions, machine.arch)
         problems = (*problems, *why)
     training = any(parts.training for _, _, parts in whole)
-    return Profile(tuple(rows), *steps, peaks, training, report, problems, kernels)
+    return Profile(tuple(rows), ours, inductor, peaks, training, report, problems, kernels)
 
 
 def _measured(graph: _Graph, parts: Parts) -> dict[str, float]:
@@ -342,20 +174,19 @@ def _key(piece: Piece, ours: bool) -> str:
 
 
 def _rows(index: int, parts: Parts, machine: Machine, times: Mapping[str, float]) -> list[Row]:
+    def cost(work: Work | None, key: str) -> Cost:
+        return _cost(work, parts, machine, times.get(key))
+
     rows = []
     for region in parts.regions:
-        costs = [
-            _cost(_work(region), parts, machine, None if piece is None else times.get(_key(piece, o)))
-            for piece, o in ((region.ours, True), (region.theirs, False))
-        ]
-        rows.append(
-            Row(region.pattern, region.where, region.lowering, *costs, index, region.problem)
+        ours, theirs = (
+            cost(_work(region), "" if piece is None else _key(piece, own))
+            for piece, own in ((region.ours, True), (region.theirs, False))
         )
-    costs = [
-        _cost(work, parts, machine, times.get(f"left {side}"))
-        for work, side in ((parts.ours_work, "ours"), (parts.theirs_work, "theirs"))
-    ]
-    return [*rows, Row(KEPT, Where(""), "", *costs, index)]
+        place, why = region.where, region.problem
+        rows.append(Row(region.pattern, place, region.lowering, ours, theirs, index, why))
+    ours, theirs = cost(parts.ours_work, "left ours"), cost(parts.theirs_work, "left theirs")
+    return [*rows, Row(KEPT, Where(""), "", ours, theirs, index)]
 
 
 def _work(region: Region) -> Work | None:
@@ -372,5 +203,3 @@ def _cost(work: Work | None, parts: Parts, machine: Machine, ms: float | None) -
     launched = numbers.kernels * machine.launch
     bound = "launch" if launched > limit else "compute" if arithmetic > traffic else "memory"
     return Cost(flops, moved, limit * 1e3, ms, bound)
-
-

@@ -11,9 +11,9 @@ from ..graph.axes import leaves, size_of
 from ..graph.fold import Folder
 from ..graph.ops import value
 from ..graph.program import CASTS, SIZES, Program
-from ..lowering.base import size
 from ..lowering.attention.positions import absorb
 from ..lowering.attention.visible import visible
+from ..lowering.base import size
 from ..pattern import Call, Match
 from ..specs import (
     ActivationSpec,
@@ -195,7 +195,9 @@ def _broadcast(call: Call, first: int = 0) -> Any:
     sizes: list[Any] = []
     for operand in call.operands.values():
         each = [size_of(leaves((dim,))) for dim in operand.target[first:]]
-        sizes = each if not sizes else [b if a == 1 else a for a, b in zip(sizes, each, strict=True)]
+        sizes = (
+            each if not sizes else [b if a == 1 else a for a, b in zip(sizes, each, strict=True)]
+        )
     return math.prod(sizes)
 
 
@@ -205,7 +207,9 @@ def _norm(call: Call) -> Amount:
     if spec.peak is not None:
         each += 1 + operators(spec.peak)
     members = len(spec.members)
-    programs = [p for i in range(len(spec.dtypes)) if i not in spec.by_row for p in spec.programs(i)]
+    programs = [
+        p for i in range(len(spec.dtypes)) if i not in spec.by_row for p in spec.programs(i)
+    ]
     after = sum(map(operators, programs))
     return _broadcast(call) * (each + operators(spec.before)) + _broadcast(call) * after // members
 

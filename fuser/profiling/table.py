@@ -14,7 +14,7 @@ from rich.table import Table
 from ..report.text import short
 
 if TYPE_CHECKING:
-    from .profile import Cost, Profile, Row, Step
+    from .result import Cost, Profile, Row, Step
 
 WIDTH = 140
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -120,7 +120,7 @@ def _foot(profile: Profile) -> Iterator[str]:
 
 def _step(name: str, step: Step) -> str:
     between = step.between_ms or 0.0
-    word = "lost between kernels" if between >= 0 else "saved by fusing across parts"
+    word = "lost between kernels" if between >= 0 else "less: what is fused across parts"
     return (
         f"{name}  step {step.ms or 0.0:.3f} ms = parts {step.parts_ms or 0.0:.3f} ms "
         f"{'+' if between >= 0 else '-'} {abs(between):.3f} ms {word}"

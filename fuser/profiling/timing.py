@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -64,4 +64,3 @@ def medians(
         for name, run in runs.items():
             found[name].append(once(run))
     return {name: statistics.median(times) * 1e3 for name, times in found.items()}
-

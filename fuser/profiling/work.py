@@ -18,8 +18,8 @@ import torch
 
 from ..torch_private import to_expr
 
-Amount: TypeAlias = "int | float | sympy.Expr"
-"""A number, or an expression of symbolic sizes."""
+Amount: TypeAlias = Any
+"""A number, or a sympy expression of symbolic sizes."""
 
 ATTENTION_BACKWARD = 2.5
 """Products of an attention's backward over those of its forward: five, the scores again, over two
@@ -64,7 +64,8 @@ class Work:
 
 
 def _number(amount: Amount, sizes: dict[Any, Any]) -> Amount:
-    found = sympy.sympify(amount).xreplace(sizes)
+    found: Any = sympy.sympify(amount)
+    found = found.xreplace(sizes)
     return int(found) if found.is_Integer else float(found)
 
 

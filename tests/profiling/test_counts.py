@@ -1,4 +1,4 @@
-"""Operations and bytes of ten workloads and more, counted by hand, in numbers that are written out."""
+"""Operations and bytes of ten workloads and more, as counted by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fuser
 from fuser.profiling import predict
-from fuser.profiling.profile import KEPT, Cost, Profile
+from fuser.profiling.result import KEPT, Cost, Profile
 
 FP32, BF16 = 4, 2
 
