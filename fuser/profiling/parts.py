@@ -127,14 +127,33 @@ class Parts:
 
 
 def duplicate(module: GraphModule) -> GraphModule:
-    """A graph that stays as it is when this one is rewritten; parameters are shared."""
+    """A graph that stays as it is when this one is rewritten, and bodies in it are; parameters are
+    shared."""
     graph = Graph()
     graph.output(graph.graph_copy(module.graph, {}))
-    return GraphModule(module, graph)
+    found = GraphModule(module, graph)
+    for name, body in _bodies(module).items():
+        setattr(found, name, duplicate(body))
+    return found
 
 
-def take_apart(view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any]) -> Parts:
+def _bodies(module: GraphModule) -> dict[str, GraphModule]:
+    """Graphs that higher-order operators of this one run."""
+    names = [str(n.target) for n in module.graph.nodes if n.op == "get_attr"]
+    found = {name: getattr(module, name, None) for name in names}
+    return {name: body for name, body in found.items() if isinstance(body, GraphModule)}
+
+
+def take_apart(
+    view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any], captured: GraphModule
+) -> Parts:
     """Take a graph apart, before it is rewritten.
+
+    Args:
+        view: the graph, in which bodies have been rewritten already.
+        planned: its rewrites.
+        inputs: of this call.
+        captured: the same, with its bodies as they were.
 
     Raises:
         Unobservable: it may not be run twice.
@@ -165,11 +184,12 @@ def take_apart(view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any
     operands = [*start, *(_leaf(values[n], value(n)) for n in results)]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     examples = [n for n in view.nodes if n.op == "placeholder"]
-    counted = [_counted(module, [*examples, *results], training) for module in left]
+    original = [_with_bodies(module, captured) for module in left]
+    counted = [_counted(module, [*examples, *results], training) for module in original]
     return Parts(
         [region for region, _ in found],
         Piece(left[0], operands),
-        Piece(left[1], operands),
+        Piece(original[1], operands),
         counted[0],
         counted[1],
         hints([x for n in view.nodes if isinstance(x := value(n), Tensor)]),
@@ -295,6 +315,14 @@ def _left(view: GraphView, cuts: Sequence[Rehearsal], read: Sequence[Node]) -> G
             if not (node.is_impure() or str(node.target).endswith("_")):
                 graph.erase_node(node)
     return GraphModule(view.module, graph)
+
+
+def _with_bodies(module: GraphModule, captured: GraphModule) -> GraphModule:
+    """A graph with its bodies as they were captured."""
+    found = duplicate(module)
+    for name in _bodies(module).keys() & _bodies(captured).keys():
+        setattr(found, name, getattr(captured, name))
+    return found
 
 
 def _counted(module: GraphModule, examples: Sequence[Node], training: bool) -> Work:

@@ -113,7 +113,7 @@ class _Graph:
 
     def look(self, view: GraphView, planned: Sequence[Planned]) -> None:
         try:
-            self.parts = take_apart(view, planned, self.inputs)
+            self.parts = take_apart(view, planned, self.inputs, self.captured)
         except Exception as error:
             swallow(error)
             self.problem = first_sentence(error)

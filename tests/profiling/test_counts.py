@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import fuser
-from fuser.profiling import predict
+from fuser.profiling import predict, profile
+from fuser.profiling.parts import Parts, take_apart
 from fuser.profiling.result import KEPT, Cost, Profile
 
 FP32, BF16 = 4, 2
@@ -253,9 +257,53 @@ def test_what_is_left_beside_a_region_reads_and_writes_its_operands() -> None:
     assert left.bytes == 4 * each + 2 * FP32 * 32 * 32  # `reshape` copies
 
 
-def test_symbolic_sizes_are_those_of_the_call() -> None:
+def test_the_body_of_a_checkpoint_is_counted_as_it_was_captured() -> None:
+    """With its forward once more, in the backward."""
+
+    def checkpointed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return checkpoint(attention, q, k, v, use_reentrant=False)
+
+    (row,) = counted(checkpointed, *heads(grad=True)).rows
+    assert row.name == KEPT
+    assert row.ours == row.inductor
+    product = 2 * 2 * 3 * 32 * 32 * 16
+    assert row.ours.flops in (6 * product, 7 * product, 8 * product)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[Parts]:
+    """Of every graph that is profiled."""
+    found: list[Parts] = []
+
+    def noting(*args: Any) -> Parts:
+        found.append(take_apart(*args))
+        return found[-1]
+
+    monkeypatch.setattr(profile, "take_apart", noting)
+    return found
+
+
+def test_symbolic_sizes_stay_symbols_until_the_call_tells_them(parts: list[Parts]) -> None:
     x = torch.randn(24, 32)
     torch._dynamo.mark_dynamic(x, 0)
     a, b = torch.randn(128, 32), torch.randn(32, 128)
     with torch.no_grad():
         assert kept(mlp, x, a, b).flops == 2 * 24 * 32 * 128 * 2
+    work = parts[0].ours_work
+    (rows,) = sympy.sympify(work.flops).free_symbols
+    assert sympy.expand(work.flops - 2 * rows * 32 * 128 * 2) == 0
+    matrices = 2 * 32 * 128
+    assert sympy.expand(work.bytes - FP32 * (rows * (2 * 32 + 4 * 128) + matrices)) == 0
+
+
+def test_symbolic_sizes_of_a_region(parts: list[Parts]) -> None:
+    q, k, v = heads()
+    for x in (q, k, v):
+        torch._dynamo.mark_dynamic(x, 2)
+    with torch.no_grad():
+        cost = region(attention, q, k, v, name="attention")
+    assert cost.flops == 2 * 2 * 3 * 32 * 32 * (16 + 16)
+    work = parts[0].regions[0].work
+    assert work is not None
+    (length,) = sympy.sympify(work.flops).free_symbols
+    assert sympy.expand(work.flops - 2 * 2 * 3 * length**2 * (16 + 16)) == 0
