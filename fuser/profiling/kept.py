@@ -2,7 +2,8 @@
 
 Products are kernels of their own. Everything else runs together with what it reads, and with what
 reads the same, as far as no product lies between: the most that a compiler could fuse. What one
-kernel makes and another reads is written once, and read once by each of them.
+kernel makes and another reads is written once, and read once by each of them. What a checkpoint
+computes again is not counted.
 """
 
 from __future__ import annotations

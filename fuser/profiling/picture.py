@@ -35,11 +35,14 @@ def draw(profile: Profile, path: str | Path) -> None:
         roof = [ends[0] * profile.machine.bytes, flops, flops]
         axes.plot([ends[0], ridge, ends[1]], roof, label=f"roof, {name}")
     for side, label, marker in SIDES[: 1 if profile.predicted else 2]:
-        for number, row in enumerate(profile.rows):
+        for number, (row, count) in enumerate(profile.folded()):
             point = _point(getattr(row, side))
             if point is not None:
                 axes.plot(*point, marker, color=f"C{3 + number % 7}")
-                axes.annotate(f"{row.name}, {label}", point, fontsize=7)
+                text = f"{row.name}, {label}" + (f" ×{count}" if count > 1 else "")  # noqa: RUF001
+                axes.annotate(
+                    text, point, xytext=(6, 0), textcoords="offset points", fontsize=7, va="center"
+                )
     axes.set(xscale="log", yscale="log", xlabel="FLOP / byte", ylabel="FLOP / s")
     state = "predicted" if profile.predicted else "measured"
     axes.set_title(f"{profile.machine.name}, {state}")

@@ -141,6 +141,16 @@ class Profile:
         """Rows of regions."""
         return tuple(row for row in self.rows if row.name != KEPT)
 
+    def folded(self) -> list[tuple[Row, int]]:
+        """Rows that differ by their place alone, the first of them, and how many there are."""
+        counts: dict[object, int] = {}
+        first: dict[object, Row] = {}
+        for row in self.rows:
+            key = (row.name, row.lowering, row.ours, row.inductor, row.problem)
+            counts[key] = counts.get(key, 0) + 1
+            first.setdefault(key, row)
+        return [(row, counts[key]) for key, row in first.items()]
+
     def __str__(self) -> str:
         from .table import render
 

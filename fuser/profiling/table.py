@@ -65,21 +65,9 @@ def _table(profile: Profile) -> Table:
     if not profile.predicted:
         for name in ("ms", "of peak", "Inductor ms", "of peak"):
             table.add_column(name, justify="right")
-    for row, count in _folded(profile):
+    for row, count in profile.folded():
         table.add_row(*_cells(row, count, predicted=profile.predicted))
     return table
-
-
-def _folded(profile: Profile) -> Iterator[tuple[Row, int]]:
-    """Rows that differ by their place alone, once, with their number."""
-    counts: dict[object, int] = {}
-    first: dict[object, Row] = {}
-    for row in profile.rows:
-        key = (row.name, row.lowering, row.ours, row.inductor, row.problem)
-        counts[key] = counts.get(key, 0) + 1
-        first.setdefault(key, row)
-    for key, row in first.items():
-        yield row, counts[key]
 
 
 def _cells(row: Row, count: int, *, predicted: bool) -> list[str]:

@@ -258,7 +258,7 @@ def test_what_is_left_beside_a_region_reads_and_writes_its_operands() -> None:
 
 
 def test_the_body_of_a_checkpoint_is_counted_as_it_was_captured() -> None:
-    """With its forward once more, in the backward."""
+    """Without what is computed again: the least."""
 
     def checkpointed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return checkpoint(attention, q, k, v, use_reentrant=False)
@@ -267,7 +267,7 @@ def test_the_body_of_a_checkpoint_is_counted_as_it_was_captured() -> None:
     assert row.name == KEPT
     assert row.ours == row.inductor
     product = 2 * 2 * 3 * 32 * 32 * 16
-    assert row.ours.flops in (6 * product, 7 * product, 8 * product)
+    assert row.ours.flops == 6 * product
 
 
 @pytest.fixture
@@ -305,5 +305,5 @@ def test_symbolic_sizes_of_a_region(parts: list[Parts]) -> None:
     assert cost.flops == 2 * 2 * 3 * 32 * 32 * (16 + 16)
     work = parts[0].regions[0].work
     assert work is not None
-    (length,) = sympy.sympify(work.flops).free_symbols
-    assert sympy.expand(work.flops - 2 * 2 * 3 * length**2 * (16 + 16)) == 0
+    queries, keys = sympy.sympify(work.flops).free_symbols
+    assert sympy.expand(work.flops - 2 * 2 * 3 * queries * keys * (16 + 16)) == 0
