@@ -50,6 +50,9 @@ def profile(
     between the step and the sum of its parts, which is shown. Bodies of higher-order operators,
     checkpoints say, belong to what is left, with all of their regions. Dropout draws other numbers.
 
+    On a GPU the time of a part is the device's own, and that of a step has what the device waits
+    for the host in it: that too is in the difference.
+
     Peaks are those of a copy and of matrix products, measured once on this machine, or those that
     makers give for a target.
 
@@ -154,9 +157,12 @@ def _measured(graph: _Graph, parts: Parts) -> dict[str, float]:
     """Milliseconds of the two whole graphs, what is left of them, and of pieces by their keys."""
     operands = parts.start
     assert graph.ours is not None
-    runs = {
-        "whole ours": compiled(parts, Piece(graph.captured, operands), ours=True, made=graph.ours),
-        "whole theirs": compiled(parts, Piece(graph.captured, operands), ours=False),
+    whole = Piece(graph.captured, operands)
+    steps = {
+        "whole ours": compiled(parts, whole, ours=True, made=graph.ours),
+        "whole theirs": compiled(parts, whole, ours=False),
+    }
+    pieces = {
         "left ours": compiled(parts, parts.ours, ours=True),
         "left theirs": compiled(parts, parts.theirs, ours=False),
     }
@@ -164,9 +170,9 @@ def _measured(graph: _Graph, parts: Parts) -> dict[str, float]:
         for piece, ours in ((region.ours, True), (region.theirs, False)):
             if piece is not None and not region.problem:
                 key = _key(piece, ours)
-                if key not in runs:
-                    runs[key] = compiled(parts, piece, ours=ours)
-    return medians(runs, parts.device)
+                if key not in pieces:
+                    pieces[key] = compiled(parts, piece, ours=ours)
+    return medians(steps, pieces, parts.device)
 
 
 def _key(piece: Piece, ours: bool) -> str:

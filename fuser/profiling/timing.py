@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..measure import Run, finish, undisturbed
+from .. import measure
+from ..measure import Run, undisturbed
 from ..rehearsal import casting, stepping
 from ..torch_private import attention_patterns_off, inductor
 from .parts import Parts, Piece
@@ -42,24 +43,33 @@ def compiled(
 
 
 def medians(
-    runs: Mapping[str, Run], device: torch.device, clock: Clock = time.perf_counter
+    steps: Mapping[str, Run],
+    pieces: Mapping[str, Run],
+    device: torch.device,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Median milliseconds of each run, in rounds in which all of them run, one after the other.
 
-    A run has been called once before. On a GPU it lasts until the device has done it, so that a
-    step has what the device waits for the host in it.
+    A run has been called once before. On a GPU a step lasts until the device has done it, so that
+    what the device waits for the host is in it; a piece is the device's own time, which has none.
     """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return {**_in_rounds(steps, device, clock), **measure.medians(pieces, device)}
+    return _in_rounds({**steps, **pieces}, device, clock)
 
+
+def _in_rounds(runs: Mapping[str, Run], device: torch.device, clock: Clock) -> dict[str, float]:
     def once(run: Run) -> float:
-        finish(device)
+        measure.finish(device)
         start = clock()
         run()
-        finish(device)
+        measure.finish(device)
         return clock() - start
 
     first = [once(run) for run in runs.values()]
     rounds = int(min(MOST_ROUNDS, max(3, SECONDS / max(sum(first), 1e-6))))
-    found = {name: [] for name in runs}
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             found[name].append(once(run))

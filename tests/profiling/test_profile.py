@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import time
 from pathlib import Path
@@ -187,6 +189,33 @@ def test_the_users_tensors_are_changed_once() -> None:
         found = fuser.profile(counting, x, target="h200")
     assert len(found.rows) == 2
     assert counter.item() == 1
+
+
+def test_on_a_gpu_a_step_has_what_the_device_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is the host's for steps; pieces are timed by the device."""
+    finished: list[torch.device] = []
+    monkeypatch.setattr(measure, "finish", finished.append)
+    monkeypatch.setattr(measure, "medians", lambda runs, device: dict.fromkeys(runs, 1.5))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    ticks = itertools.count()
+    gpu = torch.device("cuda")
+    found = medians({"step": bool}, {"piece": bool}, gpu, clock=lambda: float(next(ticks)))
+    assert found == {"step": 1000.0, "piece": 1.5}
+    assert finished
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_a_pattern_of_the_users_has_no_work_that_is_known() -> None:
+    x = torch.randn(8, 8)
+    handle = fuser.register_pattern(
+        lambda x: torch.sin(x) * torch.cos(x), lambda x: torch.sin(2 * x) / 2, [x], id="user.twice"
+    )
+    with handle, torch.no_grad():
+        found = fuser.profile(lambda x: (torch.sin(x) * torch.cos(x)) @ x, x, target="h200")
+    region, left = found.rows
+    assert (region.name, region.ours.flops, region.ours.bound) == ("user.twice", None, "")
+    assert left.ours.flops == 2 * 8 * 8 * 8
+    assert "user.twice" in str(found)
 
 
 def test_the_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
