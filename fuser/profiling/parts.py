@@ -79,7 +79,7 @@ class Region:
 
     Attributes:
         lowering: what is put there.
-        work: None where its pattern says nothing of it.
+        work: of its spec; where its pattern has none, of its ATen graph.
         ours, theirs: replacement and original.
         problem: why it cannot be run by itself; it is part of what is left then.
         planned: for those who want to know more.
@@ -213,6 +213,8 @@ def _region(view: GraphView, item: Planned, folder: Folder) -> tuple[Region, Reh
             training = torch.is_grad_enabled() and wants
             region.work = regions.work_of(match, folder, training=training)
             rehearsal = Rehearsal.of(view, match, folder, training=training, whole=True)
+            if region.work is None:
+                region.work = _counted(rehearsal.original(), rehearsal.inputs, training)
             region.theirs = Piece(_with_constants(rehearsal, folder), [])
             region.ours = Piece(rehearsal.replaced(item.emissions), [])
     except Exception as error:
@@ -326,7 +328,7 @@ def _with_bodies(module: GraphModule, captured: GraphModule) -> GraphModule:
 
 
 def _counted(module: GraphModule, examples: Sequence[Node], training: bool) -> Work:
-    """The work of what is left, from its ATen graph at example values."""
+    """The work of a graph, from its ATen graph at example values."""
     fakes = [value(n) for n in examples]
     mode = next((x.fake_mode for x in fakes if isinstance(x, FakeTensor)), None)
 
