@@ -26,6 +26,7 @@ from ..graph.view import GraphView
 from ..plan import Planned
 from ..rehearsal import Rehearsal
 from ..report.source import where
+from ..standing import number
 from ..swallowed import swallow
 from ..torch_private import FakeTensor, faked, hints, make_fx, pytree
 from ..verification.observe import Reading, observe, real
@@ -305,13 +306,22 @@ def _left(view: GraphView, cuts: Sequence[Rehearsal], read: Sequence[Node]) -> G
             made[node] = graph.node_copy(node, made.__getitem__)
     for i, node in enumerate(n for r in cuts for n in r.match.outputs):
         made[node] = graph.placeholder(f"region_{i}")
+
+    def look(node: Node) -> Node:
+        """A node of the region that something outside reads has its shape read alone."""
+        if node not in made:
+            sizes = [number(size) for size in value(node).shape]
+            keywords = {"dtype": value(node).dtype, "device": value(node).device}
+            made[node] = graph.call_function(torch.empty, (sizes,), keywords)
+        return made[node]
+
     for node in view.nodes:
         if node.op == "output":
             own = [made[n] for n in node.all_input_nodes]
             inner = [n for n in read if n.op != "placeholder"]
             graph.output(tuple(dict.fromkeys([*own, *(made[n] for n in inner)])))
         elif node not in made and node not in gone:
-            made[node] = graph.node_copy(node, made.__getitem__)
+            made[node] = graph.node_copy(node, look)
     for node in reversed(list(graph.nodes)):
         if node.op in ("call_function", "call_method", "get_attr") and not node.users:
             if not (node.is_impure() or str(node.target).endswith("_")):

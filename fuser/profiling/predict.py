@@ -115,7 +115,7 @@ def _made_up(call: Call) -> list[Tensor]:
             number(size(call, name, d) or 1) if own & set(dim) else 1
             for d, dim in enumerate(place.target)
         ]
-        dtype = place.dtype or value(place.node).dtype
+        dtype = (place.dtype or value(place.node).dtype).to_real()  # a complex one is pairs
         found.append(torch.empty(sizes, dtype=dtype, device="meta"))
     return found
 

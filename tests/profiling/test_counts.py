@@ -307,3 +307,14 @@ def test_symbolic_sizes_of_a_region(parts: list[Parts]) -> None:
     assert work is not None
     queries, keys = sympy.sympify(work.flops).free_symbols
     assert sympy.expand(work.flops - 2 * 2 * 3 * queries * keys * (16 + 16)) == 0
+
+
+def test_what_reads_the_shape_of_a_regions_inside_is_left() -> None:
+    def shaped(q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        scores = q @ k.transpose(-1, -2) / 4
+        return scores.softmax(-1) @ v, x.reshape(scores.shape) * 2, x.view_as(scores) + 1
+
+    with torch.no_grad():
+        found = counted(shaped, *heads(), torch.randn(2 * 3 * 32 * 32))
+    assert [row.name.partition(".")[0] for row in found.rows] == ["attention", KEPT]
+    assert found.rows[-1].ours.bytes == FP32 * (1 + 2) * 2 * 3 * 32 * 32

@@ -271,10 +271,10 @@ def of_layout(
 
 
 def _needs_all(layout: Layout) -> Needs:
-    """Gradients of all operands."""
+    """Gradients of all operands that have one."""
     read = {*layout.spec.score.inputs, *layout.spec.probs.inputs}
-    wanted = tuple(i for i in range(len(layout.captured)) if f"c{i}" in read)
-    return Needs(True, True, True, wanted)
+    floats = [i for i, c in enumerate(layout.captured) if c.dtype.is_floating_point]
+    return Needs(True, True, True, tuple(i for i in floats if f"c{i}" in read))
 
 
 def _stages(label: str, layout: Layout) -> Iterator[Entry]:
