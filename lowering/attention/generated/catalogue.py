@@ -271,10 +271,11 @@ def of_layout(
 
 
 def _needs_all(layout: Layout) -> Needs:
-    """Gradients of all operands that have one."""
+    """Gradients of all operands that have one here: tables do not."""
     read = {*layout.spec.score.inputs, *layout.spec.probs.inputs}
-    floats = [i for i, c in enumerate(layout.captured) if c.dtype.is_floating_point]
-    return Needs(True, True, True, tuple(i for i in floats if f"c{i}" in read))
+    each = [(i, c) for i, c in enumerate(layout.captured) if f"c{i}" in read]
+    wanted = [i for i, c in each if c.dtype.is_floating_point and c.rank < 0]
+    return Needs(True, True, True, tuple(wanted))
 
 
 def _stages(label: str, layout: Layout) -> Iterator[Entry]:
