@@ -45,9 +45,10 @@ def profile(
     regions are measured once. With gradients on, a run is a forward and a backward; of functions of
     loss or an optimizer outside of the graphs nothing is seen.
 
-    The limits of that: by itself a part finds its operands in caches where they fit; and what
-    Inductor fuses over the edge of a region is done in both parts. Both are in the difference
-    between the step and the sum of its parts, which is shown. Bodies of higher-order operators,
+    The limits of that: by itself a part finds its operands in caches where they fit; it has the
+    cost of a call of compiled code, some 20 µs on a CPU and 100 in training, which small parts
+    consist of; and what Inductor fuses over the edge of a region is done in both parts. All of it
+    is in the difference between the step and the sum of its parts, which is shown. Bodies of higher-order operators,
     checkpoints say, belong to what is left, with all of their regions. Dropout draws other numbers.
 
     On a GPU the time of a part is the device's own, and that of a step has what the device waits
