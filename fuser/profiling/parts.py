@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from ..errors import first_sentence
 from ..events import Where
@@ -26,12 +26,12 @@ from ..graph.view import GraphView
 from ..plan import Planned
 from ..rehearsal import Rehearsal
 from ..report.source import where
-from ..standing import number
 from ..swallowed import swallow
 from ..torch_private import FakeTensor, faked, hints, make_fx, pytree
 from ..verification.observe import Reading, observe, real
 from ..verification.regions import beside
 from . import kept, regions
+from .cutting import left_without, read_by, structure, with_bodies, with_constants
 from .work import Work
 
 
@@ -53,25 +53,7 @@ class Piece:
             (x.dtype, x.shape, x.stride(), x.requires_grad) if isinstance(x, Tensor) else x
             for x in self.operands
         ]
-        return f"{_structure(self.module.graph)}{sizes}"
-
-
-def _structure(graph: Graph) -> list[Any]:
-    """The same for graphs that differ in the names of their nodes alone."""
-    number = {node: i for i, node in enumerate(graph.nodes)}
-
-    def numbered(node: Node) -> str:
-        return f"%{number[node]}"
-
-    return [
-        (
-            node.op,
-            "" if node.op in ("placeholder", "output") else str(node.target),
-            torch.fx.map_arg(node.args, numbered),  # type: ignore[arg-type]
-            torch.fx.map_arg(node.kwargs, numbered),  # type: ignore[arg-type]
-        )
-        for node in graph.nodes
-    ]
+        return f"{structure(self.module.graph)}{sizes}"
 
 
 @dataclass
@@ -127,24 +109,6 @@ class Parts:
     device: torch.device
 
 
-def duplicate(module: GraphModule) -> GraphModule:
-    """A graph that stays as it is when this one is rewritten, and bodies in it are; parameters are
-    shared."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    found = GraphModule(module, graph)
-    for name, body in _bodies(module).items():
-        setattr(found, name, duplicate(body))
-    return found
-
-
-def _bodies(module: GraphModule) -> dict[str, GraphModule]:
-    """Graphs that higher-order operators of this one run."""
-    names = [str(n.target) for n in module.graph.nodes if n.op == "get_attr"]
-    found = {name: getattr(module, name, None) for name in names}
-    return {name: body for name, body in found.items() if isinstance(body, GraphModule)}
-
-
 def take_apart(
     view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any], captured: GraphModule
 ) -> Parts:
@@ -178,14 +142,14 @@ def take_apart(
     for side in ("ours", "theirs"):
         read: dict[Node, None] = {}
         for region, rehearsal in alone:
-            read |= dict.fromkeys(_read(getattr(region, side).module, rehearsal.inputs))
-        left.append(_left(view, cuts, [n for n in read if n not in results]))
+            read |= dict.fromkeys(read_by(getattr(region, side).module, rehearsal.inputs))
+        left.append(left_without(view, cuts, [n for n in read if n not in results]))
     start = [_leaf(x, x) if isinstance(x, Tensor) else x for x in given]
     start = [_unshared(view, i, x) for i, x in enumerate(start)]
     operands = [*start, *(_leaf(values[n], value(n)) for n in results)]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     examples = [n for n in view.nodes if n.op == "placeholder"]
-    original = [_with_bodies(module, captured) for module in left]
+    original = [with_bodies(module, captured) for module in left]
     counted = [_counted(module, [*examples, *results], training) for module in original]
     return Parts(
         [region for region, _ in found],
@@ -216,41 +180,13 @@ def _region(view: GraphView, item: Planned, folder: Folder) -> tuple[Region, Reh
             rehearsal = Rehearsal.of(view, match, folder, training=training, whole=True)
             if region.work is None:
                 region.work = _counted(rehearsal.original(), rehearsal.inputs, training)
-            region.theirs = Piece(_with_constants(rehearsal, folder), [])
+            region.theirs = Piece(with_constants(rehearsal, folder), [])
             region.ours = Piece(rehearsal.replaced(item.emissions), [])
     except Exception as error:
         swallow(error)
         region.problem = first_sentence(error)
         return region, None
     return region, rehearsal
-
-
-def _with_constants(rehearsal: Rehearsal, folder: Folder) -> GraphModule:
-    """The original, with what it reads and depends on no input, a mask say: the inner backend
-    computes that where it is read."""
-    module, made = rehearsal.original(), dict[Node, Node]()
-    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-    first = next(n for n in module.graph.nodes if n.op != "placeholder")
-
-    def copied(node: Node) -> Node:
-        if node not in made:
-            found = {n: copied(n) for n in node.all_input_nodes}
-            with module.graph.inserting_before(first):
-                made[node] = module.graph.node_copy(node, found.__getitem__)
-            made[node].meta = {}
-        return made[node]
-
-    for node, stands in zip(rehearsal.inputs, inputs, strict=True):
-        if folder.is_known(node) and _is_made_there(node):
-            stands.replace_all_uses_with(copied(node))
-    module.recompile()
-    return module
-
-
-def _is_made_there(node: Node) -> bool:
-    """Whether a constant is made by operators alone."""
-    called = node.op in ("call_function", "call_method")
-    return called and all(map(_is_made_there, node.all_input_nodes))
 
 
 def _observed(
@@ -289,52 +225,6 @@ def _unshared(view: GraphView, index: int, x: Any) -> Any:
     if isinstance(x, Tensor) and view.storages.get(node) in written:
         return x.detach().clone().requires_grad_(x.requires_grad)
     return x
-
-
-def _read(module: GraphModule, inputs: Sequence[Node]) -> list[Node]:
-    """Those nodes whose placeholders are used."""
-    made = [n for n in module.graph.nodes if n.op == "placeholder"]
-    return [node for node, stands in zip(inputs, made, strict=True) if stands.users]
-
-
-def _left(view: GraphView, cuts: Sequence[Rehearsal], read: Sequence[Node]) -> GraphModule:
-    """The graph without its regions."""
-    graph, made = Graph(), dict[Node, Node]()
-    gone = {node for rehearsal in cuts for node in rehearsal.match.nodes}
-    for node in view.nodes:
-        if node.op == "placeholder":
-            made[node] = graph.node_copy(node, made.__getitem__)
-    for i, node in enumerate(n for r in cuts for n in r.match.outputs):
-        made[node] = graph.placeholder(f"region_{i}")
-
-    def look(node: Node) -> Node:
-        """A node of the region that something outside reads has its shape read alone."""
-        if node not in made:
-            sizes = [number(size) for size in value(node).shape]
-            keywords = {"dtype": value(node).dtype, "device": value(node).device}
-            made[node] = graph.call_function(torch.empty, (sizes,), keywords)
-        return made[node]
-
-    for node in view.nodes:
-        if node.op == "output":
-            own = [made[n] for n in node.all_input_nodes]
-            inner = [n for n in read if n.op != "placeholder"]
-            graph.output(tuple(dict.fromkeys([*own, *(made[n] for n in inner)])))
-        elif node not in made and node not in gone:
-            made[node] = graph.node_copy(node, look)
-    for node in reversed(list(graph.nodes)):
-        if node.op in ("call_function", "call_method", "get_attr") and not node.users:
-            if not (node.is_impure() or str(node.target).endswith("_")):
-                graph.erase_node(node)
-    return GraphModule(view.module, graph)
-
-
-def _with_bodies(module: GraphModule, captured: GraphModule) -> GraphModule:
-    """A graph with its bodies as they were captured."""
-    found = duplicate(module)
-    for name in _bodies(module).keys() & _bodies(captured).keys():
-        setattr(found, name, getattr(captured, name))
-    return found
 
 
 def _counted(module: GraphModule, examples: Sequence[Node], training: bool) -> Work:

@@ -19,8 +19,9 @@ from ..report.explain import compile_once
 from ..report.report import Report
 from ..swallowed import swallow
 from . import machine as machines
+from .cutting import duplicate
 from .machine import Machine
-from .parts import Parts, Piece, Region, duplicate, take_apart
+from .parts import Parts, Piece, Region, take_apart
 from .result import KEPT, Cost, Profile, Row, Step
 from .timing import compiled, medians
 from .work import Work
@@ -48,8 +49,9 @@ def profile(
     The limits of that: by itself a part finds its operands in caches where they fit; it has the
     cost of a call of compiled code, some 20 µs on a CPU and 100 in training, which small parts
     consist of; and what Inductor fuses over the edge of a region is done in both parts. All of it
-    is in the difference between the step and the sum of its parts, which is shown. Bodies of higher-order operators,
-    checkpoints say, belong to what is left, with all of their regions. Dropout draws other numbers.
+    is in the difference between the step and the sum of its parts, which is shown. Bodies of
+    higher-order operators, checkpoints say, belong to what is left, with all of their regions.
+    Dropout draws other numbers.
 
     On a GPU the time of a part is the device's own, and that of a step has what the device waits
     for the host in it: that too is in the difference.
