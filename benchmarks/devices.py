@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import limits
+from fuser.allocated import on_host
 from fuser.profiling.machine import cpu_name
 from fuser.profiling.work import measured_rates
 
@@ -107,20 +107,7 @@ class Processor(Device):
         return (time.perf_counter() - start) * 1e3 / number
 
     def allocations(self, call: Call) -> tuple[float, float | None]:
-        """From the profiler's record of every allocation.
-
-        Resident set size hides small buffers that malloc reuses, and would not show whether an
-        S-by-S tensor was made.
-        """
-        activities = [ProfilerActivity.CPU]
-        with profile(activities=activities, profile_memory=True, acc_events=True) as record:
-            call()
-        profiler: Any = record.profiler
-        events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
-        now = peak = largest = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            now += event.nbytes()
-            peak, largest = max(peak, now), max(largest, event.nbytes())
+        peak, largest = on_host(call)
         return peak / MIB, largest / MIB
 
 

@@ -29,6 +29,7 @@ from benchmarks.cases import Case, Tensors, Workload, reference
 from benchmarks.devices import Call, Device
 from benchmarks.figures import Measure, Result
 from benchmarks.providers import Function, Provider
+from fuser.outlets import rewrites
 
 THREADS = 2
 
@@ -170,7 +171,7 @@ def _compile(
     def cold() -> None:
         counters["fuser"].clear()
         call()
-        record.rewrites = {key: int(n) for key, n in counters["fuser"].items() if n}
+        record.rewrites = rewrites()
 
     if shared:
         with functorch_config.patch(donated_buffer=False):

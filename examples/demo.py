@@ -24,6 +24,7 @@ from benchmarks.figures import spread
 from benchmarks.models import MODELS, VOCABULARY, Model, Size, step_of
 from benchmarks.providers import EAGER, FUSER, INDUCTOR, Provider, choose
 from benchmarks.runner import QUICK, THREADS, Effort, interleave
+from fuser.outlets import rewrites
 
 SIZES: dict[str, Size] = {
     "bloom": Size(batch=1, sequence=1024, layers=3, hidden=512, heads=16),
@@ -55,7 +56,7 @@ def compare(spec: Model, providers: Sequence[Provider], effort: Effort) -> Outco
         errors = {name: relative_error((call(ids),), expected) for name, call in calls.items()}
         ready = {name: lambda call=call: call(ids) for name, call in calls.items()}
         times = interleave(ready, effort, Processor())
-    return Outcome({k: int(n) for k, n in counters["fuser"].items() if n}, errors, times)
+    return Outcome(rewrites(), errors, times)
 
 
 def make(spec: Model) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -1,12 +1,15 @@
 """Command line: `python -m fuser` or `torch-fuser`.
 
     python -m fuser explain package.module:callable [--html FILE] [--json] [--policy always]
+    python -m fuser verify package.module:callable [--training] [--json] [--policy always]
+    python -m fuser bench package.module:callable [--training] [--json] [--policy always]
     python -m fuser kernels [--arch sm_90] [--filter GLOB] [--strict] [--json] [CATALOGUE.jsonl ...]
-    python -m fuser profile package.module:callable [--target h200] [--json] [--plot FILE]
+    python -m fuser profile package.module:callable [--training] [--target h200] [--plot FILE]
     python -m fuser doctor [--json]
 
-Exit codes: 0 good; 1 a check failed (`--expect`, a kernel that does not compile or not fit, or
-something that `doctor` needs is missing); 2 the command could not be carried out.
+Exit codes: 0 good; 1 a check failed (`--expect`, a region that `verify` found wrong, a kernel that
+does not compile or not fit, or something that `doctor` needs is missing); 2 the command could not
+be carried out.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import doctor, explain, kernels, profile
+from .commands import bench, doctor, explain, kernels, profile, verify
 from .commands.error import CommandError
 
 
@@ -48,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="torch-fuser", description="What fuser makes of a model, and of this machine."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (explain, kernels, profile, doctor):
+    for command in (explain, verify, bench, profile, kernels, doctor):
         command.add(commands)
     return parser
 

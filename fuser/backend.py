@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from . import capture, measure, torch_private
+from . import __version__, capture, measure, outlets, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import LOG, Options
@@ -91,18 +91,25 @@ def _listed_by(options: Options) -> bool:
 def _compile(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, inner: Callable[..., Any]
 ) -> Callable[..., Any]:
-    if options.inner != "inductor" or not looks_like_attention(gm):
-        return inner(gm, example_inputs)
-    device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
-    with torch_private.attention_patterns_off(device or torch.device("cpu")):
-        return inner(gm, example_inputs)
+    with _keyed():
+        if options.inner != "inductor" or not looks_like_attention(gm):
+            return inner(gm, example_inputs)
+        device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
+        with torch_private.attention_patterns_off(device or torch.device("cpu")):
+            return inner(gm, example_inputs)
+
+
+def _keyed() -> contextlib.AbstractContextManager[Any]:
+    """Within the block PyTorch caches what it compiles for this version of ours alone: it knows a
+    graph by its operators, and not by what ours mean."""
+    config: Any = torch.compiler.config
+    tag = f"{config.cache_key_tag} torch-fuser {__version__}".lstrip()
+    return config.patch(cache_key_tag=tag)
 
 
 def _publish(record: Record, options: Options) -> None:
-    """Count what was rewritten, and tell everyone who wants to know."""
-    for rewrite in record.rewritten:
-        if rewrite.count:
-            torch_private.counters["fuser"][rewrite.pattern] += rewrite.count
+    """Tell everyone who wants to know."""
+    outlets.publish(record, told=options.debug == LOG)
     for listener in _listeners.get():
         listener(record)
     if options.debug:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -12,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from .graph.arrange import Expand, Permute, Select, Step, steps
-from .graph.axes import Dims, Size, same_size
+from .graph.axes import Dims, Size, leaves, resolve, same_size
 from .graph.ops import value
 from .pattern import Operand
 from .torch_private import FakeTensorMode, FloorDiv, faked, to_expr
@@ -24,6 +25,16 @@ _COMBINED: dict[Any, Callable[..., Any]] = {
     FloorDiv: operator.floordiv,
 }
 """How sizes are computed of others."""
+
+
+@dataclass(frozen=True)
+class _Arranged:
+    """What a tensor is another arrangement of, all of it, and the views between."""
+
+    source: Node
+    dims: Dims
+    target: Dims
+    views: Sequence[Node]
 
 
 class Builder:
@@ -46,6 +57,7 @@ class Builder:
         self.added: list[Node] = []
         self._shared = shared
         self._made: dict[Any, Node] = {}
+        self._arranged: dict[Node, _Arranged] = {}
         self._replaced = {} if replaced is None else replaced
         self._sizes_from = [
             self.current(n)
@@ -176,9 +188,31 @@ class Builder:
         return self.method("reshape", node, tuple(shape))
 
     def arrange(self, node: Node, dims: Dims, target: Dims, *, materialise: bool = False) -> Node:
+        """A tensor with other dimensions. What was arranged before is arranged once, and what comes
+        back to where it was is itself: views lose the strides of dimensions of one element."""
+        known = self._arranged.get(node)
+        back = known is not None and resolve(known.target) == resolve(dims)
+        if known is not None and back and set(leaves(dims)) == set(leaves(target)):
+            source, dims = known.source, known.dims
+        else:
+            source, known = node, None
+        made, result = len(self.added), source
         for step in steps(dims, target, materialise=materialise):
-            node = self.apply(node, step)
-        return node
+            result = self.apply(result, step)
+        views = self.added[made:]
+        self._drop(known.views if known is not None else ())
+        if result is not source and set(leaves(dims)) == set(leaves(target)):
+            self._arranged[result] = _Arranged(source, dims, target, views)
+        return result
+
+    def _drop(self, views: Sequence[Node]) -> None:
+        """Takes views back that nobody reads."""
+        for node in reversed(views):
+            if not node.users and node in self.added:
+                self.added.remove(node)
+                self._made = {key: made for key, made in self._made.items() if made is not node}
+                self._arranged.pop(node, None)
+                self.module.graph.erase_node(node)
 
     def operand(self, operand: Operand, *, materialise: bool = False) -> Node:
         """An operand in its target arrangement and dtype; scalars and 0-d tensors as they are.

@@ -1,7 +1,8 @@
-"""Private APIs of Inductor that have to do with the order of tensors in memory."""
+"""Private APIs of Inductor: the order of tensors in memory, and its caches."""
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +10,13 @@ import torch
 from torch._inductor import config
 from torch._ops import OpOverload
 from torch.fx import Node
+
+
+def fresh_cache() -> contextlib.AbstractContextManager[None]:
+    """Within the block, nothing that was compiled before is found on disk or in memory."""
+    from torch._inductor import utils
+
+    return utils.fresh_cache()
 
 
 def keeps_channels_last() -> bool:

@@ -1,7 +1,7 @@
 """Errors that are caught because what cannot be followed, or computed, counts as unknown.
 
 Masks, biases and constants are read by trying, on whatever a user wrote. `TORCH_LOGS=+fuser` shows
-what was raised on the way; an error that can only be ours fails the tests.
+what was raised on the way (see `outlets`); an error that can only be ours fails the tests.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import checkpoint
 
-from fuser import backend, torch_private
+from fuser import __version__, backend, torch_private
 from fuser.backend import fuser as fuser_backend
 from fuser.backend import listening
 from fuser.builder import Builder
@@ -227,6 +227,19 @@ class TestInnerBackend:
         torch_private.counters.clear()
         compiled(pointwise, qkv())
         assert not torch_private.counters["fuser"]
+
+    def test_code_is_cached_for_this_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[str] = []
+
+        def tagged(gm: torch.fx.GraphModule, inputs: Any, **_: Any) -> Any:
+            seen.append(torch.compiler.config.cache_key_tag)
+            return gm.forward
+
+        monkeypatch.setattr(torch_private, "inductor", lambda mode, options: tagged)
+        with torch.compiler.config.patch(cache_key_tag="mine"):
+            torch.compile(pointwise, backend="fuser")(*qkv())
+            assert torch.compiler.config.cache_key_tag == "mine"
+        assert seen == [f"mine torch-fuser {__version__}"]
 
     def test_mode_is_passed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FUSER_INNER", CATCH)

@@ -194,7 +194,7 @@ def test_a_replacement_that_cannot_be(
     assert len(caught) == 1
     assert text in str(caught[0].message)
     torch.testing.assert_close(ours, _attention_then_exp(x))
-    assert counters["fuser"] == {"attention.softmax": 1}
+    assert counters["fuser"] == {"attention.softmax": 1, "failed: mine.exp": 1}
 
 
 def test_anchors_that_are_no_nodes() -> None:

@@ -1,4 +1,4 @@
-"""What is private in torch is touched in one module."""
+"""What is private in torch is touched in modules of that name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = {ROOT / "fuser" / name for name in ("torch_private.py", "dynamo_private.py")}
+PLACES = set((ROOT / "fuser").glob("*_private.py"))
 
 
 def private(tree: ast.Module) -> Iterator[str]:

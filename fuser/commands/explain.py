@@ -7,11 +7,10 @@ import contextlib
 import json
 import os
 import sys
-import traceback
 from typing import Any
 
 from .error import CommandError
-from .target import load
+from .target import add_target, load, running, with_gradients
 
 
 def add(commands: Any) -> None:
@@ -19,13 +18,7 @@ def add(commands: Any) -> None:
     explain = commands.add_parser(
         "explain", help="what would be rewritten, what nearly was, and why not"
     )
-    explain.add_argument(
-        "target",
-        metavar="MODULE:CALLABLE",
-        help="returns (model, inputs) or (model, inputs, keywords); inputs are a tuple, a dict of "
-        "keywords or one tensor. MODULE may be a path to a .py file. A module in training mode is "
-        "explained with gradients",
-    )
+    add_target(explain)
     explain.add_argument("--json", action="store_true", help="the report as JSON")
     explain.add_argument("--html", metavar="FILE", help="write the report as a page")
     explain.add_argument("--policy", choices=["auto", "always"], help="fuser.policy (auto)")
@@ -71,21 +64,12 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> Any:
     import torch
 
-    from ..errors import FuserError
     from ..report.explain import explain
 
     model, positional, keywords = load(args.target)
     options = {"fuser.policy": args.policy} if args.policy else {}
-    try:
-        with torch.set_grad_enabled(bool(getattr(model, "training", False))):
-            return explain(model, *positional, options=options, **keywords)
-    except FuserError as error:
-        raise CommandError(str(error)) from error
-    except Exception as error:
-        traceback.print_exc()
-        raise CommandError(
-            f"the model of {args.target} raised {type(error).__name__} on its inputs"
-        ) from error
+    with running(args.target), torch.set_grad_enabled(with_gradients(model, training=False)):
+        return explain(model, *positional, options=options, **keywords)
 
 
 def _write(report: Any, path: str) -> None:

@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import json
 import sys
-import traceback
 from typing import Any
 
 from .error import CommandError
-from .target import load
+from .target import add_target, load, running, with_gradients
 
 
 def add(commands: Any) -> None:
@@ -18,15 +17,12 @@ def add(commands: Any) -> None:
     profile = commands.add_parser(
         "profile", help="time, operations and bytes of each region, beside plain Inductor"
     )
-    profile.add_argument(
-        "model",
-        metavar="MODULE:CALLABLE",
-        help="returns (model, inputs) or (model, inputs, keywords), as for `explain`. A module in "
-        "training mode is profiled with its backward",
-    )
+    add_target(profile)
+    profile.add_argument("--training", action="store_true", help="in training mode, with backward")
     profile.add_argument(
         "--target",
         metavar="DEVICE",
+        dest="device",
         help="predict for a100, h100, h200, b200, mi300x, or sm_80, sm_90, sm_100, gfx942, which "
         "need not be there; nothing is measured",
     )
@@ -61,17 +57,13 @@ def _profile(args: argparse.Namespace) -> Any:
     from ..profiling.machine import known
     from ..profiling.profile import profile
 
-    options = {"fuser.policy": args.policy} if args.policy else {}
     try:
-        if args.target is not None:
-            known(args.target)  # before the model is made
-        model, positional, keywords = load(args.model)
-        with torch.set_grad_enabled(bool(getattr(model, "training", False))):
-            return profile(model, *positional, options=options, target=args.target, **keywords)
-    except (FuserError, CommandError) as error:
+        if args.device is not None:
+            known(args.device)  # before the model is made
+    except FuserError as error:
         raise CommandError(str(error)) from error
-    except Exception as error:
-        traceback.print_exc()
-        raise CommandError(
-            f"the model of {args.model} raised {type(error).__name__} on its inputs"
-        ) from error
+    model, positional, keywords = load(args.target)
+    options = {"fuser.policy": args.policy} if args.policy else {}
+    gradients = with_gradients(model, args.training)
+    with running(args.target), torch.set_grad_enabled(gradients):
+        return profile(model, *positional, options=options, target=args.device, **keywords)

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .error import CommandError
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that names a model."""
+    parser.add_argument(
+        "target",
+        metavar="MODULE:CALLABLE",
+        help="returns (model, inputs) or (model, inputs, keywords); inputs are a tuple, a dict of "
+        "keywords or one tensor. MODULE may be a path to a .py file. A module in training mode is "
+        "run with gradients",
+    )
+
+
+@contextlib.contextmanager
+def running(target: str) -> Generator[None]:
+    """What goes wrong within the block is told of the model.
+
+    Raises:
+        CommandError: something was raised.
+    """
+    from ..errors import FuserError
+
+    try:
+        yield
+    except FuserError as error:
+        raise CommandError(str(error)) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise CommandError(
+            f"the model of {target} raised {type(error).__name__} on its inputs"
+        ) from error
+
+
+def with_gradients(model: Any, training: bool) -> bool:
+    """Whether a model runs with gradients: it is in training mode, or put there.
+
+    Args:
+        model: a module or function.
+        training: put it there.
+    """
+    if training and hasattr(model, "train"):
+        model.train()
+    return training or bool(getattr(model, "training", False))
 
 
 def load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 from rich.text import Text
 
 from ..errors import CoverageError, FuserError
-from ..events import Compared, Failure, Listing, NearMiss, Printed, Record, Rewritten, Verdict
+from ..events import Failure, Listing, NearMiss, Printed, Record, Rewritten, Verdict
 from ..options import matches
 from ..registry import OWN_FAMILIES, is_family
 from . import text
 from .page.write import frame, page
+from .verdicts import verdict_data
 
 SCHEMA = 1
 """Version of `Report.to_json`; grows when a field changes its meaning or goes."""
@@ -210,7 +210,7 @@ class Report:
             "rewritten": [_rewritten(rewrite) for rewrite in self.rewritten],
             "near_misses": [asdict(miss) for miss in self.near_misses],
             "failures": [asdict(failure) for failure in self.failures],
-            "verdicts": [_verdict(verdict) for verdict in self.verdicts],
+            "verdicts": [verdict_data(verdict) for verdict in self.verdicts],
             "breaks": list(self.breaks),
             "kernels": [asdict(kernel) for kernel in self.kernels],
         }
@@ -244,16 +244,4 @@ def _rewritten(rewrite: Rewritten) -> dict[str, Any]:
     data = asdict(rewrite)
     del data["sources"]
     data["removed"] = [asdict(row) for row in rewrite.removed_rows()]
-    return data
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {**asdict(verdict), "compared": [_compared(c) for c in verdict.compared]}
-
-
-def _compared(compared: Compared) -> dict[str, Any]:
-    data = asdict(compared)
-    for name in ("error", "original", "allowed"):
-        data[name] = data[name] if math.isfinite(data[name]) else None
-    data["worst"] = list(compared.worst)
     return data

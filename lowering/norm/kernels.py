@@ -57,19 +57,18 @@ def _group_norm_backward(
 
 
 def _format(x: Tensor) -> torch.memory_format:
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """The order in which the kernel takes a tensor for one with channels last: by all strides, also
+    those of dimensions with one element, which may be anything."""
+    if x.ndim != 4:
+        return torch.contiguous_format
+    _, c, h, w = x.shape
+    last = x.stride() == (c * h * w, 1, c * w, c)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def _dense(x: Tensor) -> Tensor:
-    """The kernel reads tensors in one of two orders, which it tells apart by strides: also by
-    those of dimensions with one element, which may be anything."""
-    format = _format(x)
-    if format is torch.channels_last:
-        _, c, h, w = x.shape
-        usual = x.stride() == (c * h * w, 1, c * w, c)
-        return x if usual else x.clone(memory_format=format)
-    return x.contiguous(memory_format=format)
+    """The kernel reads tensors in one of two orders."""
+    return x.contiguous(memory_format=_format(x))
 
 
 def _define(

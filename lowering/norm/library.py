@@ -106,8 +106,11 @@ def _slower(call: Call, context: Context, plan: _Plan) -> str:
 
 
 def _comes_last(call: Call, plan: _Plan) -> bool:
-    """Whether x is an image whose channels are beside each other in memory."""
-    return any(known_true(value(x).stride(1) == 1) for x in _images(call, plan))
+    """Whether x is an image whose channels are beside each other in memory, as the kernel sees it:
+    the stride of a batch of one counts, too."""
+    images = [value(x) for x in _images(call, plan)]
+    return any(known_true(x.stride(1) == 1) and known_true(x.stride(0) * x.shape[0] == x.numel())
+               for x in images)  # fmt: skip
 
 
 def _is_kept_last(call: Call, plan: _Plan) -> bool:

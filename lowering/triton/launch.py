@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from fuser import printed
+from fuser.tools_private import is_profiled, named_range
 from fuser.torch_private import known_true, packaging
 
 from .kernel import Kernel
@@ -97,6 +99,22 @@ def run(
 ) -> None:
     """Launches a kernel; on the device `scratch_on`, Triton makes descriptors in memory of ours."""
     printed.note(kernel.name, kernel.source)
+    with _range(kernel):
+        _launch(kernel, grid, values, scratch_on)
+
+
+def _range(kernel: Kernel) -> contextlib.AbstractContextManager[Any]:
+    """A name in profiles, `fuser: attention.softmax at model.py:12, forward_kernel`, where a
+    profiler is on."""
+    if not is_profiled():
+        return contextlib.nullcontext()
+    origin = printed.origin_of(kernel.source)
+    return named_range(f"fuser: {origin}, {kernel.name}" if origin else f"fuser: {kernel.name}")
+
+
+def _launch(
+    kernel: Kernel, grid: tuple[int, ...], values: Mapping[str, Any], scratch_on: Any
+) -> None:
     function = kernel.function()
     names = [name for name, _ in kernel.signature]
     arguments = {name: values[name] for name in names}

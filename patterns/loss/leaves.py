@@ -73,7 +73,7 @@ def leaf(view: GraphView, node: Node, dims: Dims) -> Leaf | None:
         return _loss(view, op, node, dims)
     if op.name == "logsumexp":
         return _logsumexp(op, node, dims)
-    if op.name in ("gather", "take_along_dim"):
+    if op.name == "gather":
         return _picked(view, op, node, dims)
     return None
 

@@ -47,7 +47,7 @@ class LinearCrossEntropy(Pattern):
 
     def anchors(self, view: GraphView) -> Iterable[Node]:
         for node in view.nodes:
-            if view.op(node).name in (*LOSSES, "gather", "take_along_dim"):
+            if view.op(node).name in (*LOSSES, "gather"):
                 yield node
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:

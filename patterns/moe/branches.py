@@ -12,10 +12,11 @@ from fuser.graph.axes import Dim, Dims, fresh, leaves, renamed, resolve
 from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
 
+from .cuts import part_of
 from .expert import Expert, ExpertWalk, same_rows
 from .products import Product
 from .rows import rows_of
-from .space import Place, Space, part_of, require
+from .space import Place, Space, require
 from .weights import Weights, same_weights
 
 

@@ -22,11 +22,12 @@ from fuser.pattern import Match
 
 from .branches import column, same, stacked
 from .choices import found_by
+from .cuts import CASTS, COPIES
 from .expert import Expert, ExpertWalk, NoExpert
 from .places import Places, parts
 from .region import Sent, keeps_zero, sent
 from .rows import rows_of
-from .space import CASTS, COPIES, Place, Space, require
+from .space import Place, Space, require
 from .terms import bare, is_within, nonzero_of
 
 TOGETHER = "tokens are not known to have places of their own"

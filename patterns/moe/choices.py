@@ -10,7 +10,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
-from .space import COPIES, part_of
+from .cuts import COPIES, part_of
 
 MAX_DEPTH = 64
 WHOLE = ("to", "long", "int")
@@ -58,8 +58,8 @@ def _rearranged(
     ordered = found_by(view, node, 0)
     if ordered is not None and ordered.name == "sort" and _dim(ordered, len(dims)) == at:
         return ordered.args["input"], dims, along
-    if op.name in ("gather", "take_along_dim") and at is not None and _dim(op, len(dims)) == at:
-        if is_tensor(op.args.get("index")) and distinct(view, op.args["index"], dims, along):
+    if at is not None and _dim(op, len(dims)) == at and reads_as_told(view, op):
+        if distinct(view, op.args["index"], dims, along):
             return _taken(op.args["input"], at, dims, along)
     return None
 
@@ -153,3 +153,18 @@ def _holds_some(op: Op, node: Node) -> bool:
     if op.kind in (Kind.VIEW, Kind.SLICE) or op.name in (*COPIES, "flip", "select"):
         return True
     return op.name in ("gather", "index_select", "take_along_dim") or _is_whole(op, node)
+
+
+def reads_as_told(view: GraphView, op: Op) -> bool:
+    """Whether an operator reads a tensor at the positions that it is given.
+
+    Positions beyond the last one are an error of `gather`'s; `take_along_dim` counts on from the
+    first one.
+    """
+    index, source, dim = op.args.get("index"), op.args.get("input"), op.args.get("dim")
+    if not (is_tensor(index) and is_tensor(source)) or type(dim) is not int:
+        return False
+    if op.name == "gather":
+        return True
+    known = experts_among(view, index) if op.name == "take_along_dim" else None
+    return known is not None and known == value(source).shape[dim]

@@ -20,8 +20,9 @@ from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.specs import TOKEN, Columns
 
 from ..declined import Declined, spelled
+from .cuts import CASTS, COPIES, part_of
 from .products import Product, Products
-from .space import CASTS, COPIES, Place, Space, part_of, require
+from .space import Place, Space, require
 from .weights import Weights, same_weights, unchanged, weighted
 
 MAX_NODES = 256

@@ -21,10 +21,11 @@ from fuser.torch_private import eager_world
 
 from ..declined import Declined, spelled
 from .choices import found_by
+from .cuts import COPIES
 from .filling import filled_with, writer
 from .ranking import Choice, Ranking, choice_of
 from .routing import summed
-from .space import COPIES, Place, require
+from .space import Place, require
 
 MAX_NODES = 32
 _MORE = "scores of groups are sums of more than two, whose rounding depends on their order"

@@ -16,8 +16,9 @@ from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
 from .branches import column
+from .cuts import CASTS, COPIES
 from .routing import Routing
-from .space import CASTS, COPIES, Place
+from .space import Place
 
 _LIMIT = 64
 _WHOLE = {torch.int32, torch.int64}

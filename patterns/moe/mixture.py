@@ -33,6 +33,7 @@ from ..declined import Declined
 from .branches import same, stacked
 from .capacity import capacity
 from .chain import beneath, chain, is_zero
+from .choices import reads_as_told
 from .expert import Expert, ExpertWalk, NoExpert
 from .products import Product
 from .region import ID, Mixture, matched, mixture
@@ -279,6 +280,8 @@ def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
     op, node = space.view.op(rows.node), rows.node
     dim, index, source = op.args["dim"], op.args["index"], op.args["input"]
     require(isinstance(dim, int), "rows are gathered along a dimension that is no constant", node)
+    told = reads_as_told(space.view, op)
+    require(told, "take_along_dim may count on from the first expert beyond the last", node)
     at = dim % len(rows.dims)
     taken = set(leaves(rows.dims[at : at + 1]))
     require(taken == space.chosen_axes, "rows are gathered along another axis", node)

@@ -34,10 +34,10 @@ from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
 from .arange import is_arange
-from .choices import found_by
+from .choices import found_by, reads_as_told
+from .cuts import COPIES, part_of
 from .order import WIDE
 from .routing import summed
-from .space import COPIES, part_of
 from .terms import MAX_STEPS, WHOLE, Factor, Masks
 
 
@@ -138,7 +138,7 @@ class Places(Masks):
             inner = summed(op, node, dims, ("sum", "amax"))
             if inner is not None:
                 return self._at_expert(inner[0], inner[1], inner[2], node, facts)
-        if op.name in ("gather", "take_along_dim") and type(op.args.get("dim")) is int:
+        if reads_as_told(self.view, op):
             return self._gathered(op, node, dims, facts)
         if op.name in ("where", "masked_fill") and is_tensor(source):
             return self._chosen(op, node, dims, facts)

@@ -21,7 +21,7 @@ from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
 from ..declined import Declined, spelled
-from .choices import found_by
+from .choices import found_by, reads_as_told
 from .routing import summed
 from .space import require
 
@@ -91,7 +91,7 @@ def taken_by(view: GraphView, node: Node) -> tuple[Choice, Node] | None:
         return None if found is None else (found, found.scores)
     op = view.op(node)
     index, source = op.args.get("index"), op.args.get("input")
-    if op.name not in ("gather", "take_along_dim") or not (is_tensor(index) and is_tensor(source)):
+    if not (is_tensor(index) and is_tensor(source)) or not reads_as_told(view, op):
         return None
     dim, rank = op.args.get("dim"), value(node).ndim
     if found_by(view, index) is None or type(dim) is not int or dim % rank != rank - 1:

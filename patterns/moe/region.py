@@ -17,10 +17,11 @@ from fuser.torch_private import eager_world
 
 from ..declined import Declined
 from .choices import are_experts
+from .cuts import part_of
 from .expert import Expert
 from .filling import writer
 from .routing import Routing
-from .space import Place, Space, part_of, require
+from .space import Place, Space, require
 from .terms import only_sends
 from .weights import Weights
 

@@ -34,8 +34,9 @@ from fuser.graph.view import GraphView
 
 from .arange import is_arange
 from .choices import MAX_DEPTH, are_experts, distinct
+from .cuts import CASTS, COPIES
 from .filling import filled_with, put, writer
-from .space import CASTS, COPIES, Place
+from .space import Place
 
 ZERO, ONE, LOWEST = 0.0, 1.0, -math.inf
 

@@ -8,7 +8,6 @@ sorted            a row for every choice, in the order of experts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,10 +20,9 @@ from fuser.graph.view import GraphView
 
 from ..declined import Declined
 from .arange import repeated
+from .choices import reads_as_told
+from .cuts import CASTS, COPIES
 from .order import Order, picked
-
-COPIES = {"clone", "contiguous", "alias"}
-CASTS = {"to", "type_as", "type", "float", "half", "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Space:
         if part is not None:
             rank = value(part.index).ndim
             return part.source, part.index, dims[:rank], dims[rank + part.new :]
-        if op.name not in ("gather", "take_along_dim") or op.args.get("dim") != 0:
+        if op.args.get("dim") != 0 or not reads_as_told(self.view, op):
             return None
         source, index = op.args["input"], op.args["index"]
         if value(source).shape[1:] != value(node).shape[1:]:
@@ -270,70 +268,6 @@ def selected(op: Op) -> Selection | None:
     if not is_tensor(first) or any(part is not None for part in rest):
         return None
     return Selection(op.args["input"], first, len(rest))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Columns of a tensor, along one of its dimensions."""
-
-    source: Node
-    dim: int
-    start: int
-    stop: int | None
-    step: int
-    passed: tuple[Node, ...] = ()
-
-
-def part_of(view: GraphView, node: Node) -> Part | None:
-    """What `chunk`, `split` or a slice takes of a tensor."""
-    op = view.op(node)
-    if op.kind is Kind.SLICE and op.name == "narrow":
-        start, length = op.args.get("start"), op.args.get("length")
-        if isinstance(start, int) and isinstance(length, int) and isinstance(op.args["dim"], int):
-            return Part(op.args["input"], op.args["dim"], start, start + length, 1)
-        return None
-    if op.kind is Kind.SLICE and op.name == "getitem":
-        return _slice(op)
-    source = node.args[0] if node.args else None
-    if getattr(node.target, "__name__", "") != "getitem" or not isinstance(source, Node):
-        return None
-    cut = view.op(source)
-    if cut.name not in ("chunk", "split") or not isinstance(node.args[1], int):
-        return None
-    shapes = [x.shape for x in value(source)] if isinstance(value(source), (tuple, list)) else []
-    dim = cut.args.get("dim", 0)
-    if not shapes or not isinstance(dim, int):
-        return None
-    sizes = [shape[dim] for shape in shapes]
-    if not all(isinstance(n, int) for n in sizes):
-        return None
-    at = node.args[1] % len(sizes)
-    start = sum(sizes[:at])
-    return Part(cut.args["input"], dim, start, start + sizes[at], 1, (source,))
-
-
-def _slice(op: Op) -> Part | None:
-    index, rank = op.args["index"], value(op.args["input"]).ndim
-    parts: Sequence[object] = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
-        filled = [slice(None)] * (rank - len(parts) + 1)
-        parts = (*parts[:at], *filled, *parts[at + 1 :])
-    if not all(isinstance(p, slice) for p in parts):
-        return None
-    cut = [i for i, p in enumerate(parts) if p != slice(None)]
-    if len(cut) != 1:
-        return None
-    (dim,) = cut
-    part = parts[dim]
-    assert isinstance(part, slice)
-    size = value(op.args["input"]).shape[dim]
-    if not isinstance(size, int) or not all(
-        isinstance(n, (int, type(None))) for n in (part.start, part.stop, part.step)
-    ):
-        return None
-    start, stop, step = part.indices(size)
-    return Part(op.args["input"], dim, start, stop, step) if step > 0 else None
 
 
 def require(condition: bool, reason: str, node: Node, hint: str = "") -> None:

@@ -24,8 +24,9 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
+from .cuts import CASTS, COPIES
 from .routing import Routing, summed
-from .space import CASTS, COPIES, Place, Space
+from .space import Place, Space
 from .weights import Weights
 
 MAX_STEPS = 512

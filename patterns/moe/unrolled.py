@@ -97,28 +97,28 @@ def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Ter
         return None
     if cut is None:
         return None
-    source, dims, axis, number = cut
+    source, dims, own_axis, number = cut
     space.interior |= {rows.node, *(n for n in rows.node.all_input_nodes if not is_tensor(n))}
-    names = dict(
-        zip(leaves((axis,)), leaves((axis if first is None else first.axis,)), strict=True)
-    )
+    axis = own_axis if first is None else first.axis
+    count = value(source).shape[_at(cut)]
     factors: list[Place] = []
     for factor in rows.weights.factors:
         own = column(view, factor)
         if own is None:
             factors.append(factor)
-        elif own[3] != number or value(own[0]).shape[_at(own)] != value(source).shape[_at(cut)]:
+        elif own[3] != number or value(own[0]).shape[_at(own)] != count:
             return None
         else:
-            along = dict(zip(leaves((own[2],)), names.values(), strict=True))
-            factors.append(Place(own[0], renamed(own[1], along)))
-    made = _Term(
-        number, Place(source, renamed(dims, names)),
-        tuple(names.values()), Weights(tuple(factors), rows.weights.scale),
-        value(source).shape[_at(cut)],
-    )  # fmt: skip
+            factors.append(Place(own[0], _named(own[1], own[2], axis)))
+    weights = Weights(tuple(factors), rows.weights.scale)
+    made = _Term(number, Place(source, _named(dims, own_axis, axis)), axis, weights, count)
     alike = first is None or (made.rows, made.weights) == (first.rows, first.weights)
     return made if alike else None
+
+
+def _named(dims: Dims, own: Dim, axis: Dim) -> Dims:
+    """With the axis of the first term, if it has as many parts."""
+    return renamed(dims, dict(zip(leaves((own,)), leaves((axis,)), strict=False)))
 
 
 def _at(cut: tuple[Node, Dims, Dim, int]) -> int:

@@ -188,6 +188,15 @@ class OtherDimensionOfOneSize(Head):
         return (logits.logsumexp(1) - logits.gather(-1, target[..., None]).squeeze(-1)).mean()
 
 
+class CountsOn(Head):
+    """`take_along_dim` takes the class after the last one for the first one."""
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        logits = self.lm_head(x).log_softmax(-1)
+        beyond = (target.clamp(min=0) + CLASSES - 1)[..., None]
+        return -torch.take_along_dim(logits, beyond, -1).squeeze(-1).mean()
+
+
 LOOKALIKES = [
     LookAlike(LogitsReturned, "the logits are used elsewhere: returned"),
     LookAlike(LogitsCounted, "the logits are used elsewhere, by `argmax`"),
@@ -208,6 +217,7 @@ LOOKALIKES = [
     LookAlike(Focal, "a part of the loss is used elsewhere, by `exp`"),
     LookAlike(NoProduct, "they are an input of this graph"),
     LookAlike(ZLossOfOthers, "the logits are used elsewhere, by `logsumexp`"),
+    LookAlike(CountsOn),
     LookAlike(OtherDimension),
     LookAlike(OtherDimensionOfOneSize),
 ]

@@ -268,6 +268,8 @@ def test_the_command_predicts(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(data["rows"]) == 2
     assert main(["profile", f"{FILE}:small", "--target", "mi300x"]) == 0
     assert "AMD MI300X" in capsys.readouterr().out
+    assert main(["profile", f"{FILE}:small", "--training", "--target", "h200", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ records for it."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fuser import backend, printed
 from fuser.backend import listening
-from fuser.events import Candidate, Listing, Printed, Record, Row, Where
+from fuser.events import Candidate, Compared, Listing, Printed, Record, Row, Verdict, Where
 from fuser.graph.program import Program
 from fuser.lowering.triton.launch import interpreting
 from fuser.report.explain import explain
@@ -25,9 +26,10 @@ from fuser.report.page.data import layer_of, page_data
 from fuser.report.page.maths import maths
 from fuser.report.page.write import page
 from fuser.report.report import Report
+from fuser.verification.verify import verify
 
 from .models import Encoder, SelfAttention, deep, line_of, tokens
-from .test_text import record
+from .test_text import record, rewrite
 
 ALWAYS = {"fuser.policy": "always"}
 
@@ -167,6 +169,62 @@ def test_without_recorded_graphs_the_rewrites_make_one() -> None:
     owned = [row for row in graph["rows"] if len(row) == 3]
     assert {owner for *_, owner in owned} == {0, 1, 2, 3}
     assert len(owned) == len(graph["rows"])
+
+
+def verified() -> Record:
+    """Three layers: verified, not verified, and taken back, where an infinity was."""
+    found = record()
+    found.rewritten = [rewrite(0), rewrite(1)]
+    wrong = Compared("output 0", math.inf, 1e-7, 3e-7, (0, 1, 2), "is inf instead of 2")
+    fine = Compared("output 0", 2e-7, 1e-7, 3e-7)
+    common = (rewrite(0).pattern, rewrite(0).lowering)
+    found.verdicts = [
+        Verdict(common[0], rewrite(0).where, common[1], "verified", compared=(fine,)),
+        Verdict(common[0], rewrite(1).where, common[1], "unverified", "it draws random numbers"),
+        Verdict(
+            *(common[0], rewrite(2).where, common[1], "wrong", str(wrong), (wrong,)),
+            script="/tmp/reproduce_0.py",
+        ),
+    ]
+    return found
+
+
+def test_verdicts_stand_at_their_regions_and_those_taken_back_alone() -> None:
+    data = json.loads(json.dumps(page_data(Report.of(verified())), allow_nan=False))
+    verdicts = data["verdicts"]
+    events = [e for e in data["events"] if e["status"] in ("rewritten", "wrong")]
+    assert [verdicts[event["verdict"]]["outcome"] for event in events] == [
+        *("verified", "unverified", "wrong"),
+    ]
+    assert verdicts[events[0]["verdict"]]["compared"][0]["error"] == 2e-7
+    assert verdicts[events[1]["verdict"]]["reason"] == "it draws random numbers"
+    wrong = verdicts[events[2]["verdict"]]
+    assert wrong["compared"][0]["error"] is None
+    assert wrong["compared"][0]["worst"] == [0, 1, 2]
+    assert wrong["script"] == "/tmp/reproduce_0.py"
+    assert data["groups"][-1]["status"] == "wrong"
+    others = [e for e in data["events"] if e["status"] not in ("rewritten", "wrong")]
+    assert others
+    assert not any("verdict" in event for event in others)
+    assert "TAKEN BACK  attention.softmax" in page(Report.of(verified())).partition("<noscript>")[2]
+
+
+def test_a_verdict_of_another_graph_or_pattern_is_not_taken() -> None:
+    found = verified()
+    first = found.verdicts[0]
+    for other in (replace(first, graph=1), replace(first, body="b"), replace(first, pattern="x.y")):
+        found.verdicts = [other]
+        assert not any("verdict" in event for event in page_data(Report.of(found))["events"])
+
+
+@torch.no_grad()
+def test_what_verification_of_a_model_found_is_on_its_page() -> None:
+    model = Encoder(SelfAttention(), SelfAttention())
+    options = {**ALWAYS, "fuser.inner": "eager"}
+    data = page_data(verify(model, tokens(), options=options).expect(attention=2).report)
+    rewritten = [e for e in data["events"] if e["status"] == "rewritten"]
+    outcomes = [data["verdicts"][event["verdict"]]["outcome"] for event in rewritten]
+    assert outcomes == ["verified", "verified"]
 
 
 @torch.no_grad()

@@ -4,13 +4,15 @@
     places: list of [file, line, code]           modules: list of [path, layer]
     layers: list of [stack, [layer, ...]]        details: list of DETAIL
     kernels: list of {name, text}                breaks: list of str
+    verdicts: list of {outcome, reason, script, compared}, the last as in `Report.to_json`
     graphs: list of {name, before, after, rows}
         before: list of [fx, place, module], numbers into the tables
         after: the same, or the position before of a node that is the same
         rows: list of [before, after] or [before, after, event]: positions, -1 where there is none
-    events: list of {status, module, place, node, graph, at, detail, reason, inputs}
+    events: list of {status, module, place, node, graph, at, detail, reason, inputs, verdict}
         graph: number into graphs, -1 where it was not recorded
         at: the row of the node that failed, or of the anchor; -1 where it is in no row
+        verdict: number into verdicts, where the region was to be verified
     groups: list of {pattern, family, status, module, events}: equal events of several layers
 
 A DETAIL is {lowering, why, hint, facts, candidates, kernels}; facts are [name, text, maths], where
@@ -24,10 +26,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...events import Failure, Listing, NearMiss, Rewritten, Row, Where
+from ...events import Failure, Listing, NearMiss, Rewritten, Row, Verdict, Where
 from ...printed import first_line
 from ..fold import NAMES_NODES, Folded, fold
 from ..text import short, summary
+from ..verdicts import by_region, compared_data, region_of
 from .align import aligned
 from .maths import maths
 from .table import Table
@@ -35,7 +38,7 @@ from .table import Table
 if TYPE_CHECKING:
     from ..report import Report
 
-Event = Rewritten | NearMiss | Failure
+Event = Rewritten | NearMiss | Failure | Verdict
 _LAYER = re.compile(r"(?:^|\.)\d+(?=\.|$)")
 
 
@@ -62,8 +65,13 @@ class _Page:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.places, self.modules, self.details = Table(), Table(), Table()
+        self.verdicts = Table()
+        self.by_region = by_region(report.verdicts)
+        self.taken_back = [v for v in report.verdicts if v.outcome == "wrong"]
         self.listings = list(_listings(report))
-        self.events: list[Event] = [*report.rewritten, *report.near_misses, *report.failures]
+        self.events: list[Event] = [
+            *report.rewritten, *report.near_misses, *report.failures, *self.taken_back
+        ]  # fmt: skip
         self.numbers = {id(event): i for i, event in enumerate(self.events)}
         self.rows: list[dict[str, int]] = []
         """Of each graph, the rows of its nodes by name; those before win."""
@@ -76,6 +84,7 @@ class _Page:
             *map(self._group, fold(self.report.left)),
             *map(self._group, fold(self.report.declined)),
             *map(self._group, fold(self.report.failures)),
+            *map(self._group, fold(self.taken_back)),
         ]
         return {
             "title": "fuser: graph diff",
@@ -84,6 +93,7 @@ class _Page:
             "events": events,
             "groups": groups,
             "details": self.details.values,
+            "verdicts": self.verdicts.values,
             "kernels": [asdict(kernel) for kernel in self.report.kernels],
             "breaks": [short(line) for line in self.report.breaks],
             "places": self.places.values,
@@ -138,9 +148,13 @@ class _Page:
             "node": event.where.node,
             "graph": graph,
             "at": at,
+            **self._verdict(event),
         }
         if isinstance(event, Failure):
             return {**common, "reason": event.error, "detail": self._detail()}
+        if isinstance(event, Verdict):
+            detail = self._detail(lowering=event.lowering)
+            return {**common, "reason": event.reason, "detail": detail}
         if isinstance(event, NearMiss):
             detail = self._detail(hint=event.hint, candidates=event.candidates)
             return {**common, "reason": event.reason, "detail": detail}
@@ -153,6 +167,19 @@ class _Page:
         )
         inputs = [[k, v, None] for k, v in event.facts.items() if k in NAMES_NODES]
         return {**common, "detail": detail, "inputs": inputs}
+
+    def _verdict(self, event: Event) -> dict[str, int]:
+        """What verification said of a rewrite, or of a region that it took back."""
+        verdict = None if isinstance(event, NearMiss) else self.by_region.get(region_of(event))
+        if verdict is None:
+            return {}
+        told = {
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "script": verdict.script,
+            "compared": compared_data(verdict.compared),
+        }
+        return {"verdict": self.verdicts.number(told)}
 
     def _detail(self, **parts: Any) -> int:
         candidates = [asdict(candidate) for candidate in parts.pop("candidates", ())]
@@ -194,6 +221,8 @@ class _Page:
 def _status(event: Event) -> str:
     if isinstance(event, Rewritten):
         return "rewritten" if event.count else "opened"
+    if isinstance(event, Verdict):
+        return event.outcome
     if isinstance(event, NearMiss):
         return "left" if event.sound else "declined"
     return "failed"

@@ -12,11 +12,15 @@ function overview() {
     const number = D.events.filter((event) => event.status === status).length;
     return number > 0 && make("div", {}, make("dt", {}, make("span", { class: `badge ${status}` }, number)), make("dd", {}, name));
   });
+  const outcomes = OUTCOMES.filter(([outcome]) => outcome !== "wrong").map(([outcome, name]) => {
+    const number = D.events.filter((event) => outcomeOf(event) === outcome).length;
+    return number > 0 && make("div", {}, make("dt", {}, make("span", { class: `badge ${outcome}` }, number)), make("dd", {}, `${name} against fp64`));
+  });
   const breaks = D.breaks.length > 0 && [
     make("h3", {}, "Graph breaks: what lies on both sides of one cannot be matched"),
     make("ul", {}, D.breaks.map((line) => make("li", {}, make("code", {}, line)))),
   ];
-  return [make("h2", {}, "What this compile did"), make("dl", {}, counts),
+  return [make("h2", {}, "What this compile did"), make("dl", {}, counts, outcomes),
     make("p", { class: "place" }, "Choose a region in the list, a layer above, or a coloured row of the graph."), breaks]
     .flat().filter(Boolean);
 }
@@ -26,13 +30,14 @@ function region(e) {
   const [file, line, code] = D.places[event.place];
   const name = STATUSES.find(([status]) => status === event.status)[1];
   return [
-    make("h2", {}, make("span", { class: `badge ${event.status}` }, name), group.pattern),
+    make("h2", {}, make("span", { class: `badge ${event.status}` }, name), group.pattern, " ", verdictBadge(event)),
     siblings(group, e),
     make("p", { class: "place" }, "at ", make("code", {}, file ? `${file}:${line}` : `node ${event.node}`),
       moduleOf(event) && [" in ", make("code", {}, moduleOf(event))], file && [", node ", make("code", {}, event.node)]),
     code && make("pre", {}, code),
     event.reason && make("div", { class: `reason ${event.status}`, role: "note" }, make("p", {}, event.reason),
       detail.hint && make("p", {}, make("b", {}, "Hint: "), detail.hint)),
+    verdictElements(event),
     facts(detail, event),
     candidates(detail.candidates),
     detail.kernels.length > 0 && [make("h3", {}, "Generated kernels"), detail.kernels.map((k) => kernelElement(D.kernels[k]))],

@@ -27,7 +27,7 @@ function itemOf({ group, events }) {
   return make("button", {
     type: "button", class: `item ${group.status}`, "aria-current": String(current), onclick: () => choose(D.events.indexOf(event)),
   },
-  make("b", {}, group.pattern), events.length > 1 && make("span", { class: "times" }, ` ×${events.length}`),
+  make("b", {}, group.pattern), events.length > 1 && make("span", { class: "times" }, ` ×${events.length}`), outcomeBadge(events),
   make("small", {}, module || event.node), make("small", {}, event.reason || shortPlace(D.places[event.place])));
 }
 
@@ -36,6 +36,11 @@ function drawFilters() {
   byId("families").replaceChildren(...["", ...families].map((family) => make("button", {
     type: "button", "aria-pressed": String(chosen.family === family), onclick: () => filter({ family }),
   }, family || "all")));
+  byId("outcomes").replaceChildren(...OUTCOMES.filter(([outcome]) => D.verdicts.some((v) => v.outcome === outcome))
+    .map(([outcome, name]) => make("button", {
+      type: "button", "aria-pressed": String(chosen.outcome === outcome),
+      onclick: () => filter({ outcome: chosen.outcome === outcome ? "" : outcome }),
+    }, name)));
   byId("layers").replaceChildren(...D.layers.map(([stack, layers]) => make("div", { class: "stack" },
     make("span", {}, stack || "layer"), layers.map(cellOf))));
 }
@@ -44,7 +49,7 @@ function drawFilters() {
 function cellOf(layer) {
   const counts = STATUSES.map(([status, name]) => [status, name, D.groups.filter((group) => group.status === status)
     .reduce((sum, group) => sum + members(group, { layer, query: "" }).length, 0)]).filter(([, , number]) => number);
-  const order = ["failed", "declined", "rewritten", "opened", "left"];
+  const order = ["failed", "wrong", "declined", "rewritten", "opened", "left"];
   const worst = order.find((status) => counts.some(([own]) => own === status)) || "none";
   const told = counts.map(([, name, number]) => `${number} ${name.toLowerCase()}`).join(", ") || "nothing";
   return make("button", {

@@ -15,7 +15,7 @@ function choose(e) {
 function filter(changes) {
   Object.assign(chosen, changes);
   const before = document.activeElement && document.activeElement.textContent;
-  const within = document.activeElement && document.activeElement.closest("#families, #layers");
+  const within = document.activeElement && document.activeElement.closest("#families, #outcomes, #layers");
   drawFilters();
   drawList();
   if (within) [...within.querySelectorAll("button")].find((b) => b.textContent === before)?.focus();
@@ -57,7 +57,7 @@ function leave() {
     search.blur();
     filter({ query: "" });
   } else if (chosen.event >= 0) choose(-1);
-  else filter({ family: "", layer: "" });
+  else filter({ family: "", layer: "", outcome: "" });
 }
 
 const KEYS = {

@@ -3,6 +3,7 @@
 const D = JSON.parse(byId("data").textContent);
 
 const STATUSES = [
+  ["wrong", "Taken back"],
   ["declined", "Declined"],
   ["failed", "Failed"],
   ["rewritten", "Rewritten"],
@@ -11,7 +12,7 @@ const STATUSES = [
 ];
 
 /** What is chosen: an event or -1, a graph, and the filters. */
-const chosen = { event: -1, graph: 0, family: "", layer: "", query: "" };
+const chosen = { event: -1, graph: 0, family: "", layer: "", outcome: "", query: "" };
 
 D.groups.forEach((group, g) => group.events.forEach((e) => { D.events[e].group = g; }));
 
@@ -31,19 +32,28 @@ function textOf(event) {
     const detail = D.details[event.detail], place = D.places[event.place];
     const facts = detail.facts.map(([name, text]) => `${name} ${text}`);
     const parts = [groupOf(event).pattern, moduleOf(event), placeText(place), place[2], event.node,
-      event.reason || "", detail.lowering, detail.why, ...facts];
+      event.reason || "", detail.lowering, detail.why, ...facts, ...verdictTexts(event)];
     event.text = parts.join("\n").toLowerCase();
   }
   return event.text;
 }
 
+/** What verification said of an event. */
+function verdictTexts(event) {
+  const verdict = verdictOf(event);
+  if (verdict === null) return [];
+  const [, name] = OUTCOMES.find(([outcome]) => outcome === verdict.outcome);
+  return [name, verdict.reason, verdict.script, ...verdict.compared.map((c) => c.name)];
+}
+
 /** The events of a group that the filters leave; a `layer` or `family` of null filters nothing. */
-function members(group, { family = chosen.family, layer = chosen.layer, query = chosen.query } = {}) {
+function members(group, { family = chosen.family, layer = chosen.layer, outcome = chosen.outcome, query = chosen.query } = {}) {
   if (family && group.family !== family) return [];
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   return group.events.filter((e) => {
     const event = D.events[e];
     if (layer && layerOf(event) !== layer) return false;
+    if (outcome && outcomeOf(event) !== outcome) return false;
     return words.every((word) => textOf(event).includes(word));
   });
 }

@@ -14,7 +14,7 @@ from .data import page_data
 if TYPE_CHECKING:
     from ..report import Report
 
-_SCRIPTS = ("dom", "model", "kernel", "graph", "details", "list", "main")
+_SCRIPTS = ("dom", "model", "verdict", "kernel", "graph", "details", "list", "main")
 _FRAME = (
     '<iframe title="fuser: graph diff" sandbox="allow-scripts" srcdoc="{}" '
     'style="width: 100%; height: 40rem; border: 1px solid #8886; border-radius: 6px"></iframe>'
