@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
@@ -20,6 +19,8 @@ import torch
 
 from benchmarks import limits
 from fuser.allocated import on_host
+from fuser.profiling.machine import cpu_name
+from fuser.profiling.work import measured_rates
 
 Call = Callable[[], object]
 MIB = 2**20
@@ -156,7 +157,7 @@ class Gpu(Device):
         for part, known in limits.RATES.items():
             if part in self.name:
                 return known
-        return limits.measured(self.timed_ms, self.place)
+        return measured_rates(self.timed_ms, self.place)
 
     def timed_ms(self, call: Call, number: int = 1) -> float:
         """The device is kept busy until the host has asked for the whole call, whose Python would
@@ -253,11 +254,3 @@ def open_device(place: torch.device, *, graphs: bool = False, lock: Path | None 
     if (place.index or 0) >= torch.cuda.device_count():
         raise NoSuchDevice(f"there is no {place}: {torch.cuda.device_count()} found")
     return Gpu(place, graphs=graphs, lock=lock)
-
-
-def cpu_name() -> str:
-    """The processor's own name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

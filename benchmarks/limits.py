@@ -13,36 +13,20 @@ bytes = tokens, results and the matrices of experts that somebody chose once; th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Bytes and bf16 floating-point operations in a second, as measured, not as advertised."""
-
-    bytes: float
-    flops: float
-
+from fuser.profiling.work import (
+    ATTENTION_BACKWARD,
+    Rates,
+    Work,
+    attention_flops,
+    experts_chosen,
+)
 
 RATES = {"H200": Rates(4.3e12, 790e12)}
 """By a part of the device's name. Others are measured when a benchmark starts."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a workload cannot do without."""
-
-    flops: float
-    bytes: float
-
-    def limit_ms(self, rates: Rates) -> float:
-        """Milliseconds of the arithmetic, or of the traffic, whichever is more."""
-        return 1e3 * max(self.flops / rates.flops, self.bytes / rates.bytes)
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,8 @@ def causal(sizes: Sizes) -> int:
 def attention(sizes: Sizes, pairs: int, dtype: torch.dtype, mode: str) -> Work:
     """The work of one attention; `mode` "full" is forward and backward."""
     backward = mode == "full"
-    flops = 4.0 * sizes.b * sizes.h * pairs * sizes.d * (3.5 if backward else 1.0)
+    forward = attention_flops(sizes.b * sizes.h, pairs, sizes.d, sizes.d)
+    flops = float(forward) * (1.0 + (ATTENTION_BACKWARD if backward else 0.0))
     numbers = 2 * math.prod(sizes.query) + 2 * math.prod(sizes.key)
     return Work(flops, float(numbers * dtype.itemsize * (3 if backward else 1)))
 
@@ -103,7 +88,7 @@ class Mixture:
     @property
     def chosen(self) -> float:
         """Experts that at least one token takes, on the average where all are as likely."""
-        return self.e * (1.0 - (1.0 - self.k / self.e) ** self.t)
+        return float(experts_chosen(self.e, self.k, self.t))
 
 
 def mixture(of: Mixture, dtype: torch.dtype, mode: str) -> Work:
@@ -112,19 +97,3 @@ def mixture(of: Mixture, dtype: torch.dtype, mode: str) -> Work:
     flops = 6.0 * of.t * of.k * of.h * of.i * times
     numbers = 3 * of.chosen * of.h * of.i + 2 * of.t * of.h
     return Work(flops, numbers * dtype.itemsize * times)
-
-
-def measured(
-    timed_ms: Callable[[Call], float], place: torch.device, *, side: int = 8192, rounds: int = 9
-) -> Rates:
-    """Rates of a copy and of a bf16 product of two square matrices, the best of some rounds."""
-    x = torch.randn(side, side, device=place).to(torch.bfloat16)
-    source = torch.empty(8 * side * side, dtype=torch.bfloat16, device=place)
-    target = torch.empty_like(source)
-
-    def best(call: Call) -> float:
-        call()
-        return min(timed_ms(call) for _ in range(rounds)) / 1e3
-
-    copied = 2 * source.numel() * source.itemsize
-    return Rates(copied / best(lambda: target.copy_(source)), 2 * side**3 / best(lambda: x @ x))

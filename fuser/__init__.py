@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from .pattern import Decline, Match, Pattern
+    from .profiling.profile import profile
+    from .profiling.result import Profile
     from .registry import PatternHandle, patterns_enabled, register_pattern, unregister_pattern
     from .report.debug import debug
     from .report.explain import explain
@@ -44,6 +46,7 @@ __all__ = [
     "Pattern",
     "PatternError",
     "PatternHandle",
+    "Profile",
     "Report",
     "UnknownBackendError",
     "UnknownOptionError",
@@ -53,6 +56,7 @@ __all__ = [
     "debug",
     "explain",
     "patterns_enabled",
+    "profile",
     "register_pattern",
     "testing",
     "unregister_pattern",
@@ -70,6 +74,7 @@ _LAZY = {
     "Pattern": "pattern",
     "PatternError": "errors",
     "PatternHandle": "registry",
+    "Profile": "profiling.result",
     "Report": "report.report",
     "UnknownBackendError": "errors",
     "UnknownOptionError": "errors",
@@ -79,6 +84,7 @@ _LAZY = {
     "debug": "report.debug",
     "explain": "report.explain",
     "patterns_enabled": "registry",
+    "profile": "profiling.profile",
     "register_pattern": "registry",
     "unregister_pattern": "registry",
     "verify": "verification.verify",

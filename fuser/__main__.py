@@ -4,6 +4,7 @@
     python -m fuser verify package.module:callable [--training] [--json] [--policy always]
     python -m fuser bench package.module:callable [--training] [--json] [--policy always]
     python -m fuser kernels [--arch sm_90] [--filter GLOB] [--strict] [--json] [CATALOGUE.jsonl ...]
+    python -m fuser profile package.module:callable [--training] [--target h200] [--plot FILE]
     python -m fuser doctor [--json]
 
 Exit codes: 0 good; 1 a check failed (`--expect`, a region that `verify` found wrong, a kernel that
@@ -19,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, doctor, explain, kernels, verify
+from .commands import bench, doctor, explain, kernels, profile, verify
 from .commands.error import CommandError
 
 
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="torch-fuser", description="What fuser makes of a model, and of this machine."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (explain, verify, bench, kernels, doctor):
+    for command in (explain, verify, bench, profile, kernels, doctor):
         command.add(commands)
     return parser
 

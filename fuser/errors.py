@@ -196,6 +196,15 @@ class TritonMissingError(FuserError, ImportError):
         super().__init__("triton is not installed: `pip install triton` (Linux only).")
 
 
+class MissingExtraError(FuserError, ImportError):
+    """Something that needs an optional dependency, without it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed: `pip install torch-fuser[{extra}]`, or {package} alone."
+        )
+
+
 class CatalogueError(FuserError, ValueError):
     """A file of kernels with a line that describes none."""
 

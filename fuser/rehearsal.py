@@ -163,16 +163,27 @@ class Rehearsal:
     def run(self, module: GraphModule, operands: Sequence[Tensor]) -> Run:
         """One of the graphs, compiled by Inductor; a run takes gradients too, in training."""
         compiled = self.compiled(module, operands, inductor(MODE, {}))
-        if not self.training:
-            return lambda: _without_gradients(compiled, operands)
-        leaves = [x for x in operands if x.requires_grad]
-        grads = [torch.ones_like(x) for x in _differentiable(compiled(*operands))]
+        return stepping(compiled, operands, training=self.training)
 
-        def run() -> object:
-            results = _differentiable(compiled(*operands))
-            return torch.autograd.grad(results, leaves, grads, allow_unused=True)
 
-        return run
+def stepping(call: Callable[..., Any], operands: Sequence[Any], *, training: bool) -> Run:
+    """One call, and in training a backward from all of its results to all of its inputs."""
+    if not training:
+        return lambda: _without_gradients(call, operands)
+    leaves = [x for x in operands if isinstance(x, Tensor) and x.requires_grad]
+
+    def forward() -> list[Tensor]:
+        with torch.enable_grad():
+            found = call(*operands)
+        return [x for x in found if isinstance(x, Tensor) and x.requires_grad]
+
+    grads = [torch.ones_like(x) for x in forward()]
+
+    def run() -> object:
+        results = forward()
+        return torch.autograd.grad(results, leaves, grads, allow_unused=True) if grads else results
+
+    return run
 
 
 def casting(
@@ -184,11 +195,7 @@ def casting(
     return torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-def _differentiable(results: Sequence[Tensor]) -> list[Tensor]:
-    return [x for x in results if x.requires_grad]
-
-
-def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Tensor]) -> object:
+def _without_gradients(compiled: Callable[..., Any], operands: Sequence[Any]) -> object:
     with torch.no_grad():
         return compiled(*operands)
 

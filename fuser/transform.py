@@ -17,6 +17,7 @@ from .graph.modes import modes_at
 from .graph.ops import Kind, value
 from .graph.rebind import rebind, undo
 from .graph.view import GraphView
+from .onlookers import show
 from .options import Options
 from .pattern import Match
 from .plan import Failed, Left, Planned, plan
@@ -199,6 +200,7 @@ def _transform(
             _failed(decision, options, record, graph)
     planned = [d for d in decisions if isinstance(d, Planned)]
     planned = _acceptable(view, planned, inputs, options, record, graph)
+    show(view, planned)
     _rewrite(view, planned, options, record, graph)
     if not openings and not planned:
         undo(rebound)

@@ -12,7 +12,6 @@ import torch
 
 from benchmarks import attention_gpu, limits, records, runner
 from benchmarks.cases import Case, Workload, reference, relative_error
-from benchmarks.limits import Rates, Work
 from benchmarks.providers import (
     EAGER,
     FLEX,
@@ -24,6 +23,7 @@ from benchmarks.providers import (
     Provider,
     choose,
 )
+from fuser.profiling.work import Rates, Work, measured_rates
 from tests.every import some
 from tests.fake_gpu import FakeGpu
 
@@ -88,7 +88,7 @@ def test_backward_work() -> None:
 
 
 def test_rates_of_an_unknown_device_are_measured() -> None:
-    found = limits.measured(lambda call: (call(), 2.0)[1], CPU, side=16, rounds=2)
+    found = measured_rates(lambda call: (call(), 2.0)[1], CPU, side=16, rounds=2)
     assert found.flops == pytest.approx(2 * 16**3 / 2e-3)
     assert found.bytes == pytest.approx(2 * 2 * 8 * 16 * 16 / 2e-3)
 

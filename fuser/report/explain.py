@@ -72,6 +72,7 @@ def compile_once(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any] | None,
     fixed: Mapping[str, Any],
+    backend: Callable[..., Callable[..., Any]] = fuser,
 ) -> Record:
     """Compile a module or function in isolation, call it once, and return what happened.
 
@@ -80,13 +81,14 @@ def compile_once(
         fn, args, kwargs: what is called.
         options: those of them that are ours are used.
         fixed: options that override them.
+        backend: compiles a graph as `fuser.backend.fuser` does.
     """
     wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)} | dict(fixed)
     Options.parse(wanted)
     record = Record()
 
     def compiler(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return fuser(gm, example_inputs, options=wanted)
+        return backend(gm, example_inputs, options=wanted)
 
     if isinstance(fn, type) or not callable(fn):
         raise FuserError(f"{asked} takes a module or function, but was given {_named(fn)}.")

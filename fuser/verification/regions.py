@@ -90,7 +90,7 @@ def within_bodies(
     """The inputs of the bodies of a graph's higher-order operators, as far as they can be known."""
     device = next((x.device for x in inputs or () if isinstance(x, Tensor)), torch.device("cpu"))
     try:
-        with _beside(device):
+        with beside(device):
             return inputs_of_bodies(module, real(inputs))
     except Exception as error:
         swallow(error)
@@ -119,7 +119,7 @@ def _tell(unverified: Sequence[Verdict], count: int) -> None:
 
 
 @contextlib.contextmanager
-def _beside(device: torch.device) -> Generator[None]:
+def beside(device: torch.device) -> Generator[None]:
     """Run the graph's own operators in the middle of its compile, as the user's program would."""
     kinds = dict.fromkeys(("cpu", device.type))
     casts = {kind: torch.get_autocast_dtype(kind) for kind in kinds
@@ -163,7 +163,7 @@ class _Judge:
         readings = [self._reading(i, trial) for i, trial in trials.items()]
         device = next(iter(trials.values())).conditions.device
         try:
-            with _beside(device):
+            with beside(device):
                 observe(self.view, real(inputs), readings)
         except Exception as error:
             for i in trials.keys() - self.verdicts.keys():

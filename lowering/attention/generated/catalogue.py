@@ -257,11 +257,29 @@ def _layout(
     return Layout(spec, q, q, Operand(dtype, values), captured, grouped=True)
 
 
-def _stages(label: str, layout: Layout) -> Iterator[Entry]:
+def of_layout(
+    label: str, layout: Layout, rows: int, visits: int | None, *, training: bool
+) -> Iterator[Entry]:
+    """Kernels of one attention, forward and, in training, backward."""
+    needs, listed = _needs_all(layout), layout.visible is not None
+    if listed:
+        yield Entry(label, layout, "table", (), rows)
+    yield Entry(label, layout, "forward", (False, False, listed), rows, visits)
+    if training:
+        yield Entry(label, layout, "rows", (needs, listed), rows, visits)
+        yield Entry(label, layout, "keys", (needs, listed), rows, visits)
+
+
+def _needs_all(layout: Layout) -> Needs:
+    """Gradients of all operands that have one here: tables do not."""
     read = {*layout.spec.score.inputs, *layout.spec.probs.inputs}
-    needs = Needs(
-        True, True, True, tuple(i for i in range(len(layout.captured)) if f"c{i}" in read)
-    )
+    each = [(i, c) for i, c in enumerate(layout.captured) if f"c{i}" in read]
+    wanted = [i for i, c in each if c.dtype.is_floating_point and c.rank < 0]
+    return Needs(True, True, True, tuple(wanted))
+
+
+def _stages(label: str, layout: Layout) -> Iterator[Entry]:
+    needs = _needs_all(layout)
     listed = layout.visible is not None
     if listed:
         yield Entry(label, layout, "table", (), 4096)

@@ -37,10 +37,10 @@ class GeneratedAttention(GeneratedLowering):
     why: ClassVar[str] = "the program is printed into a kernel"
 
     def offer(self, call: Call, context: Context) -> Emission:
-        layout = _layout(call, context)
+        layout = layout_of_call(call, context)
         plain = call if layout.faithful else unscaled(call, context.folder.view)
         absorbed = absorb(plain, context.folder)
-        layout = _layout(absorbed, context)
+        layout = layout_of_call(absorbed, context)
         with printing():
             check(layout, training=context.training)
         names = [name for name in absorbed.operands if name[0] == "c"]
@@ -60,7 +60,7 @@ class GeneratedAttention(GeneratedLowering):
         return self.emission(emit, context, gpu.slower(call), gpu.GENERATED * share)
 
 
-def _layout(call: Call, context: Context) -> Layout:
+def layout_of_call(call: Call, context: Context) -> Layout:
     """What the operands will look like, once they are arranged."""
     spec: AttentionSpec = call.spec
     found: dict[str, Operand] = {}

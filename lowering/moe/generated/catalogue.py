@@ -170,6 +170,26 @@ def _spec(
     )
 
 
+def of_layout(label: str, layout: Layout, rows: float, *, training: bool) -> Iterator[Entry]:
+    """Kernels of one mixture, forward and, in training, backward."""
+    for stage, arguments in _sorted_stages(layout, training=training):
+        yield Entry(label, layout, stage, arguments, rows)
+
+
+def _sorted_stages(layout: Layout, *, training: bool) -> list[tuple[str, tuple[Any, ...]]]:
+    """Of rows that are sorted by expert first, unless they come in runs."""
+    stages: list[tuple[str, tuple[Any, ...]]] = []
+    if not layout.spec.runs:
+        stages = [("count", (torch.int64,)), ("scan", ()), ("place", (torch.int64, False))]
+    stages += [("up", (True, True)), ("down", ())]
+    if training:
+        columns: list[int | None] = [None, *range(len(layout.columns))]
+        biased = any(layout.spec.biases)
+        stages += [("hidden", ()), ("tokens", ()), *(("matrix", (c,)) for c in columns)]
+        stages += [("bias", (c,)) for c in columns if biased]
+    return stages
+
+
 def _stages(label: str, spec: MoeSpec, rows: int, hidden: int, firsts: int = 1) -> Iterator[Entry]:
     dtype = spec.product_dtype
     own = [Matrix(rows, 2048, dtype, "i")] * firsts
@@ -177,17 +197,9 @@ def _stages(label: str, spec: MoeSpec, rows: int, hidden: int, firsts: int = 1) 
     biases = [dtype for has in spec.biases if has]
     layout = layout_of(spec, dtype, dtype, matrices, biases)
     label = f"{label}, {_name(dtype)}"
-    columns: list[int | None] = [None, *range(len(layout.columns))]
-    stages: list[tuple[str, tuple[Any, ...]]] = [
-        ("count", (torch.int64,)), ("scan", ()), ("place", (torch.int64, False)),
-        ("up", (True, True)), ("down", ()),
-        ("hidden", ()), ("tokens", ()), *(("matrix", (c,)) for c in columns),
-        *(("bias", (c,)) for c in columns if biases),
-    ]  # fmt: skip
     few = [("place", (torch.int64, True)), ("up", (False, True)), ("down", ())]
     if spec.runs:  # nothing is sorted
-        stages, few = stages[3:], few[1:]
-    for stage, arguments in stages:
-        yield Entry(label, layout, stage, arguments, MANY)
+        few = few[1:]
+    yield from of_layout(label, layout, MANY, training=True)
     for stage, arguments in few:
         yield Entry(f"{label}, decoding", layout, stage, arguments, FEW)

@@ -33,7 +33,7 @@ class GeneratedMoe(GeneratedLowering):
 
     def offer(self, call: Call, context: Context) -> Emission:
         with printing():
-            layout = _layout(call, context)
+            layout = layout_of_call(call, context)
             for stage, arguments in (("up", (True, True)), ("hidden", ())):
                 if stage == "up" or context.training:
                     build(layout, stage, arguments, INTERPRETED)
@@ -58,7 +58,7 @@ def _slower(layout: Layout, context: Context, work: float) -> str:
     return ""
 
 
-def _layout(call: Call, context: Context) -> Layout:
+def layout_of_call(call: Call, context: Context) -> Layout:
     """What the operands will look like, once they are arranged."""
     spec: MoeSpec = call.spec
     each = spec.experts if spec.separate else 1

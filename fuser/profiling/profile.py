@@ -1,0 +1,214 @@
+"""`fuser.profile`: what the regions of a model cost, beside plain Inductor and what could be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..backend import fuser
+from ..errors import first_sentence
+from ..events import Where
+from ..graph.view import GraphView
+from ..onlookers import looking
+from ..plan import Planned
+from ..report.explain import compile_once
+from ..report.report import Report
+from ..swallowed import swallow
+from . import machine as machines
+from .cutting import duplicate
+from .machine import Machine
+from .parts import Parts, Piece, Region, take_apart
+from .result import KEPT, Cost, Profile, Row, Step
+from .timing import compiled, medians
+from .work import Work
+
+
+def profile(
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    **kwargs: Any,
+) -> Profile:
+    """Compile a module or function once, and say what each rewritten region of it costs.
+
+        print(fuser.profile(model, ids))
+        print(fuser.profile(model, ids, target="h200"))  # predicted, with no GPU present
+
+    Every graph is taken apart: each region by itself, at what it reads in this very call, and what
+    is left where all regions are cut out. These parts and the whole graph are compiled by Inductor,
+    as rewritten and as captured, and run in rounds, one after the other; times are medians. Equal
+    regions are measured once. With gradients on, a run is a forward and a backward; of functions of
+    loss or an optimizer outside of the graphs nothing is seen.
+
+    The limits of that: by itself a part finds its operands in caches where they fit; it has the
+    cost of a call of compiled code, some 20 µs on a CPU and 100 in training, which small parts
+    consist of; and what Inductor fuses over the edge of a region is done in both parts. All of it
+    is in the difference between the step and the sum of its parts, which is shown. Bodies of
+    higher-order operators, checkpoints say, belong to what is left, with all of their regions.
+    Dropout draws other numbers.
+
+    On a GPU the time of a part is the device's own, and that of a step has what the device waits
+    for the host in it: that too is in the difference.
+
+    Peaks are those of a copy and of matrix products, measured once on this machine, or those that
+    makers give for a target.
+
+    Args:
+        fn: a module, a function, a bound method, or one of these compiled already.
+        args: its arguments; it is called with them once.
+        options: `fuser.*` options of this compile; keys of other backends are ignored.
+        target: a device (a100, h100, h200, b200, mi300x) or an architecture (sm_80, sm_90, sm_100,
+            gfx942) that need not be there. Nothing is measured: work is counted, the least time
+            follows from it, and kernels are generated and compiled ahead of time. Whether a region
+            would pay there is not asked: the policy is `always` unless `options` say otherwise.
+        kwargs: its keyword arguments.
+
+    Returns:
+        what was found; `str()` of it is a table.
+
+    Raises:
+        UnknownArchitectureError: a target that is not known.
+        UnknownOptionError, InvalidOptionError: a bad option.
+        FuserError: `fn` is a class, or nothing that can be called. What it raises passes through.
+    """
+    machine = None if target is None else machines.known(target)
+    policy = {} if machine is None else {"fuser.policy": "always"}
+    fixed = {"fuser.debug": False, "fuser.verify": False}
+    fixed |= {"fuser.inner": "inductor" if machine is None else "eager"}
+    graphs: list[_Graph] = []
+
+    def backend(gm: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
+        graph = _Graph(duplicate(gm), list(inputs))
+        graphs.append(graph)
+
+        def look(view: GraphView, planned: Sequence[Planned]) -> None:
+            if view.module is gm:
+                graph.look(view, planned)
+
+        with looking(look):
+            graph.ours = fuser(gm, inputs, **keywords)
+        return graph.ours
+
+    record = compile_once(
+        "profile", fn, args, kwargs, {**policy, **(options or {})}, fixed, backend
+    )
+    return _profiled(graphs, Report.of(record), machine)
+
+
+@dataclass
+class _Graph:
+    """A graph, as captured, and what was seen of it.
+
+    Attributes:
+        captured: nobody rewrites it.
+        inputs: of this call.
+        ours: compiled as rewritten.
+    """
+
+    captured: GraphModule
+    inputs: list[Any]
+    ours: Callable[..., Any] | None = None
+    parts: Parts | None = None
+    problem: str = ""
+
+    def look(self, view: GraphView, planned: Sequence[Planned]) -> None:
+        try:
+            self.parts = take_apart(view, planned, self.inputs, self.captured)
+        except Exception as error:
+            swallow(error)
+            self.problem = first_sentence(error)
+
+
+def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None) -> Profile:
+    whole = [(i, g, g.parts) for i, g in enumerate(graphs) if g.parts is not None]
+    problems = tuple(f"graph {i}: {g.problem}" for i, g in enumerate(graphs) if g.problem)
+    device = whole[0][2].device if whole else torch.device("cpu")
+    peaks = machine or machines.this_machine(device)
+    rows: list[Row] = []
+    totals = {"ours": 0.0, "theirs": 0.0}
+    for i, graph, parts in whole:
+        times = {} if peaks.predicted else _measured(graph, parts)
+        for side in totals:
+            totals[side] += times.get(f"whole {side}", 0.0)
+        rows += _rows(i, parts, peaks, times)
+    known = not peaks.predicted and bool(whole)
+    ours, inductor = (
+        Step(
+            total if known else None,
+            sum(getattr(row, name).ms or 0.0 for row in rows) if known else None,
+        )
+        for total, name in zip(totals.values(), ("ours", "inductor"), strict=True)
+    )
+    kernels = None
+    if machine is not None:
+        from .predict import compiled_ahead
+
+        regions = [(r, parts) for _, _, parts in whole for r in parts.regions]
+        kernels, why = compiled_ahead(regions, machine.arch)
+        problems = (*problems, *why)
+    training = any(parts.training for _, _, parts in whole)
+    return Profile(tuple(rows), ours, inductor, peaks, training, report, problems, kernels)
+
+
+def _measured(graph: _Graph, parts: Parts) -> dict[str, float]:
+    """Milliseconds of the two whole graphs, what is left of them, and of pieces by their keys."""
+    operands = parts.start
+    assert graph.ours is not None
+    whole = Piece(graph.captured, operands)
+    steps = {
+        "whole ours": compiled(parts, whole, ours=True, made=graph.ours),
+        "whole theirs": compiled(parts, whole, ours=False),
+    }
+    pieces = {
+        "left ours": compiled(parts, parts.ours, ours=True),
+        "left theirs": compiled(parts, parts.theirs, ours=False),
+    }
+    for region in parts.regions:
+        for piece, ours in ((region.ours, True), (region.theirs, False)):
+            if piece is not None and not region.problem:
+                key = _key(piece, ours)
+                if key not in pieces:
+                    pieces[key] = compiled(parts, piece, ours=ours)
+    return medians(steps, pieces, parts.device)
+
+
+def _key(piece: Piece, ours: bool) -> str:
+    return f"{'ours' if ours else 'theirs'} {piece.key()}"
+
+
+def _rows(index: int, parts: Parts, machine: Machine, times: Mapping[str, float]) -> list[Row]:
+    def cost(work: Work | None, key: str) -> Cost:
+        return _cost(work, parts, machine, times.get(key))
+
+    rows = []
+    for region in parts.regions:
+        ours, theirs = (
+            cost(_work(region), "" if piece is None else _key(piece, own))
+            for piece, own in ((region.ours, True), (region.theirs, False))
+        )
+        place, why = region.where, region.problem
+        rows.append(Row(region.pattern, place, region.lowering, ours, theirs, index, why))
+    ours, theirs = cost(parts.ours_work, "left ours"), cost(parts.theirs_work, "left theirs")
+    return [*rows, Row(KEPT, Where(""), "", ours, theirs, index)]
+
+
+def _work(region: Region) -> Work | None:
+    return None if region.problem else region.work
+
+
+def _cost(work: Work | None, parts: Parts, machine: Machine, ms: float | None) -> Cost:
+    if work is None:
+        return Cost(ms=ms)
+    numbers, rates = work.at(parts.sizes), machine.rates(parts.dtype)
+    flops, moved = float(numbers.flops), float(numbers.bytes)
+    arithmetic, traffic = flops / rates.flops, moved / rates.bytes
+    limit = max(arithmetic, traffic)
+    launched = numbers.kernels * machine.launch
+    bound = "launch" if launched > limit else "compute" if arithmetic > traffic else "memory"
+    return Cost(flops, moved, limit * 1e3, ms, bound)

@@ -1,0 +1,48 @@
+"""What is profiled, for the command line: `(model, inputs)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+HERE = Path(__file__)
+
+
+class Block(nn.Module):
+    """Causal attention with projections, and a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        each = (batch, length, self.heads, width // self.heads)
+        q, k, v = (part.view(each).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-1, -2) * each[-1] ** -0.5
+        keep = torch.ones(length, length, dtype=torch.bool).tril()
+        probabilities = scores.masked_fill(~keep, -torch.inf).softmax(-1)
+        return x + self.out((probabilities @ v).transpose(1, 2).reshape(x.shape))
+
+
+def block() -> tuple[nn.Module, tuple[Tensor]]:
+    """Two layers, in inference."""
+    torch.manual_seed(0)
+    return nn.Sequential(Block(256, 4), Block(256, 4)).eval(), (torch.randn(1, 768, 256),)
+
+
+def small() -> tuple[nn.Module, tuple[Tensor]]:
+    """One that is quick to count."""
+    return Block(32, 2).eval(), (torch.randn(1, 16, 32),)
+
+
+def raises() -> tuple[object, tuple[()]]:
+    """A model that fails."""
+
+    def fails() -> None:
+        raise ValueError("as it should")
+
+    return fails, ()
