@@ -134,15 +134,25 @@ def _transform(gm: GraphModule, inputs: Sequence[Any], options: Options) -> Reco
         return Record(graphs=1, nodes=len(gm.graph.nodes))
 
 
+def require_inner(options: Options) -> None:
+    """Check that the inner backend is there.
+
+    Raises:
+        UnknownBackendError: it is not.
+        FuserError: it is this one.
+    """
+    if options.inner == "fuser":
+        raise FuserError("option 'fuser.inner' is 'fuser': the inner backend must be another one.")
+    if options.inner not in torch_private.list_backends(exclude_tags=()):
+        raise UnknownBackendError(options.inner, torch_private.list_backends(exclude_tags=()))
+
+
 def _inner(
     options: Options, mode: str | None, rest: Mapping[str, Any], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
     if options.inner == "inductor":
         return torch_private.inductor(mode, rest)
-    if options.inner == "fuser":
-        raise FuserError("option 'fuser.inner' is 'fuser': the inner backend must be another one.")
-    if options.inner not in torch_private.list_backends(exclude_tags=()):
-        raise UnknownBackendError(options.inner, torch_private.list_backends(exclude_tags=()))
+    require_inner(options)
     compile_inner = torch_private.lookup_backend(options.inner)
     extra: dict[str, Any] = dict(kwargs)
     if rest:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from ..backend import fuser, listening
+from ..backend import fuser, listening, require_inner
 from ..capture import caller_of, capture_whole, failures_of, is_given_up
 from ..errors import FuserError
 from ..events import Record
@@ -84,7 +84,7 @@ def compile_once(
         backend: compiles a graph as `fuser.backend.fuser` does.
     """
     wanted = {k: v for k, v in (options or {}).items() if k.startswith(PREFIX)} | dict(fixed)
-    Options.parse(wanted)
+    require_inner(Options.parse(wanted)[0])
     record = Record()
 
     def compiler(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -136,10 +136,22 @@ class TakenAlong(Mixture):
         return (torch.take_along_dim(rows, chosen[..., None], 1) * weights[..., None]).sum(1)
 
 
+class TakenAlone(Mixture):
+    """Top-1, whose only position is cut out; one expert is there once more, for every token."""
+
+    choices = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = torch.topk(F.softmax(self.gate(x), -1), 1, -1)
+        rows = torch.stack([expert(x) for expert in self.experts], -2)
+        taken = torch.take_along_dim(rows, chosen[..., :1, None], -2)[..., 0, :]
+        return weights[..., :1] * taken + self.experts[0](x)
+
+
 PICKED: list[type[Mixture]] = [
     Compared, ComparedAsFloat, ComparedWhere, ComparedFilled, ComparedInverse, ComparedEinsum,
     ComparedHot, ComparedTransposed, ComparedRounded, ComparedOne, ComparedShared, WrittenOut,
-    WrittenOutOnto, WrittenOutDense, TakenAlong,
+    WrittenOutOnto, WrittenOutDense, TakenAlong, TakenAlone,
 ]  # fmt: skip
 
 

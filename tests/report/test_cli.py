@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,21 @@ def test_explain_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert "DECLINED  attention.softmax" in out
     assert f"models.py:{line_of('softmax')}" in out
     assert "fuser: 1 region rewritten, 1 declined" in out
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    text = "import torch\n\ndef f(x):\n    return x.softmax(-1) @ x  # \u00e9\n\n"
+    text += "def build():\n    return f, (torch.randn(4, 4),)\n"
+    (tmp_path / "odd.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "fuser", "explain", f"{tmp_path / 'odd.py'}:build"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\xe9" in done.stdout
 
 
 def test_explain_json_takes_inputs_by_name(capsys: pytest.CaptureFixture[str]) -> None:

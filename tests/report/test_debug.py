@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fuser.errors import FuserWarning, InvalidOptionError
-from fuser.events import Record
+from fuser.events import NearMiss, Record, Where
 from fuser.report.debug import debug, write
 
 from .models import Encoder, SelfAttention, line_of, tokens
@@ -101,3 +101,11 @@ def test_a_target_that_means_nowhere(off: Any, tmp_path: Path, monkeypatch: Any)
 def test_a_target_that_is_none(bad: Any) -> None:
     with pytest.raises(InvalidOptionError, match=r"fuser\.debug"), debug(bad):
         pass
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """Linux lets a file be called by any bytes, and Python escapes those that are no UTF-8."""
+    where = Where("softmax", "odd\udc80.py", 3, "x.softmax(-1)")
+    write(Record(near_misses=[NearMiss("mine.softmax", where, "it is odd")]), str(tmp_path))
+    assert "odd\\udc80.py" in (tmp_path / "graph_0.txt").read_text()
+    assert "odd\\udc80.py" in (tmp_path / "graph_0.html").read_text()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fuser
-from fuser.errors import FuserError, FuserWarning, VerificationError
+from fuser.errors import FuserError, FuserWarning, UnknownBackendError, VerificationError
 from fuser.verification import memory, regions
 from tests.compiled import compiled
 
@@ -38,6 +38,10 @@ def break_(family: str, monkeypatch: pytest.MonkeyPatch) -> Broken:
 
 
 class TestFunction:
+    def test_an_inner_backend_that_is_not_there(self) -> None:
+        with pytest.raises(UnknownBackendError, match="nobackend"):
+            fuser.verify(attend, *HEADS(), options={"fuser.inner": "nobackend"})
+
     def test_a_table(self) -> None:
         found = fuser.verify(attend, *HEADS(), options=OPTIONS).expect(attention=1)
         assert found.ok
