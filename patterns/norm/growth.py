@@ -146,14 +146,21 @@ def _is_plain(op: Op, node: Node, dtypes: tuple[torch.dtype, ...]) -> bool:
 
 
 def kept(view: GraphView, core: Core, after: list[Node]) -> Node | None:
-    """What is normalised, where others read it too, all of them after the region; not a copy, which
-    may be an input itself."""
+    """What is normalised, where others read it too, all of them after the region."""
     passed, x = behind_views(view, core.x, set(core.interior))
     others = readers(view, x) - _own(core, after, x) - passed
     last = max(map(view.order.__getitem__, after))
     later = bool(others) and all(view.order[node] > last for node in others)
-    later = later and not is_copy(view.op(x), x)
-    return x if later else None
+    return x if later and not _is_there(view, x) else None
+
+
+def _is_there(view: GraphView, node: Node) -> bool:
+    """Whether a tensor is a copy of one that is there already, and so perhaps that one itself."""
+    if not is_copy(view.op(node), node):
+        return False
+    source = view.op(node).args["input"]
+    computed = view.op(source).kind is Kind.POINTWISE and len(readers(view, source)) == 1
+    return not computed or _is_there(view, source)
 
 
 def before(view: GraphView, core: Core, after: list[Node], kept: Node | None) -> set[Node]:
