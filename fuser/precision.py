@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 from .torch_private import GROUPED_PRODUCT, pytree
@@ -49,15 +51,19 @@ class DoublePrecision(TorchFunctionMode):
 def _grouped_product(
     a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, **_: Any
 ) -> torch.Tensor:
-    """`grouped_mm(a, b, offs)`: of rows `(N, K)` in runs and matrices `(E, K, M)`, `(N, M)`."""
+    """`grouped_mm(a, b, offs)`, where runs end at `offs`: rows `(N, K)` in runs by `(E, K, M)`,
+    `(E, N, K)` by columns `(K, M)` in runs, or `(N, K)` by `(K, M)` whose inner dimension has them.
+    What is beyond the last end is zero."""
     if offs is None:
         return torch.bmm(a, b)
-    if (a.ndim, b.ndim) != (2, 3):
-        raise NotImplementedError("only a product of rows with matrices is known in float64")
-    ends = [0, *offs.tolist()]
-    parts = [a[ends[i] : ends[i + 1]] @ matrix for i, matrix in enumerate(b)]
-    rest = a.new_zeros(len(a) - sum(map(len, parts)), b.shape[-1])
-    return torch.cat([*parts, rest])
+    runs = [slice(*ends) for ends in itertools.pairwise([0, *offs.tolist()])]
+    if a.ndim == b.ndim == 2:
+        return torch.stack([a[:, run] @ b[run] for run in runs])
+    if a.ndim == 2:
+        rows = torch.cat([a[run] @ matrix for run, matrix in zip(runs, b, strict=True)])
+        return pad(rows, (0, 0, 0, len(a) - len(rows)))
+    columns = torch.cat([m @ b[:, run] for run, m in zip(runs, a, strict=True)], -1)
+    return pad(columns, (0, b.shape[-1] - columns.shape[-1]))
 
 
 def _widened(argument: Any) -> Any:

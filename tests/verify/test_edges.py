@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuser.events import Compared
+from fuser.precision import DoublePrecision
 from fuser.verification.compare import Conditions, judge
 
 CPU = torch.device("cpu")
@@ -151,3 +152,23 @@ def test_grouped_products() -> None:
 
     assert not compare(grouped, spelled, [rows, matrices, ends])
     assert compare(grouped, wrong, [rows, matrices, ends])
+
+
+@pytest.mark.parametrize(
+    ("rows", "matrices", "end"),
+    [((8, 16), (3, 16, 8), 8), ((3, 8, 16), (16, 8), 8), ((8, 16), (16, 24), 16)],
+)
+def test_every_form_of_grouped_products(
+    rows: tuple[int, ...], matrices: tuple[int, ...], end: int
+) -> None:
+    """As the library's own in bfloat16; beyond the last end, where that has anything, are zeros."""
+    a, b = torch.randn(rows).bfloat16(), torch.randn(matrices).bfloat16()
+    ends = torch.tensor([3, 3, end], dtype=torch.int32)
+    with DoublePrecision():
+        wide = F.grouped_mm(a.double(), b.double(), offs=ends)
+        short = F.grouped_mm(a.double(), b.double(), offs=ends - 2)
+    torch.testing.assert_close(wide.bfloat16(), F.grouped_mm(a, b, offs=ends))
+    assert short.shape == wide.shape
+    if wide.ndim == 2:
+        beyond = short[end - 2 :] if len(matrices) == 3 else short[:, end - 2 :]
+        assert not beyond.any()
