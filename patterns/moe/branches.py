@@ -102,8 +102,7 @@ def columns_of(view: GraphView, branches: Sequence[Branch]) -> list[Columns]:
             if cut is None:
                 continue
             source, dims, axis, number = cut
-            others = (*b.weights.factors[:i], *b.weights.factors[i + 1 :])
-            rest = Weights(others, b.weights.scale)
+            rest = b.weights.without(i)
             at = next((k for k, c in enumerate(found) if _joins(c, cut, rest)), None)
             if at is None:
                 size = next(n for n, d in zip(value(source).shape, dims, strict=True) if d == axis)

@@ -87,8 +87,7 @@ def picks_of(space: Space, branches: Sequence[Branch]) -> list[Picks]:
             pick = picked(space, factor)
             if pick is None:
                 continue
-            others = (*b.weights.factors[:i], *b.weights.factors[i + 1 :])
-            rest = Weights(others, b.weights.scale)
+            rest = b.weights.without(i)
             at = next((k for k, known in enumerate(found) if _joins(known, pick, rest)), None)
             if at is None:
                 found.append(Picks(pick, [(pick.expert, b)], rest))

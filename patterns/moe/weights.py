@@ -34,6 +34,10 @@ class Weights:
     def times(self, other: Weights) -> Weights:
         return Weights((*self.factors, *other.factors), self.scale * other.scale)
 
+    def without(self, factor: int) -> Weights:
+        """All but one of the factors."""
+        return Weights((*self.factors[:factor], *self.factors[factor + 1 :]), self.scale)
+
 
 def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] | None:
     """The factor of a product that has no features, and what is multiplied with it."""
