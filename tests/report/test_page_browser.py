@@ -20,7 +20,6 @@ from .browser import chromium, opened
 from .models import Encoder, SelfAttention, deep, line_of, tokens
 from .test_page import verified
 
-pytest.importorskip("playwright", reason="playwright is not installed (pip install '.[test]')")
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
