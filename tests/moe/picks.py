@@ -263,6 +263,22 @@ class CountsOn(Mixture):
         return (taken * weights[..., None]).sum(1)
 
 
+class CountedOff(Compared):
+    """A running count of choices picks a weight more than once."""
+
+    def of(self, e: int, weights: Tensor, chosen: Tensor) -> Tensor:
+        return ((chosen == e).cumsum(-1) * weights).sum(-1, keepdim=True)
+
+
+class PositionTwice(Mixture):
+    """The first choice is added twice, the second one never."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        rows = _gathered(self, x, chosen)
+        return rows[:, 0] * weights[:, 0, None] + rows[:, 0] * weights[:, 0, None]
+
+
 LOOK_ALIKES = [
     LookAlike(CountsOn, "take_along_dim may count on from the first expert beyond the last"),
     LookAlike(NextExpert, "not every expert is there once"),
@@ -272,6 +288,6 @@ LOOK_ALIKES = [
     LookAlike(FirstChoiceAlone, "not every expert is there once"),
     *(LookAlike(module) for module in (
         OtherThan, AtMost, LargestOf, MeanOf, FilledWithOne, WrittenMask, Positions, OnePosition,
-        FeaturesAlong,
+        FeaturesAlong, CountedOff, PositionTwice,
     )),
 ]  # fmt: skip
