@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from . import __version__, capture, measure, outlets, torch_private
+from . import __version__, capture, inductor_private, measure, outlets, torch_private
 from .errors import FuserError, FuserWarning, UnknownBackendError
 from .events import Record
 from .options import LOG, Options
@@ -67,8 +67,8 @@ def fuser(
     parsed, rest = Options.parse(options)
     inner = _inner(parsed, mode, rest, kwargs)
     warn_of_unmatched(parsed)
-    with measure.autotuning(torch_private.autotunes(mode, rest), strict=parsed.strict):
-        with torch_private.random_options(rest), torch_private.without_saved_tensors_hooks():
+    with measure.autotuning(inductor_private.autotunes(mode, rest), strict=parsed.strict):
+        with inductor_private.random_options(rest), torch_private.without_saved_tensors_hooks():
             record = _transform(gm, example_inputs, parsed)
         capture.require_sure(gm, record)
         try:
@@ -95,7 +95,7 @@ def _compile(
         if options.inner != "inductor" or not looks_like_attention(gm):
             return inner(gm, example_inputs)
         device = next((x.device for x in example_inputs if isinstance(x, torch.Tensor)), None)
-        with torch_private.attention_patterns_off(device or torch.device("cpu")):
+        with inductor_private.attention_patterns_off(device or torch.device("cpu")):
             return inner(gm, example_inputs)
 
 
@@ -151,7 +151,7 @@ def _inner(
     options: Options, mode: str | None, rest: Mapping[str, Any], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
     if options.inner == "inductor":
-        return torch_private.inductor(mode, rest)
+        return inductor_private.inductor(mode, rest)
     require_inner(options)
     compile_inner = torch_private.lookup_backend(options.inner)
     extra: dict[str, Any] = dict(kwargs)

@@ -21,13 +21,12 @@ from .backend import fuser, listening
 from .capture import capture_whole, failures_of
 from .errors import FuserError
 from .events import Record
-from .inductor_private import fresh_cache
+from .inductor_private import fresh_cache, inductor
 from .measure import finish
 from .precision import tensors
 from .report.report import Report
 from .report.scope import optimize
 from .report.text import summary
-from .torch_private import inductor
 
 EAGER, INDUCTOR, FUSER = "eager", "inductor", "fuser"
 ROUNDS = 15

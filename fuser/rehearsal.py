@@ -21,11 +21,11 @@ from .graph.between import Between
 from .graph.fold import Folder
 from .graph.ops import Kind, value
 from .graph.view import GraphView
+from .inductor_private import attention_patterns_off, inductor
 from .lowering import Emission
 from .measure import Run, bucket
 from .pattern import Match
 from .standing import Standing, Unrehearsable, number
-from .torch_private import attention_patterns_off, inductor
 
 MODE = "max-autotune-no-cudagraphs"
 """Of Inductor, for every candidate: with CUDA graphs, inputs would be copied before each run."""

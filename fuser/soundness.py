@@ -16,8 +16,9 @@ from .errors import PatternError
 from .graph.effects import written
 from .graph.ops import Kind, read, value
 from .graph.view import GraphView, Mark
+from .inductor_private import random_as_in_eager
 from .pattern import Decline, Match
-from .torch_private import in_forward_mode, is_wrapper, random_as_in_eager, symbols
+from .torch_private import in_forward_mode, is_wrapper, symbols
 
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 """What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""

@@ -7,12 +7,9 @@ Versions: written against torch 2.13, meant to work from 2.11.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
-import os
-import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +26,6 @@ from torch._dynamo.guards import DeletedGuardManagerWrapper
 from torch._dynamo.utils import counters, graph_break_reasons
 from torch._functorch import config as functorch_config
 from torch._guards import tracing
-from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._jit_internal import boolean_dispatched
 from torch._library.custom_ops import _maybe_get_opdef
@@ -58,13 +54,13 @@ from torch.utils._sympy.functions import FloorDiv
 __all__ = [
     "BUILTIN_FUNCTIONS", "GROUPED_PRODUCT", "DeletedGuardManagerWrapper", "FakeTensor",
     "FakeTensorMode", "FloorDiv", "GuardOnDataDependentSymNode", "HigherOrderOperator",
-    "OpOverload", "OpOverloadPacket", "apart", "attention_patterns_off", "autotunes", "cache_dir",
+    "OpOverload", "OpOverloadPacket", "apart", "cache_dir",
     "convert_frame", "core_aten_decompositions", "counters", "differentiable", "dispatched",
-    "dynamo", "eager_world", "eval_frame", "faked", "flex_supported", "get_decompositions",
-    "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode", "inductor",
+    "dynamo", "eager_world", "eval_frame", "faked", "get_decompositions",
+    "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode",
     "is_control_flow", "is_data_dependent", "kernels_launched", "known_true", "list_backends",
-    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost", "packaging",
-    "pgo", "pytree", "random_as_in_eager", "random_options", "symbols", "to_expr", "unbacked",
+    "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost",
+    "pgo", "pytree", "symbols", "to_expr", "unbacked",
     "written_names",
 ]  # fmt: skip
 
@@ -285,113 +281,6 @@ def kernels_launched() -> contextlib.AbstractContextManager[None]:
     return set_wrap_triton_enabled(False)
 
 
-# Inductor's own attention patterns ignore constants and axes (pytorch#196468) and crash on integer
-# or tensor scales. Each pattern's check is wrapped once; the wrapper answers "no match" only while
-# this context variable is set, so other compiles, in this thread or another, see no change.
-_patterns_off: contextvars.ContextVar[bool] = contextvars.ContextVar("patterns_off", default=False)
-_wrap_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def attention_patterns_off(device: torch.device) -> Generator[None]:
-    """Within the block, Inductor's serialised attention patterns (`_sfdp_*`) do not match.
-
-    A pass that does nothing, but has an id, joins the key of Inductor's caches, so that an artifact
-    that was compiled with the patterns on is not taken for one that was not.
-    """
-    from torch._inductor import config
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-
-    class PatternsOff(CustomGraphPass):
-        def __call__(self, graph: torch.fx.Graph) -> None:
-            return None
-
-        def uuid(self) -> str:
-            return "fuser: attention patterns off"
-
-    _wrap_attention_patterns(device)
-    keyed: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if config.joint_custom_pre_pass is None:
-        keyed = config.patch(joint_custom_pre_pass=PatternsOff())
-    token = _patterns_off.set(True)
-    try:
-        with keyed:
-            yield
-    finally:
-        _patterns_off.reset(token)
-
-
-def _wrap_attention_patterns(device: torch.device) -> None:
-    from torch._inductor.fx_passes import fuse_attention, joint_graph
-
-    with _wrap_lock:
-        joint_graph.lazy_init(device)
-        for entries in joint_graph.patterns.patterns.values():
-            for entry in entries:
-                check = getattr(entry, "extra_check", None)
-                if check is None or hasattr(check, "fuser_wrapped"):
-                    continue
-                if _closes_over_module(check, fuse_attention.__name__):
-                    entry.extra_check = _switchable(check)
-
-
-def _switchable(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    def checked(match: Any) -> bool:
-        return False if _patterns_off.get() else check(match)
-
-    checked.fuser_wrapped = True  # type: ignore[attr-defined]
-    return checked
-
-
-def _closes_over_module(function: Callable[..., Any], module: str) -> bool:
-    cells = getattr(function, "__closure__", None) or ()
-    contents = [function]
-    for cell in cells:
-        with contextlib.suppress(ValueError):
-            contents.append(cell.cell_contents)
-    return any(getattr(c, "__module__", None) == module for c in contents)
-
-
 def in_forward_mode() -> bool:
     """Whether forward-mode derivatives are being taken (`torch.autograd.forward_ad.dual_level`)."""
     return forward_ad._current_level >= 0
-
-
-def random_as_in_eager() -> bool:
-    """Whether Inductor is asked to draw the numbers that eager would (`fallback_random`)."""
-    return bool(inductor_config.fallback_random)
-
-
-def random_options(options: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """Within the block, `random_as_in_eager` answers for a compile with these Inductor options."""
-    wanted = {k: v for k, v in options.items() if k == "fallback_random"}
-    return inductor_config.patch(wanted)
-
-
-def autotunes(mode: str | None, options: Mapping[str, Any]) -> bool:
-    """Whether Inductor, with this mode and these options, measures what it chooses among."""
-    asked = bool(options.get("max_autotune", inductor_config.max_autotune))
-    return asked or (mode or "").startswith("max-autotune")
-
-
-def packaging() -> bool:
-    """Whether Inductor is compiling for a package of AOTInductor's."""
-    from torch._inductor.virtualized import V
-
-    return bool(V.aot_compilation)
-
-
-def flex_supported() -> bool:
-    """Whether Inductor has its C++ template of FlexAttention for this CPU."""
-    capable = torch.cpu._is_avx2_supported() and os.getenv("ATEN_CPU_CAPABILITY") != "default"
-    return capable and sys.platform != "darwin" and not torch.xpu.is_available()
-
-
-def inductor(mode: str | None, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Inductor exactly as `torch.compile(backend="inductor", mode=..., options=...)` runs it.
-
-    The wrapper class checks option names and merges a mode's settings; there is no public way to
-    have both from inside another backend.
-    """
-    wrapper = torch._TorchCompileInductorWrapper(mode, dict(options) or None, None)
-    return lambda gm, inputs: wrapper(gm, inputs)

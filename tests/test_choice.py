@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fuser import measure, rehearsal, torch_private
+from fuser import inductor_private, measure, rehearsal
 from fuser.backend import listening
 from fuser.contest import INNER
 from fuser.errors import FuserWarning
@@ -58,7 +58,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(measure, "is_measurable", lambda device: True)
     monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
-    monkeypatch.setattr(torch_private, "inductor", eager)
+    monkeypatch.setattr(inductor_private, "inductor", eager)
     monkeypatch.setattr(rehearsal, "inductor", eager)
     monkeypatch.setattr(launch, "interpreting", lambda: False)
     torch._dynamo.reset()
@@ -176,12 +176,12 @@ class TestChoice:
         assert not ours.asked
 
     def test_inductors_option_asks_too(self) -> None:
-        assert torch_private.autotunes(None, {"max_autotune": True})
-        assert torch_private.autotunes("max-autotune", {})
-        assert not torch_private.autotunes("reduce-overhead", {})
+        assert inductor_private.autotunes(None, {"max_autotune": True})
+        assert inductor_private.autotunes("max-autotune", {})
+        assert not inductor_private.autotunes("reduce-overhead", {})
         with torch._inductor.config.patch(max_autotune=True):
-            assert torch_private.autotunes(None, {})
-            assert not torch_private.autotunes(None, {"max_autotune": False})
+            assert inductor_private.autotunes(None, {})
+            assert not inductor_private.autotunes(None, {"max_autotune": False})
 
     def test_measured_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def twice(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ def test_through_inductor_in_training(autocast: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(measure, "is_measurable", lambda device: True)
     monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(measure, "medians", timed)
-    monkeypatch.setattr(torch_private, "autotunes", lambda mode, options: True)
+    monkeypatch.setattr(inductor_private, "autotunes", lambda mode, options: True)
     monkeypatch.setattr(rehearsal, "MODE", None)
     monkeypatch.setattr(launch, "interpreting", lambda: False)
     inputs = operands(grad=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import checkpoint
 
-from fuser import __version__, backend, torch_private
+from fuser import __version__, backend, inductor_private, torch_private
 from fuser.backend import fuser as fuser_backend
 from fuser.backend import listening
 from fuser.builder import Builder
@@ -235,7 +235,7 @@ class TestInnerBackend:
             seen.append(torch.compiler.config.cache_key_tag)
             return gm.forward
 
-        monkeypatch.setattr(torch_private, "inductor", lambda mode, options: tagged)
+        monkeypatch.setattr(inductor_private, "inductor", lambda mode, options: tagged)
         with torch.compiler.config.patch(cache_key_tag="mine"):
             torch.compile(pointwise, backend="fuser")(*qkv())
             assert torch.compiler.config.cache_key_tag == "mine"
@@ -258,7 +258,7 @@ class TestInnerBackend:
             seen.append((mode, dict(options)))
             return lambda gm, inputs: gm
 
-        monkeypatch.setattr(torch_private, "inductor", inductor)
+        monkeypatch.setattr(inductor_private, "inductor", inductor)
         torch.compile(attention, backend="fuser", mode="max-autotune")(*qkv())
         torch._dynamo.reset()
         options = {"fuser.policy": "auto", "epilogue_fusion": False}
@@ -529,13 +529,13 @@ class TestInductor:
 
     def test_patterns_are_back_after_an_error(self) -> None:
         def fails() -> None:
-            with torch_private.attention_patterns_off(torch.device("cpu")):
-                assert torch_private._patterns_off.get()
+            with inductor_private.attention_patterns_off(torch.device("cpu")):
+                assert inductor_private._patterns_off.get()
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             fails()
-        assert not torch_private._patterns_off.get()
+        assert not inductor_private._patterns_off.get()
 
     def test_tensor_for_a_scale_trains(self) -> None:
         def scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import measure
+from ..inductor_private import attention_patterns_off, inductor
 from ..measure import Run, undisturbed
 from ..rehearsal import casting, stepping
-from ..torch_private import attention_patterns_off, inductor
 from .parts import Parts, Piece
 
 Clock: TypeAlias = Callable[[], float]

@@ -14,10 +14,11 @@ from ..graph.fold import Folder
 from ..graph.modes import modes_at
 from ..graph.ops import value
 from ..graph.view import GraphView
+from ..inductor_private import inductor
 from ..plan import Planned
 from ..rehearsal import Rehearsal
 from ..standing import Unrehearsable
-from ..torch_private import inductor, lookup_backend
+from ..torch_private import lookup_backend
 from .compare import Conditions
 
 EAGER = "eager"

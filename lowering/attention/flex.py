@@ -17,9 +17,9 @@ from fuser.builder import Builder
 from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
 from fuser.graph.program import IDENTITY_TEXT, Program
+from fuser.inductor_private import flex_supported
 from fuser.pattern import Call
 from fuser.specs import AttentionSpec
-from fuser.torch_private import flex_supported
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
 from . import affine, blocks, cost

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fuser import printed
+from fuser.inductor_private import packaging
 from fuser.tools_private import is_profiled, named_range
-from fuser.torch_private import known_true, packaging
+from fuser.torch_private import known_true
 
 from .kernel import Kernel
 
