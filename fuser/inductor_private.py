@@ -1,4 +1,4 @@
-"""All private APIs of Inductor: its attention patterns, options, caches, and the order of tensors."""
+"""All private APIs of Inductor: its attention patterns, options, caches, orders of tensors."""
 
 from __future__ import annotations
 

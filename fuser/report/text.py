@@ -108,7 +108,7 @@ def short(path: str) -> str:
     In a text, all of those that it speaks of.
     """
     here = os.path.join(os.getcwd(), "")
-    return _INSTALLED.sub("", path.removeprefix(here))
+    return _INSTALLED.sub("", path).removeprefix(here)
 
 
 def table(compared: Sequence[Compared]) -> str:

@@ -185,5 +185,9 @@ def test_every_path_of_a_text_is_short() -> None:
     place = "model.py:3: `f(x)`: `disable` in file `torch/_dynamo/decorators.py` is not traced"
     assert short(text) == place
     assert short(installed) == "torch/_dynamo/decorators.py"
+    here = os.path.join(
+        os.getcwd(), ".venv/lib/python3.11/site-packages/torch/_dynamo/decorators.py"
+    )
+    assert short(here) == short(installed)
     assert short(f"{installed}:4: `a`: in `{installed}`").count("torch/_dynamo/decorators.py") == 2
     assert short("/home/me/model.py") == "/home/me/model.py"
