@@ -6,7 +6,7 @@ dtypes, strides and devices under fake execution when it puts the replacement th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +18,14 @@ from .graph.ops import Kind, read, value
 from .graph.view import GraphView, Mark
 from .inductor_private import random_as_in_eager
 from .pattern import Decline, Match
+from .shape_readers import reads_shape_alone
 from .torch_private import in_forward_mode, is_wrapper, symbols
 
-ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
-"""What exported programs assert beside a cast; a rewrite keeps dtypes and devices anyway."""
 SIZE_OF_DATA = "a size depends on data"
 _MUTATED = "an input is mutated between its use and the end of the region"
 _KEPT = "an input is mutated after the region, but kept for the backward"
 _WRAPPERS = {
     "DTensor": "let the block work on what its own rank holds: to_local(), or local_map around it"
-}
-_LIKENESSES: dict[Any, Callable[..., Any]] = {
-    torch.ones_like: torch.ones,
-    torch.zeros_like: torch.zeros,
-    torch.empty_like: torch.empty,
-    torch.full_like: torch.full,
 }
 
 
@@ -172,34 +165,6 @@ def _escaping(view: GraphView, match: Match, node: Node, user: Node) -> Decline:
         )
         return Decline(f"{what} used elsewhere: returned", node, hint=hint)
     return Decline(f"{what} used elsewhere, by `{user.name}`", node)
-
-
-def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
-    """Whether a user wants no element of `node`, only its static shape or dtype."""
-    if not isinstance(value(node), torch.Tensor):
-        return False
-    if user.op == "call_method" and user.target == "size":
-        size = value(user)
-        return isinstance(size, torch.SymInt) and not symbols((size,)) - view.input_symbols
-    if user.target is ASSERT_METADATA:
-        return True
-    op = view.op(user)
-    if op.name == "type_as" and op.args.get("input") is not node:
-        return True
-    if not all(isinstance(size, int) for size in value(node).shape):
-        return False
-    if likeness(user) is not None:
-        return user.args[0] is node
-    if op.kind in (Kind.VIEW, Kind.SLICE) and op.args.get("input") is node and user.users:
-        return all(reads_shape_alone(view, reader, user) for reader in user.users)
-    return op.name in ("reshape_as", "expand_as") and op.args.get("input") is not node
-
-
-def likeness(node: Node) -> Callable[..., Any] | None:
-    """For `ones_like(x)` and its kin `ones`: what makes the same tensor from a shape."""
-    if node.op != "call_function" or not node.args:
-        return None
-    return _LIKENESSES.get(node.target)
 
 
 def _reenters(view: GraphView, match: Match) -> Decline | None:

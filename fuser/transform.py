@@ -16,22 +16,17 @@ from .graph.effects import draws
 from .graph.modes import modes_at
 from .graph.ops import Kind, value
 from .graph.rebind import rebind, undo
+from .graph.unread import forget
 from .graph.view import GraphView
 from .onlookers import show
 from .options import Options
-from .pattern import Match
 from .plan import Failed, Left, Planned, plan
 from .rehearsal import emit
 from .report.source import describe, rows, where
 from .rewrite import Rewriter
-from .soundness import (
-    ASSERT_METADATA,
-    inputs_of,
-    likeness,
-    reads_shape_alone,
-    require_clean,
-)
-from .torch_private import FakeTensor, FakeTensorMode, is_control_flow, to_expr
+from .shape_readers import free
+from .soundness import inputs_of, require_clean
+from .torch_private import FakeTensor, FakeTensorMode, is_control_flow
 from .verification import memory as taken_back
 
 _FROZEN = "no gradient goes through the checkpoint that it runs in, although gradients are on"
@@ -60,6 +55,8 @@ def transform(
     Returns:
         everything that happened.
     """
+    for body in _all_bodies(module):
+        forget(body)
     before = dict(_listed(module)) if listed else {}
     start = time.perf_counter()
     record = _transform_all(module, options, graph, inputs)
@@ -94,6 +91,13 @@ def _within(record: Record, name: str) -> Record:
 
 def _path(name: str, inner: str) -> str:
     return f"{name}.{inner}" if inner else name
+
+
+def _all_bodies(module: GraphModule) -> Iterator[GraphModule]:
+    for frozen in (False, True):
+        for _, body in _bodies(module, frozen=frozen):
+            yield body
+            yield from _all_bodies(body)
 
 
 def _listed(module: GraphModule) -> Iterator[tuple[str, tuple[Row, ...]]]:
@@ -267,7 +271,7 @@ def _apply(
     place = where(match.anchor)
     try:
         with modes_at(view, match.anchor):
-            _free_shape_readers(view, rewriter, match)
+            free(view, rewriter, match)
             results = emit(builder, match, planned.emissions)
             require_clean(view, anchor, builder.added, results)
             inputs = [n for n in inputs_of(match) if n not in match.onto]
@@ -303,51 +307,6 @@ def _apply(
             origin=planned.origin,
         )
     )
-
-
-def _free_shape_readers(view: GraphView, rewriter: Rewriter, match: Match) -> None:
-    """`x.reshape_as(inner)` reads a shape that is known: spell it out, so that inner can go."""
-    for node in match.nodes:
-        for user in list(node.users):
-            if user in match.nodes or not reads_shape_alone(view, user, node):
-                continue
-            if user.target is ASSERT_METADATA:
-                user.graph.erase_node(user)
-                continue
-            if user.target == "size":
-                reader = rewriter.builder(user, list(view.size_sources), share=False)
-                size = reader.size(to_expr(value(user)))
-                if isinstance(size, Node):
-                    user.replace_all_uses_with(size)
-                    user.graph.erase_node(user)
-                continue
-            if likeness(user) is not None or view.op(user).args.get("input") is node:
-                _spell_out(user)
-                continue
-            source = view.op(user).args["input"]
-            name = view.op(user).name
-            user.op, user.kwargs = "call_method", {}
-            if name == "type_as":
-                user.target, user.args = "to", (source, value(node).dtype)
-            else:
-                user.target = name.removesuffix("_as")
-                user.args = (source, tuple(value(node).shape))
-
-
-def _spell_out(user: Node) -> None:
-    """Make `ones_like(x)`, or all of its kind behind a view of x, from their constant shapes."""
-    make = likeness(user)
-    if make is None:
-        for reader in list(user.users):
-            _spell_out(reader)
-        if not user.users:
-            user.graph.erase_node(user)
-        return
-    example = value(user)
-    fill = user.args[1:2] or tuple(user.kwargs[k] for k in ("fill_value",) if k in user.kwargs)
-    user.args = (tuple(example.shape), *fill)
-    user.target = make
-    user.kwargs = {"dtype": example.dtype, "device": example.device}
 
 
 def _erase(view: GraphView, removed: list[Node]) -> list[str]:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from fuser.graph.axes import same_size
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.view import GraphView
-from fuser.soundness import reads_shape_alone
+from fuser.shape_readers import reads_shape_alone
 from fuser.torch_private import to_expr
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -145,7 +145,9 @@ def _reader(user: Node) -> Node:
 
 def _unread(a: opened.Arguments) -> str:
     """Why the arguments cannot be read, for any composite; empty where they can."""
-    unknown = [name for name in _FLAGS if isinstance(a.get(name), Node)]
+    drops = a.get("training") is not False  # without it, a rate is of no use
+    flags = [name for name in _FLAGS if drops or name != "dropout_p"]
+    unknown = [name for name in flags if isinstance(a.get(name), Node)]
     if unknown:
         return f"`{unknown[0]}` is not known while compiling"
     tokens = [x for x in (a.get(n) for n in ("query", "key", "value", "src")) if x is not None]

@@ -19,7 +19,7 @@ from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
-from fuser.soundness import reads_shape_alone
+from fuser.shape_readers import reads_shape_alone
 from fuser.specs import LinearCrossEntropySpec, Reduction
 
 from ..declined import Declined, proved

@@ -20,7 +20,8 @@ from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.view import GraphView, Mark
 from fuser.pattern import Call, Decline, Match, Operand, Pattern
 from fuser.registry import register_pattern
-from fuser.soundness import SIZE_OF_DATA, reads_shape_alone
+from fuser.shape_readers import reads_shape_alone
+from fuser.soundness import SIZE_OF_DATA
 from fuser.specs import RouterSpec
 from fuser.torch_private import GuardOnDataDependentSymNode
 

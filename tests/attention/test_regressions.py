@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from tests.compiled import TOLERANCES, assert_near, compiled, run, wide
 
@@ -102,7 +102,7 @@ def test_checkpoint_without_gradients() -> None:
     """A frozen block under non-reentrant checkpointing, in grad mode."""
 
     def frozen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.utils.checkpoint.checkpoint(_attend, q, k, v, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(_attend, q, k, v, use_reentrant=False)  # type: ignore[no-any-return]
 
     inputs = _inputs(5, 5, 5)
     torch._dynamo.reset()
@@ -415,3 +415,54 @@ def test_a_maximum_halves_the_gradient_where_it_is_tied(lowering: str) -> None:
     eager = run(bounded, (*inputs, kept), grad=True)
     torch.testing.assert_close(ours.grads, eager.grads, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours.outputs, eager.outputs)
+
+
+def _checkpointed(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args: checkpoint(fn, *args, use_reentrant=False)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_reads_that_nobody_uses_in_a_checkpoint(dynamic: bool) -> None:
+    """Dynamo leaves them in bodies: indices beside a maximum, a shape that was unpacked."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / 4
+        _, _, queries, _ = scores.shape
+        keep = torch.ones(queries, scores.size(-1), dtype=torch.bool).tril()
+        scores = scores.masked_fill(~keep, -torch.inf)
+        peak, _ = scores.max(-1, keepdim=True)
+        weights = (scores - peak.detach()).exp()
+        return weights / weights.sum(-1, keepdim=True) @ v
+
+    inputs = [torch.randn(2, 3, 20, 16, requires_grad=True) for _ in range(3)]
+    found = compiled(_checkpointed(attention), inputs, grad=True, dynamic=dynamic)
+    assert found.rewrites() == 1, found.reasons()
+    eager = run(attention, inputs, grad=True)
+    exact = run(attention, wide(inputs), grad=True)
+    assert_near(found, eager, exact)
+
+
+def test_a_shape_that_is_kept_whole_is_read() -> None:
+    """`torch.Size` itself, not its elements: that stays a use of the scores, or is spelled out."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / 4
+        return scores.softmax(-1) @ v + torch.zeros(scores.shape).sum()
+
+    inputs = [torch.randn(2, 3, 20, 16, requires_grad=True) for _ in range(3)]
+    found = compiled(_checkpointed(attention), inputs, grad=True, dynamic=True)
+    eager = run(attention, inputs, grad=True)
+    assert_near(found, eager, run(attention, wide(inputs), grad=True))
+
+
+def test_a_rate_of_dropout_is_of_no_use_without_training() -> None:
+    """With symbols everywhere a module's rate is one; in eval mode nobody reads it."""
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(32, 4, dropout=0.25, batch_first=True).eval()
+
+    def attention(x: Tensor) -> Tensor:
+        return model(x, x, x, need_weights=False)[0]
+
+    x = torch.randn(2, 20, 32, requires_grad=True)
+    found = compiled(_checkpointed(attention), (x,), grad=True, dynamic=True)
+    assert found.rewrites() == 1, found.reasons()
