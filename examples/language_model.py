@@ -90,10 +90,10 @@ def coverage(loss: nn.Module, ids: Tensor) -> None:
     # a norm of what goes into a layer, its MLP, its queries and its keys, and the last one
     proved.expect(attention=LAYERS, norm=4 * LAYERS + 1, activation=LAYERS, loss=1)
     families = ("attention", "norm", "activation", "loss")
-    print("proved:            ", ", ".join(f"{proved.count(f)} {f}" for f in families))
+    print("proved:", ", ".join(f"{proved.count(f)} {f}" for f in families))
     paying = fuser.explain(loss, ids, options=OPTIONS)
     paying.expect(attention=LAYERS, loss=1)
-    print("rewritten by default:", ", ".join(f"{paying.count(f)} {f}" for f in families))
+    print("rewritten by default here:", ", ".join(f"{paying.count(f)} {f}" for f in families))
     for rewrite in paying.rewritten:
         print(f"  {rewrite.pattern} by {rewrite.lowering}")
 
