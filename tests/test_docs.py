@@ -115,8 +115,14 @@ def test_commands(command: str, folder: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     for path in FILES:
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            if "://" not in target:
+        text = path.read_text()
+        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        places = {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+        places |= {*re.findall(r'<a name="(\w+)">', text)}
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if target.startswith("#"):
+                assert target[1:] in places, f"{path.name}: {target}"
+            elif "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 

@@ -47,11 +47,11 @@ def test_the_kernels_of_a_triton_pattern(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_triton_kernels_where_nothing_is_even() -> None:
     """Several blocks, the last of them not full, and operands that are not contiguous."""
-    from examples.triton_pattern import causal_conv_silu
+    from examples.triton_pattern import DEVICE, causal_conv_silu
 
     torch.manual_seed(0)
-    x, w = torch.randn(150, 3, 2).permute(2, 1, 0), torch.randn(5, 3).mT
-    args = [each.requires_grad_() for each in (x, w, torch.randn(3))]
+    x, w, b = (torch.randn(shape, device=DEVICE) for shape in ((150, 3, 2), (5, 3), (3,)))
+    args = [each.requires_grad_() for each in (x.permute(2, 1, 0), w.mT, b)]
     exact = [each.detach().double().requires_grad_() for each in args]
     convolved = F.conv1d(exact[0], exact[1][:, None], exact[2], padding=4, groups=3)[..., :150]
     ours, theirs = causal_conv_silu(*args), F.silu(convolved)
