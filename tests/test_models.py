@@ -148,6 +148,12 @@ def test_losses(name: str) -> None:
     assert table.losses(name) == table.recorded_losses(name)
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.one_graph])
+def test_compiled_whole(name: str) -> None:
+    """What it says of `fuser.compile` where loops break the graph."""
+    assert table.whole(name) == table.recorded_whole(name)
+
+
 def test_the_page_of_models_is_up_to_date() -> None:
     """If not: `python -m tests.models.table`, or with `--record` where models have changed."""
     text = table.PAGE.read_text(encoding="utf-8")

@@ -97,6 +97,19 @@ def recorded_losses(name: str) -> Found:
     return record()["models"][name]["losses"]
 
 
+def whole(name: str) -> Found:
+    """What `fuser.compile` finds in inference, and in how many graphs."""
+    case = CASES[name]
+    model = Outputs(case, case.build(case.implementations[-1]))
+    report = _looked_at(model, case, False, whole=True)
+    return {**found(report), "graphs": report.graphs}
+
+
+def recorded_whole(name: str) -> Found:
+    """What is recorded of that."""
+    return record()["models"][name]["compiled whole"]
+
+
 @functools.cache
 def record() -> dict[str, Any]:
     """All that is recorded."""
@@ -125,8 +138,7 @@ def look(case: ModelCase) -> dict[str, Any]:
     if case.output is logits:
         looked["losses"] = losses(case.name)
     if not case.one_graph:
-        report = _looked_at(Outputs(case, model), case, False, whole=True)
-        looked["compiled whole"] = {**found(report), "graphs": report.graphs}
+        looked["compiled whole"] = whole(case.name)
     return looked
 
 
@@ -193,9 +205,9 @@ def _remarks(case: ModelCase, model: Mapping[str, Any]) -> Iterator[str]:
             yield f"training: {number} `{family}`"
     new = [each for each in other["left"] if each not in usual["left"]]
     yield from (f"training: {n} of `{pattern}`: {reason}" for pattern, reason, n in new)
-    whole = model.get("compiled whole")
-    if whole:
-        number, graphs = whole["regions"].get("moe", 0), whole["graphs"]
+    if not case.one_graph:
+        entire = model["compiled whole"]
+        number, graphs = entire["regions"].get("moe", 0), entire["graphs"]
         one = "1 graph" if graphs == 1 else f"{graphs} graphs"
         yield f"loops over experts break the graph; by `fuser.compile`: {number} mixtures, {one}"
 
