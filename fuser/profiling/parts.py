@@ -4,12 +4,13 @@ What is left is one graph still. The results of regions are inputs of it, and wh
 results, for the original regions and for their replacements apart: those may read something else.
 So it can be compiled, run and counted by itself, forward and backward, and what the inner backend
 fuses across a region's side (a residual) it fuses there too. What it fuses with the inside of a
-region it does not: the sum of the parts may differ from the step by that.
+region it does not: the sum of the parts may differ from the step by that. The body of a checkpoint
+in which something is rewritten is cut out as a region is, and taken apart itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,17 @@ from ..torch_private import FakeTensor, faked, hints, make_fx, pytree
 from ..verification.observe import Reading, observe, real
 from ..verification.regions import beside
 from . import kept, regions
-from .cutting import left_without, read_by, structure, with_bodies, with_constants
+from .checkpoints import cuts_of, within
+from .cutting import (
+    Cut,
+    base_of,
+    left_without,
+    read_by,
+    structure,
+    with_bodies,
+    with_constants,
+    with_views,
+)
 from .work import Work
 
 
@@ -53,7 +64,7 @@ class Piece:
             (x.dtype, x.shape, x.stride(), x.requires_grad) if isinstance(x, Tensor) else x
             for x in self.operands
         ]
-        return f"{structure(self.module.graph)}{sizes}"
+        return f"{structure(self.module)}{sizes}"
 
 
 @dataclass
@@ -86,6 +97,9 @@ class Parts:
         regions: in the order of the graph.
         ours, theirs: what is left where replacements, or originals, are cut out.
         ours_work, theirs_work: of these.
+        nothing: whether nothing is left.
+        bodies: of checkpoints, which are cut out too.
+        where: of the checkpoint, if it is the body of one.
         sizes: numbers for symbols.
         start: inputs of the graph; operands of what is left are these and the results of regions.
         training: whether a step takes gradients too.
@@ -100,6 +114,9 @@ class Parts:
     theirs: Piece
     ours_work: Work
     theirs_work: Work
+    nothing: bool
+    bodies: list[Parts]
+    where: Where
     sizes: dict[Any, Any]
     start: list[Any]
     training: bool
@@ -108,9 +125,20 @@ class Parts:
     dtype: torch.dtype
     device: torch.device
 
+    def all(self) -> Iterator[Parts]:
+        """These, and those of all bodies before them."""
+        for body in self.bodies:
+            yield from body.all()
+        yield self
+
 
 def take_apart(
-    view: GraphView, planned: Sequence[Planned], inputs: Sequence[Any], captured: GraphModule
+    view: GraphView,
+    planned: Sequence[Planned],
+    inputs: Sequence[Any],
+    captured: GraphModule,
+    call: Node | None = None,
+    bodies: Mapping[GraphModule, Parts] | None = None,
 ) -> Parts:
     """Take a graph apart, before it is rewritten.
 
@@ -119,44 +147,52 @@ def take_apart(
         planned: its rewrites.
         inputs: of this call.
         captured: the same, with its bodies as they were.
+        call: the checkpoint that runs it; None where it is no body.
+        bodies: those that were taken apart already.
 
     Raises:
         Unobservable: it may not be run twice.
     """
     folder, given = Folder(view), real(inputs)
-    tensors = [x for x in given if isinstance(x, Tensor)]
+    tensors = _tensors(given)
     device = next((x.device for x in tensors), torch.device("cpu"))
     on = torch.is_autocast_enabled(device.type)
     autocast = torch.get_autocast_dtype(device.type) if on else None
-    found = [_region(view, item, folder) for item in planned]
-    alone = [(region, rehearsal) for region, rehearsal in found if rehearsal is not None]
-    cuts = [rehearsal for _, rehearsal in alone]
-    results = {n: None for r in cuts for n in r.match.outputs}
+    bodies = bodies or {}
+    ends = {node for item in planned for node in item.match.outputs}
+    found = [_region(view, item, folder, ends) for item in planned]
+    alone = [(region, cut) for region, cut in found if cut is not None]
+    called = cuts_of(view, bodies)
+    cuts = [*(cut for _, cut in alone), *called.values()]
+    results = {n: None for cut in cuts for n in cut.outputs}
     values = _observed(view, cuts, given, device)
-    for region, rehearsal in alone:
-        operands = [_leaf(values[n], value(n)) for n in rehearsal.inputs]
-        assert region.ours is not None
-        assert region.theirs is not None
-        region.ours.operands, region.theirs.operands = operands, operands
     left = []
     for side in ("ours", "theirs"):
-        read: dict[Node, None] = {}
-        for region, rehearsal in alone:
-            read |= dict.fromkeys(read_by(getattr(region, side).module, rehearsal.inputs))
+        read = {n: None for cut in called.values() for n in cut.inputs}
+        for region, cut in alone:
+            read |= dict.fromkeys(read_by(getattr(region, side).module, cut.inputs))
         left.append(left_without(view, cuts, [n for n in read if n not in results]))
-    start = [_leaf(x, x) if isinstance(x, Tensor) else x for x in given]
-    start = [_unshared(view, i, x) for i, x in enumerate(start)]
-    operands = [*start, *(_leaf(values[n], value(n)) for n in results)]
-    training = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     examples = [n for n in view.nodes if n.op == "placeholder"]
+    start = [_leaf(x, value(n)) for x, n in zip(given, examples, strict=True)]
+    start = [_unshared(view, n, x) for x, n in zip(start, examples, strict=True)]
+    operands = [*start, *(_leaf(values[n], value(n)) for n in results)]
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(start))
     original = [with_bodies(module, captured) for module in left]
     counted = [_counted(module, [*examples, *results], training) for module in original]
+    for region, cut in alone:
+        for piece in (region.ours, region.theirs):
+            assert piece is not None
+            piece.module = within(call, piece.module)
+            piece.operands = [_leaf(values[n], value(n)) for n in cut.inputs]
     return Parts(
         [region for region, _ in found],
-        Piece(left[0], operands),
-        Piece(original[1], operands),
+        Piece(within(call, left[0]), operands),
+        Piece(within(call, original[1]), operands),
         counted[0],
         counted[1],
+        not any(n.op.startswith("call_") for module in left for n in module.graph.nodes),
+        [bodies[body] for body in called],
+        where(call) if call is not None else Where(""),
         hints([x for n in view.nodes if isinstance(x := value(n), Tensor)]),
         start,
         training,
@@ -167,7 +203,9 @@ def take_apart(
     )
 
 
-def _region(view: GraphView, item: Planned, folder: Folder) -> tuple[Region, Rehearsal | None]:
+def _region(
+    view: GraphView, item: Planned, folder: Folder, ends: Container[Node]
+) -> tuple[Region, Cut | None]:
     match = item.match
     names = dict.fromkeys(emission.name for emission in item.emissions)
     lowering = "; ".join(names) or "replacement"
@@ -180,51 +218,59 @@ def _region(view: GraphView, item: Planned, folder: Folder) -> tuple[Region, Reh
             rehearsal = Rehearsal.of(view, match, folder, training=training, whole=True)
             if region.work is None:
                 region.work = _counted(rehearsal.original(), rehearsal.inputs, training)
-            region.theirs = Piece(with_constants(rehearsal, folder), [])
-            region.ours = Piece(rehearsal.replaced(item.emissions), [])
+            both = (rehearsal.replaced(item.emissions), with_constants(rehearsal, folder))
+            bases = [base_of(view, node, ends) for node in rehearsal.inputs]
+            cut = Cut.of(rehearsal, tuple(dict.fromkeys(bases)))
+            for module in both:
+                with_views(module, rehearsal.inputs, cut.inputs)
     except Exception as error:
         swallow(error)
         region.problem = first_sentence(error)
         return region, None
-    return region, rehearsal
+    region.ours, region.theirs = (Piece(module, []) for module in both)
+    return region, cut
 
 
 def _observed(
-    view: GraphView, cuts: Sequence[Rehearsal], given: list[Any], device: torch.device
+    view: GraphView, cuts: Sequence[Cut], given: list[Any], device: torch.device
 ) -> dict[Node, Any]:
-    """Values of what regions read and give."""
+    """Values of what is read by, and comes out of, what is cut out."""
     values: dict[Node, Any] = {}
     readings = []
 
-    def reading(wanted: tuple[Node, ...], inside: list[Node]) -> Reading:
+    def reading(wanted: tuple[Node, ...], inside: Iterable[Node]) -> Reading:
         def receive(found: list[Any]) -> None:
             values.update(zip(wanted, found, strict=True))
 
         return Reading(wanted, tuple(sorted(inside, key=view.order.__getitem__)), receive)
 
-    for rehearsal in cuts:
-        results = rehearsal.match.outputs
-        nodes = {*rehearsal.inside, *rehearsal.match.nodes} - set(rehearsal.inputs)
-        readings.append(reading(rehearsal.inputs, list(nodes)))
-        behind = view.nodes[1 + max(view.order[node] for node in results)]
-        readings.append(reading(results, [behind]))
+    for cut in cuts:
+        readings.append(reading(cut.inputs, cut.inside))
+        behind = view.nodes[1 + max(view.order[node] for node in cut.outputs)]
+        readings.append(reading(cut.outputs, [behind]))
     if readings:
         with beside(device):
             observe(view, given, readings)
     return values
 
 
-def _leaf(x: Tensor, example: Tensor) -> Tensor:
+def _leaf(x: Any, example: Any) -> Any:
+    """A value that is differentiated by where its node is."""
+    if not isinstance(x, Tensor):
+        return x
     return x.detach().requires_grad_(example.requires_grad)
 
 
-def _unshared(view: GraphView, index: int, x: Any) -> Any:
+def _unshared(view: GraphView, node: Node, x: Any) -> Any:
     """A copy of an input that the graph writes to: the user's is changed by the user's call."""
-    node = [n for n in view.nodes if n.op == "placeholder"][index]
     written = {view.storages.get(target) for _, target in view.mutations}
     if isinstance(x, Tensor) and view.storages.get(node) in written:
         return x.detach().clone().requires_grad_(x.requires_grad)
     return x
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    return [x for x in values if isinstance(x, Tensor)]
 
 
 def _counted(module: GraphModule, examples: Sequence[Node], training: bool) -> Work:

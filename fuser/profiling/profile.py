@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from torch.fx import GraphModule
 
 from ..backend import fuser
 from ..errors import first_sentence
-from ..events import Where
 from ..graph.view import GraphView
+from ..measure import Run
 from ..onlookers import looking
 from ..plan import Planned
 from ..report.explain import compile_once
 from ..report.report import Report
 from ..swallowed import swallow
 from . import machine as machines
+from .checkpoints import Body, bodies_of, cuts_of
 from .cutting import duplicate
 from .machine import Machine
 from .parts import Parts, Piece, Region, take_apart
@@ -50,8 +51,9 @@ def profile(
     cost of a call of compiled code, some 20 µs on a CPU and 100 in training, which small parts
     consist of; and what Inductor fuses over the edge of a region is done in both parts. All of it
     is in the difference between the step and the sum of its parts, which is shown. Bodies of
-    higher-order operators, checkpoints say, belong to what is left, with all of their regions.
-    Dropout draws other numbers.
+    activation checkpoints are taken apart as graphs are; what they compute again is in the time of
+    each part, and not in its work. Those of other higher-order operators belong to what is left,
+    with all of their regions. Dropout draws other numbers.
 
     On a GPU the time of a part is the device's own, and that of a step has what the device waits
     for the host in it: that too is in the difference.
@@ -84,14 +86,9 @@ def profile(
     graphs: list[_Graph] = []
 
     def backend(gm: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
-        graph = _Graph(duplicate(gm), list(inputs))
+        graph = _Graph(gm, duplicate(gm), list(inputs))
         graphs.append(graph)
-
-        def look(view: GraphView, planned: Sequence[Planned]) -> None:
-            if view.module is gm:
-                graph.look(view, planned)
-
-        with looking(look):
+        with looking(graph.look):
             graph.ours = fuser(gm, inputs, **keywords)
         return graph.ours
 
@@ -106,20 +103,41 @@ class _Graph:
     """A graph, as captured, and what was seen of it.
 
     Attributes:
+        module: it is rewritten.
         captured: nobody rewrites it.
         inputs: of this call.
         ours: compiled as rewritten.
+        parts: what it was taken apart to.
+        problem: why it was not, or a body of it.
+        bodies: of its checkpoints, when the first of them is looked at; taken apart since, if
+            anything is rewritten there.
     """
 
+    module: GraphModule
     captured: GraphModule
     inputs: list[Any]
     ours: Callable[..., Any] | None = None
     parts: Parts | None = None
     problem: str = ""
+    bodies: dict[GraphModule, Body] | None = None
+    taken: dict[GraphModule, Parts] = field(default_factory=dict)
 
     def look(self, view: GraphView, planned: Sequence[Planned]) -> None:
+        """Takes a graph, or a body that has rewrites, apart just before it is rewritten."""
         try:
-            self.parts = take_apart(view, planned, self.inputs, self.captured)
+            if view.module is self.module:
+                self.parts = take_apart(
+                    view, planned, self.inputs, self.captured, bodies=self.taken
+                )
+                return
+            if self.bodies is None:
+                self.bodies = {}
+                self.bodies = bodies_of(self.module, self.captured, self.inputs)
+            body = self.bodies.get(view.module)
+            if body is not None and (planned or cuts_of(view, self.taken)):
+                self.taken[view.module] = take_apart(
+                    view, planned, body.inputs, body.captured, body.call, self.taken
+                )
         except Exception as error:
             swallow(error)
             self.problem = first_sentence(error)
@@ -136,7 +154,8 @@ def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None)
         times = {} if peaks.predicted else _measured(graph, parts)
         for side in totals:
             totals[side] += times.get(f"whole {side}", 0.0)
-        rows += _rows(i, parts, peaks, times)
+        for part in parts.all():
+            rows += _rows(i, part, peaks, times)
     known = not peaks.predicted and bool(whole)
     ours, inductor = (
         Step(
@@ -149,7 +168,7 @@ def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None)
     if machine is not None:
         from .predict import compiled_ahead
 
-        regions = [(r, parts) for _, _, parts in whole for r in parts.regions]
+        regions = [(r, part) for _, _, parts in whole for part in parts.all() for r in part.regions]
         kernels, why = compiled_ahead(regions, machine.arch)
         problems = (*problems, *why)
     training = any(parts.training for _, _, parts in whole)
@@ -165,20 +184,16 @@ def _measured(graph: _Graph, parts: Parts) -> dict[str, float]:
         "whole ours": compiled(parts, whole, ours=True, made=graph.ours),
         "whole theirs": compiled(parts, whole, ours=False),
     }
-    pieces = {
-        "left ours": compiled(parts, parts.ours, ours=True),
-        "left theirs": compiled(parts, parts.theirs, ours=False),
-    }
-    for region in parts.regions:
-        for piece, ours in ((region.ours, True), (region.theirs, False)):
-            if piece is not None and not region.problem:
-                key = _key(piece, ours)
-                if key not in pieces:
-                    pieces[key] = compiled(parts, piece, ours=ours)
+    pieces: dict[str, Run] = {}
+    for part in parts.all():
+        for holder in (*part.regions, *([] if part.nothing else [part])):
+            for piece, ours in ((holder.ours, True), (holder.theirs, False)):
+                if piece is not None and (key := _key(piece, ours=ours)) not in pieces:
+                    pieces[key] = compiled(part, piece, ours=ours)
     return medians(steps, pieces, parts.device)
 
 
-def _key(piece: Piece, ours: bool) -> str:
+def _key(piece: Piece, *, ours: bool) -> str:
     return f"{'ours' if ours else 'theirs'} {piece.key()}"
 
 
@@ -189,13 +204,16 @@ def _rows(index: int, parts: Parts, machine: Machine, times: Mapping[str, float]
     rows = []
     for region in parts.regions:
         ours, theirs = (
-            cost(_work(region), "" if piece is None else _key(piece, own))
+            cost(_work(region), "" if piece is None else _key(piece, ours=own))
             for piece, own in ((region.ours, True), (region.theirs, False))
         )
         place, why = region.where, region.problem
         rows.append(Row(region.pattern, place, region.lowering, ours, theirs, index, why))
-    ours, theirs = cost(parts.ours_work, "left ours"), cost(parts.theirs_work, "left theirs")
-    return [*rows, Row(KEPT, Where(""), "", ours, theirs, index)]
+    if parts.nothing:
+        return rows
+    ours = cost(parts.ours_work, _key(parts.ours, ours=True))
+    theirs = cost(parts.theirs_work, _key(parts.theirs, ours=False))
+    return [*rows, Row(KEPT, parts.where, "", ours, theirs, index)]
 
 
 def _work(region: Region) -> Work | None:

@@ -10,13 +10,16 @@ import torch
 
 from fuser.pattern import Call
 from fuser.specs import LinearCrossEntropySpec, Reduction
+from fuser.torch_private import multiplies_in_hardware
 
 from ..base import Context, size
+from .problem import is_cast
 
 MAPPED = 32 << 20
 """Bytes from which glibc's malloc maps memory anew at every allocation."""
 UNMEASURED = "nothing has been measured on this kind of device"
 AGAIN = "the backward would compute all logits again"
+READ_ONCE = "this CPU multiplies {}, and without a gradient the inner backend reads a logit once"
 
 
 def is_ahead(spec: LinearCrossEntropySpec) -> bool:
@@ -33,8 +36,15 @@ def slower(call: Call, context: Context) -> str:
         return UNMEASURED
     if context.training and not is_ahead(spec):
         return AGAIN
+    if not context.training and is_cast(spec.after) and _is_cheap(spec.product_dtype):
+        return READ_ONCE.format(str(spec.product_dtype).removeprefix("torch."))
     rows, classes = size(call, "x", 0), size(call, "weight", 0)
     if rows is None or classes is None:
         return "how many logits there are is not known"
     total = rows * classes * spec.product_dtype.itemsize
     return "" if total >= MAPPED else f"logits of {total / 2**20:.3g} MiB are cheap to write"
+
+
+def _is_cheap(dtype: torch.dtype) -> bool:
+    """Whether products take so little that what follows them is most of the time."""
+    return dtype.itemsize == 2 and multiplies_in_hardware(dtype)

@@ -13,7 +13,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from fuser.graph.program import ProgramBuilder
-from fuser.lowering.loss import sweep
+from fuser.lowering.loss import cost, sweep
 from fuser.lowering.loss.problem import Problem
 from fuser.specs import LinearCrossEntropySpec, Reduction
 from tests.compiled import compiled, run
@@ -231,3 +231,21 @@ def test_by_default(classes: int, grad: bool, each: bool, reason: str) -> None:
     ours = compiled(loss, (x, weight, torch.arange(16)), grad=grad, inner="eager", policy="auto")
     assert ours.rewrites("loss") == (not reason), ours.reasons()
     assert reason in ours.reasons()
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("hardware", [False, True])
+def test_in_half_precision_without_a_gradient(
+    monkeypatch: pytest.MonkeyPatch, capped: bool, hardware: bool
+) -> None:
+    """Left where the products are cheap, and Inductor has nothing but them and a logsumexp."""
+    monkeypatch.setattr(cost, "multiplies_in_hardware", lambda dtype: hardware)
+
+    def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        logits = x @ weight.t()
+        return F.cross_entropy((logits.tanh() if capped else logits).float(), target)
+
+    x, weight = torch.randn(16, 2).bfloat16(), torch.randn(1 << 20, 2).bfloat16()
+    ours = compiled(loss, (x, weight, torch.arange(16)), grad=False, inner="eager", policy="auto")
+    assert ours.rewrites("loss") == (capped or not hardware), ours.reasons()
+    assert ("multiplies bfloat16" in ours.reasons()) == (hardware and not capped)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 HERE = Path(__file__)
 
@@ -32,6 +33,19 @@ def block() -> tuple[nn.Module, tuple[Tensor]]:
     """Two layers, in inference."""
     torch.manual_seed(0)
     return nn.Sequential(Block(256, 4), Block(256, 4)).eval(), (torch.randn(1, 768, 256),)
+
+
+class Checkpointed(nn.Module):
+    """Layers whose activations are computed again in the backward."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return x.sum()
 
 
 def small() -> tuple[nn.Module, tuple[Tensor]]:

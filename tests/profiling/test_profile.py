@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import fuser
 from fuser import measure
@@ -20,10 +25,10 @@ from fuser.__main__ import main
 from fuser.errors import MissingExtraError, UnknownArchitectureError, UnknownOptionError
 from fuser.profiling import machine, picture, predict, profile
 from fuser.profiling.machine import KNOWN, Machine
-from fuser.profiling.result import KEPT
+from fuser.profiling.result import KEPT, Profile
 from fuser.profiling.timing import medians
 
-from .models import HERE, block, small
+from .models import HERE, Block, Checkpointed, block, small
 
 FILE = str(HERE)
 ONE = Machine("a machine", 1e9, {"float32": 1e10}, 1e-6)
@@ -44,20 +49,36 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "compiled_ahead", lambda regions, arch: (None, []))
 
 
-@pytest.mark.usefixtures("known_machine")
-def test_measured_parts_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the time of this process's threads, which others on the machine do not add to, and by
-    medians of rounds in which the step and its parts run in turn."""
+def adding_up(model: nn.Module, x: torch.Tensor) -> Profile:
+    """A profile whose parts add up to the step, to 10 %.
+
+    By the time of this process's threads, which others on the machine do not add to, and by
+    medians. Others still take caches away, for a while: there are three attempts.
+    """
+    for attempt in range(3):
+        torch._dynamo.reset()
+        found = fuser.profile(model, x, options={"fuser.policy": "always"})
+        steps = (found.ours, found.inductor)
+        near = [step.parts_ms == pytest.approx(step.ms, rel=0.1) for step in steps]
+        if all(near) or attempt == 2:
+            break
+    assert all(near), steps
+    return found
+
+
+@pytest.fixture
+def by_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = functools.partial(medians, clock=time.process_time)
     monkeypatch.setattr(profile, "medians", timed)
-    model, inputs = block()
+
+
+@pytest.mark.usefixtures("known_machine", "by_the_threads")
+def test_measured_parts_add_up_to_the_step() -> None:
+    model, (x,) = block()
     with torch.no_grad():
-        found = fuser.profile(model, *inputs, options={"fuser.policy": "always"})
+        found = adding_up(model, x)
     assert [row.name for row in found.rows] == ["attention.softmax"] * 2 + [KEPT]
     assert not found.predicted
-    for step in (found.ours, found.inductor):
-        assert step.ms is not None
-        assert step.parts_ms == pytest.approx(step.ms, rel=0.1)
     region, other, left = found.rows
     assert (region.ours, region.inductor) == (other.ours, other.inductor)  # equal: measured once
     assert region.ours.ms is not None
@@ -91,6 +112,48 @@ def test_training_has_a_backward_in_every_part(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) >= runs * 5
     assert all(row.ours.ms and row.inductor.ms for row in found.rows)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.usefixtures("known_machine", "by_the_threads")
+def test_bodies_of_checkpoints_are_taken_apart() -> None:
+    """And run as checkpoints: the parts add up to a step that computes the forward twice."""
+    torch.manual_seed(0)
+    model, x = Checkpointed(Block(256, 4), Block(256, 4)), torch.randn(1, 768, 256)
+    found = adding_up(model, x)
+    assert [row.name for row in found.rows] == ["attention.softmax", KEPT] * 2 + [KEPT]
+    assert [row.where.file for row in found.rows] == [FILE] * 4 + [""]
+    region = found.rows[0]
+    pairs = 4 * (768 * 769 // 2)
+    assert region.ours.flops == 2 * pairs * (64 + 64) * (1 + 2.5)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_a_checkpoint_that_keeps_some_results() -> None:
+    def policy(context: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        kept = op is torch.ops.aten.mm.default
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+        return checkpoint(layer, x, use_reentrant=False, context_fn=contexts).sum()
+
+    layer, x = Block(32, 2), torch.randn(1, 16, 32)
+    found = fuser.profile(step, x, target="h200")
+    assert [row.name for row in found.rows] == ["attention.softmax", KEPT, KEPT]
+    assert found.rows[0].ours.flops == 2 * 2 * (16 * 17 // 2) * (16 + 16) * (1 + 2.5)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_checkpoints_within_checkpoints() -> None:
+    inner = Checkpointed(Block(32, 2))
+    outer = Checkpointed(nn.Linear(32, 32), inner)
+    found = fuser.profile(outer, torch.randn(1, 16, 32), target="h200")
+    assert [row.name for row in found.rows] == ["attention.softmax", KEPT, KEPT, KEPT]
+    (linear,) = fuser.profile(
+        Checkpointed(nn.Linear(32, 32)), torch.randn(1, 16, 32), target="h200"
+    ).rows
+    assert found.rows[-1].ours.flops == linear.ours.flops
 
 
 @pytest.mark.usefixtures("no_kernels")
