@@ -186,10 +186,11 @@ def register_pattern(
 
     Read as one are: methods, functions, operators, modules and in-place forms; operands that
     commute; `x - y` and `x + (-y)`; `x / c` and `x * (1 / c)`, only for powers of two where an
-    operator follows that is not known to be continuous; `x * x`, `x ** 2` and `square`;
-    `masked_fill` and `where`; a value shared or computed again; ways to permute or reshape with one
-    result; an einsum that is a matmul, and a linear without bias where `find` has the matmul; casts
-    to the dtype that is there, `contiguous`, `clone` and dropout that drops nothing.
+    operator follows that is not known to be continuous; a number and one for each dimension;
+    `x * x`, `x ** 2` and `square`; `masked_fill` and `where`; a value shared or computed again;
+    ways to permute or reshape with one result; an einsum that is a matmul, and a linear without
+    bias where `find` has the matmul; casts to the dtype that is there, `contiguous`, `clone` and
+    dropout that drops nothing.
 
     Not read as one are, among others: `mean(-1)[:, None]` and `mean(-1, keepdim=True)`; `F.linear`
     with a bias, `addmm` and `x @ w + b`; `chunk`, `split` and slices; `x[:, 0]` and `select`;

@@ -1147,6 +1147,45 @@ def test_what_the_documentation_says_is_not_read_as_one(name: str) -> None:
             assert_fires(model, inputs, 0)
 
 
+IMAGE, KERNEL = drawn(2, 3, 6, 7), drawn(4, 3, 3, 3)
+BYTES = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
+AS_ONE: dict[str, tuple[Any, tuple[Any, ...], Any, Any]] = {
+    "a linear as the whole of a product": (
+        lambda x, w: x @ w.transpose(-2, -1),
+        (X, W),
+        lambda x, w: F.linear(x, w),
+        lambda x, w: F.linear(x, w, w[:, 0]),
+    ),
+    "shifts": (
+        lambda x: torch.stack((x & 3, x >> 2), -1),
+        (BYTES,),
+        lambda x: torch.stack((torch.bitwise_and(x, 3), torch.bitwise_right_shift(x, 2)), -1),
+        lambda x: torch.stack((x & 3, x << 2), -1),
+    ),
+    "a number for each dimension": (
+        lambda x, w: F.conv2d(x, w, padding=1).sin(),
+        (IMAGE, KERNEL),
+        lambda x, w: torch.conv2d(x, w, None, (1, 1), (1, 1), (1, 1), 1).sin(),
+        lambda x, w: F.conv2d(x, w, padding=(1, 0)).sin(),
+    ),
+    "an argument for each dimension": (
+        lambda x, w, n: F.conv2d(x, w, padding=n).sin(),
+        (IMAGE, KERNEL, 3),
+        lambda x, w, n: F.conv2d(x, w, padding=(2, 2), stride=[1, 1]).sin(),
+        lambda x, w, n: F.conv2d(x, w, padding=(2, 1)).sin(),
+    ),
+}
+"""A pattern, its examples, a model in which it is found, and one in which it is not."""
+
+
+@pytest.mark.parametrize("name", AS_ONE)
+def test_what_is_read_as_one(name: str) -> None:
+    find, inputs, model, other = AS_ONE[name]
+    with register_pattern(find, find, inputs, id=ID):
+        assert_fires(model, inputs, 1)
+        assert_fires(other, inputs, 0)
+
+
 @pytest.mark.parametrize("number", [3.0, 7, 48.0, 49.0, 98, 103.0])
 def test_reciprocals_of_literals(number: float) -> None:
     """1 / (1 / 49) is not 49."""

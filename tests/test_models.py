@@ -3,7 +3,7 @@
 Every second one is trained, with the first of its ways to compute attention; the others infer, with
 the last one.
 Triton's interpreter is slow: by generated kernels, one of a kind. `FUSER_EVERY=1` takes all models
-in all ways, in both modes and in bf16.
+in all ways, in both modes and in bf16. What is found is what `docs/models.md` says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tests.compiled import Run, assert_near, compiled, run, wide
 from tests.every import EVERY, some
 from tests.inner import CATCH, CATCH_EAGER, caught
 from tests.lowering.generated import FACTOR
-from tests.models import CASES, ModelCase, experts
+from tests.models import CASES, ModelCase, experts, table
+from tests.models.case import Outputs, logits
 
 FORMS = [(name, form) for name, case in CASES.items() for form in case.implementations]
 TRAINED = [(name, form) for name, form in FORMS if not CASES[name].random_in_training]
@@ -30,6 +31,7 @@ LAST = [(name, case.implementations[-1]) for name, case in CASES.items()]
 # Routing is a step function: in bf16 the rounding of one attention sends a token to another expert,
 # in eager too (Mixtral: 0.04 from fp64 with `eager` attention, 0.57 with `sdpa`).
 SMOOTH = [(name, form) for name, form in FORMS if CASES[name] not in experts.CASES]
+LOSSY = [name for name, case in CASES.items() if case.output is logits]
 TRITON = {"fuser.lowering": "triton"}
 REFERENCE = {"fuser.lowering": "reference"}
 OF_A_KIND = {
@@ -53,17 +55,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
-
-
-class Outputs(nn.Module):
-    """A model that returns the tensors that are compared."""
-
-    def __init__(self, case: ModelCase, model: nn.Module) -> None:
-        super().__init__()
-        self.case, self.model = case, model
-
-    def forward(self, **inputs: Any) -> list[Tensor]:
-        return self.case.output(self.model(**inputs))
 
 
 def _exact(case: ModelCase, model: nn.Module) -> nn.Module:
@@ -96,6 +87,8 @@ def _check(name: str, form: str, dtype: torch.dtype, grad: bool) -> Run:
     assert ours.rewrites() + left == case.attentions, ours.reasons()
     assert ours.rewrites("moe") == case.mixtures, ours.reasons()
     assert ours.record.failures == []
+    if dtype is torch.float32:
+        assert table.found(ours.record) == table.recorded(name, form, grad)
     return ours
 
 
@@ -147,3 +140,25 @@ def test_generated_kernels(name: str, form: str, dtype: torch.dtype, grad: bool)
     assert ours.rewrites() == case.attentions or form == "sdpa"
     assert {r.lowering for r in ours.record.rewritten} <= {"triton, interpreted"}
     assert ours.record.failures == []
+
+
+@pytest.mark.parametrize("name", some(LOSSY, 7))
+def test_losses(name: str) -> None:
+    """What `docs/models.md` says of a model's own loss."""
+    assert table.losses(name) == table.recorded_losses(name)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.one_graph])
+def test_compiled_whole(name: str) -> None:
+    """What it says of `fuser.compile` where loops break the graph."""
+    assert table.whole(name) == table.recorded_whole(name)
+
+
+def test_the_page_of_models_is_up_to_date() -> None:
+    """If not: `python -m tests.models.table`, or with `--record` where models have changed."""
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert table.page(text) == text
+    forms = {name: model["forms"] for name, model in table.record()["models"].items()}
+    assert {name: tuple(found) for name, found in forms.items()} == {
+        name: case.implementations for name, case in CASES.items()
+    }

@@ -58,7 +58,7 @@ tan tanh tanhshrink trunc logsigmoid
 _POINTWISE_BINARY = """
 add sub mul div pow eq ne lt le gt ge maximum minimum fmax fmin atan2 remainder fmod floor_divide
 logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copysign hypot logaddexp
-xlogy true_divide rsub float_power
+bitwise_left_shift bitwise_right_shift xlogy true_divide rsub float_power
 """.split()
 # name: parameters in the functional spelling (methods drop the first)
 _POINTWISE_OTHER: dict[str, str] = {
@@ -235,7 +235,7 @@ _OPERATORS: dict[str, str] = {
     "pow": "pow", "mod": "remainder", "neg": "neg", "pos": "positive", "abs": "abs",
     "matmul": "matmul", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
     "and_": "bitwise_and", "or_": "bitwise_or", "xor": "bitwise_xor", "invert": "bitwise_not",
-    "getitem": "getitem",
+    "getitem": "getitem", "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift",
 }  # fmt: skip
 _ELEMENTWISE = {"max": "maximum", "min": "minimum"}
 """Reductions that compare element by element where a second tensor stands in place of `dim`."""

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from ..torch_private import OpOverload, dispatched
+from .run import SYMBOLIC
 
 RENAMED = {"exponent": "other", "self": "input", "axis": "dim", "keepdims": "keepdim"}
 
@@ -56,12 +57,18 @@ def _bind_schema(schema: Any, node: Node) -> dict[str, Any] | None:
         return None
     bound = dict(zip(names, args, strict=False)) | keywords
     for name, argument in known.items():
-        if name in bound:
-            continue
-        if not argument.has_default_value():
-            return None
-        bound[name] = argument.default_value
+        if name not in bound:
+            if not argument.has_default_value():
+                return None
+            bound[name] = argument.default_value
+        if argument.N and _is_number(bound[name]):  # one for all dimensions
+            bound[name] = (bound[name],) * argument.N
     return bound
+
+
+def _is_number(given: Any) -> bool:
+    found = given.meta.get("example_value") if isinstance(given, Node) else given
+    return isinstance(found, (int, float, *SYMBOLIC)) and not isinstance(found, bool)
 
 
 @lru_cache(maxsize=1024)

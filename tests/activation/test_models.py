@@ -17,9 +17,8 @@ from fuser.patterns.activation.anchors import NONLINEAR
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY
 from tests.inner import CATCH, caught, operators
-from tests.models.case import LAYERS, SDPA_ONLY, ModelCase, itself, normal, seeded
+from tests.models.case import LAYERS, SDPA_ONLY, ModelCase, Outputs, itself, normal, seeded
 from tests.norm.models import CASES as MODELS
-from tests.test_models import Outputs
 
 WAYS = ("inference", "training", "half", "channels_last", "any size")
 IMAGES = ("unet", "vae", "convnext")

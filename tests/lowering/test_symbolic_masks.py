@@ -13,7 +13,7 @@ from fuser.backend import listening
 from fuser.events import Record
 from tests.compiled import assert_near, compiled, run, wide
 from tests.models import CASES
-from tests.test_models import Outputs
+from tests.models.case import Outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 B, H, S, D = 2, 3, 10, 8

@@ -69,6 +69,17 @@ class ModelCase:
     mixtures: int = 0
 
 
+class Outputs(nn.Module):
+    """A model that returns the tensors that are compared."""
+
+    def __init__(self, case: ModelCase, model: nn.Module) -> None:
+        super().__init__()
+        self.case, self.model = case, model
+
+    def forward(self, **inputs: Any) -> list[Tensor]:
+        return self.case.output(self.model(**inputs))
+
+
 def logits(out: Any) -> list[Tensor]:
     """The scores over the vocabulary, of a language model."""
     return [out.logits]

@@ -13,8 +13,8 @@ from torch import Tensor
 from fuser.events import Rewritten
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import some
+from tests.models.case import Outputs
 from tests.norm.models import CASES, ROTATED, normalisations
-from tests.test_models import Outputs
 
 IMAGES = ("vae", "convnext")
 """Whose channels may come last in memory."""
