@@ -42,21 +42,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Left:
-    """A region that is left alone, and why.
-
-    Attributes:
-        pattern: whose region it would be.
-        decline: why, and where.
-        sound: it could be rewritten.
-        candidates: what was considered for it.
-        anchor: at which the pattern itself declined; None where something else was in the way.
-    """
+    """A region that is left alone, and why."""
 
     pattern: str
     decline: Decline
     sound: bool = False
     candidates: tuple[Candidate, ...] = ()
-    anchor: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -68,14 +59,9 @@ class Failed:
     error: Exception
 
 
-def plan(view: GraphView, options: Options) -> list[Planned | Left | Failed]:
-    """Decide for every anchor of every allowed pattern, the highest priority first.
-
-    That a pattern declines what another rewrite has is no near miss, whichever was tried first.
-    """
-    planner = _Planner(view, options)
-    decisions = list(planner.decisions())
-    return [d for d in decisions if not (isinstance(d, Left) and planner.knows_better(d))]
+def plan(view: GraphView, options: Options) -> Iterator[Planned | Left | Failed]:
+    """Decide for every anchor of every allowed pattern, the highest priority first."""
+    return _Planner(view, options).decisions()
 
 
 class _Planner:
@@ -109,15 +95,6 @@ class _Planner:
                 if isinstance(decided, Planned):
                     self._claim(decided.match)
                 yield decided
-
-    def knows_better(self, left: Left) -> bool:
-        """Whether a rewrite has the anchor at which a pattern declined, or the node at which its
-        proof ended. One by a modest pattern says nothing of what it stands around."""
-        modest = {r.pattern.id for r in patterns() if r.pattern.modest}
-        found = (left.anchor, left.decline.node) if left.anchor is not None else ()
-        return any(
-            self.claimed.get(node, left.pattern) not in {*modest, left.pattern} for node in found
-        )
 
     def _claim(self, match: Match) -> None:
         self.claimed.update(dict.fromkeys(match.nodes, match.pattern))
@@ -162,13 +139,13 @@ class _Planner:
                 return None
             soundness.require_well_formed(self.view, pattern_id, found)
             if isinstance(found, Decline):
-                return None if anchor in claimed else Left(pattern_id, found, anchor=anchor)
+                return None if anchor in claimed else Left(pattern_id, found)
             if claimed.get(anchor) == pattern_id and self._rival(found) is not None:
                 return None  # of one region nothing is told twice
             with modes_at(self.view, anchor):
                 return self._largest(found)
         except Unproven as error:
-            return Left(pattern_id, Decline(str(error), anchor), anchor=anchor)
+            return Left(pattern_id, Decline(str(error), anchor))
         except Exception as error:
             return Failed(pattern_id, anchor, error)
 

@@ -178,13 +178,13 @@ def _transform(
     view = GraphView(module)
     rebound = rebind(view)
     view = GraphView(module) if rebound else view
-    decisions = plan(view, options)
+    decisions = list(plan(view, options))
     openings = [d for d in decisions if _opens(d)]
     openings = _acceptable(view, openings, inputs, options, record, graph)
     if openings:
         _rewrite(view, openings, options, record, graph)
         view = GraphView(module)
-        decisions = plan(view, options)
+        decisions = list(plan(view, options))
     decisions = [d for d in decisions if not _opens(d)]
     for decision in decisions:
         if isinstance(decision, Left):
