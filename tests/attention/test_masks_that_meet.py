@@ -27,6 +27,9 @@ class Biased(nn.Module):
         fill: what later keys get.
     """
 
+    bias: Tensor
+    later: Tensor
+
     def __init__(self, bias: Tensor, *, known: bool, fill: float) -> None:
         super().__init__()
         self.register_buffer("bias", bias)
