@@ -127,11 +127,8 @@ def _refuse(call: Call, form: Form, context: Context) -> Refusal | None:
         return Refusal("no library kernel drops probabilities in an order that is known")
     if context.training and reads_gradient(call, bias):
         return Refusal("the bias needs a gradient, which the library kernels do not give")
-    if context.training and bias.rows is not Rows.KEPT and not spec.dead_rows_are_zero:
-        if bias.filled and bias.added:
-            return Refusal(
-                "masks are both added and filled in where a query may have no key: gradients differ"
-            )
+    if bias.uneven:
+        return Refusal("masks leave several finite numbers where a query may have no other scores")
     if context.training and bias.ties and bias.rows is not Rows.KEPT:
         return Refusal("`maximum` halves the gradient of a query without keys, no kernel does")
     if context.training and spec.sink:

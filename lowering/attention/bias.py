@@ -24,6 +24,9 @@ MODERATE = 4096.0
 """Largest known bias beside which a query certainly keeps its keys. Up to here the flash backward
 is as near to fp64 as at 32 (docs/decisions.md): eager rounds score plus bias just as coarsely."""
 
+LOWEST = torch.finfo(torch.float32).min
+"""What kernels are given for a finite number that a mask fills in."""
+
 
 class Rows(Enum):
     """What is proved about queries all of whose keys are masked."""
@@ -69,14 +72,38 @@ class Bias:
     def empty(self) -> bool:
         return not self.terms and not self.keeps
 
+    @property
+    def uneven(self) -> bool:
+        """Whether a query without keys shows which of its low scores is the highest: the kernels
+        are given one finite number, the lowest there is, for all that masks fill in."""
+        finite = {k.fill for k in (*self.masked, *self.keeps) if isinstance(k, Keep)} - {-torch.inf}
+        lower = self.added and bool(finite - {LOWEST})
+        return self.rows is not Rows.KEPT and (len(finite) > 1 or lower)
+
+    @property
+    def overwriting(self) -> tuple[Keep, ...]:
+        """The masks that overwrite scores, where these are not all that is low in the bias."""
+        found = [x for x in (*self.masked, *self.keeps) if isinstance(x, Keep)]
+        return tuple(dict.fromkeys(found)) if self.filled and self.added else ()
+
     def describe(self) -> str:
         known = str(self.mask) if self.mask is not None else ""
         data = "from data" if any(self.keeps) and self.has_unknown else ""
         return ", ".join(x for x in (known, data) if x) or "none"
 
 
-def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = False) -> Bias:
-    """Evaluate what is known, classify the masks in it, and prove what can be about rows."""
+def analyse(
+    call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = False, splits: bool = False
+) -> Bias:
+    """Evaluate what is known, classify the masks in it, and prove what can be about rows.
+
+    Args:
+        call: what is computed.
+        form: its score program.
+        evaluator: of its operands.
+        bands: a band of keys may be left to the kernel.
+        splits: the kernel takes a causal mask beside a bias, and looks for rows without a key.
+    """
     masks: list[Tensor] = []
     symbolic = PredicateReader(call, evaluator.folder)
     conditions: list[Boolean] = []
@@ -120,9 +147,14 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
     else:
         proved = Rows.UNKNOWN if minus_infinity else Rows.FINITE
     # A kernel's own causal mask is -inf. Beside another mask that may take a query's last key, the
-    # original's finite number would still spread over the later keys: the two stay one bias.
+    # original's finite number would still spread over the later keys: the two stay one bias, unless
+    # the original fills in -inf as well. One row of numbers by distance is worth more than either.
     causal = facts is not None and facts.kind is MaskKind.CAUSAL
-    causal = causal and (not general or proved is Rows.KEPT)
+    if causal and general and proved is not Rows.KEPT:
+        infinite = form.floor == -torch.inf and all(_fills_infinity(item) for item in masked)
+        causal = (
+            splits and infinite and not is_relative(call, (*general, *masked), evaluator.folder)
+        )
     dropped = causal or (facts is not None and facts.kind is MaskKind.NONE)
     band = bands and facts is not None and not general and fits(facts, *_lengths(call))
     dropped |= band
@@ -143,6 +175,10 @@ def analyse(call: Call, form: Affine, evaluator: Evaluator, *, bands: bool = Fal
         tuple(masked),
         form.ties,
     )
+
+
+def _fills_infinity(item: Term | Keep) -> bool:
+    return isinstance(item, Keep) and item.fill == -torch.inf
 
 
 def _classify(call: Call, masks: list[Tensor]) -> MaskFacts | None:

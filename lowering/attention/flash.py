@@ -31,6 +31,7 @@ def flash_attention(
     is_causal: bool,
     scale: float,
     filled: bool,
+    overwritten: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention with an additive bias, and NaN for queries without any key.
 
@@ -40,8 +41,10 @@ def flash_attention(
         bias: broadcasts against `(B, H, Sq, Sk)`; None for none. Gets no gradient.
         is_causal: query i sees keys 0..i.
         scale: of q kᵀ.
-        filled: huge negative biases stand for scores that were overwritten, not lowered, so that
-            no gradient passes there.
+        filled: scores that masks take out were overwritten, not lowered, so that no gradient passes
+            there: those of the causal mask, and of huge negative biases.
+        overwritten: where a score was, `(B, H, Sq, Sk)` or what broadcasts against it, if not all
+            huge negative biases stand for such a one.
 
     Returns:
         the result `(B, H, Sq, D)` and the log-sum-exp of the scores `(B, H, Sq)` in fp32.
@@ -49,7 +52,8 @@ def flash_attention(
     out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
     if filled and bias is not None and bool(out.isnan().any()):
         # a score that is no number and was overwritten must not count: unwritten cache slots
-        out = _dense_forward(q, k, v, bias, is_causal, scale).to(q.dtype)
+        gone = _overwritten(bias, overwritten)
+        out = _dense_forward(q, k, v, bias, is_causal, scale, gone).to(q.dtype)
     elif bias is not None and bool((lse == 0).any()):
         # in place on a copy: masked_fill chooses strides of its own, the fake kernel's are these
         out = out.clone().masked_fill_(_dead(bias, q, k, is_causal), torch.nan)
@@ -71,6 +75,7 @@ def _(
     is_causal: bool,
     scale: float,
     filled: bool,
+    overwritten: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     out, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
     return out, lse.new_empty(lse.shape, dtype=torch.float32)
@@ -88,10 +93,13 @@ def flash_attention_backward(
     is_causal: bool,
     scale: float,
     filled: bool,
+    overwritten: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; dense and exact where a row's log-sum-exp is out of range."""
-    if bool((lse.abs() > LIMIT).any()) or bool(out[..., 0].isnan().any()):
-        return _dense_backward(grad, q, k, v, bias, is_causal, scale, filled)
+    """Gradients of q, k and v; dense and exact where a row's log-sum-exp is out of range, or no
+    number, as where a score was none and was overwritten."""
+    if not bool((lse.abs() <= LIMIT).all()) or bool(out[..., 0].isnan().any()):
+        gone = _overwritten(bias, overwritten) if filled else None
+        return _dense_backward(grad, q, k, v, bias, is_causal, scale, gone, filled=filled)
     grads = _backward(grad, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
     return tuple(g.contiguous() for g in grads)  # type: ignore[return-value]
 
@@ -108,6 +116,7 @@ def _(
     is_causal: bool,
     scale: float,
     filled: bool,
+    overwritten: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -116,22 +125,29 @@ def _dead(bias: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
     """Queries all of whose keys are at -inf, as (B, H, Sq, 1)."""
     gone = bias == -torch.inf
     if causal:
-        gone = gone | torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+        gone = gone | _later(q, k)
     return gone.all(-1, keepdim=True)
 
 
+def _overwritten(bias: Tensor | None, known: Tensor | None) -> Tensor | None:
+    """Where a bias stands for a score that was overwritten."""
+    return known if known is not None or bias is None else bias <= -HUGE
+
+
+def _later(q: Tensor, k: Tensor) -> Tensor:
+    """Keys that a causal mask hides, `(Sq, Sk)`."""
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+
+
 def _dense_scores(
-    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, filled: bool
+    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, gone: Tensor | None
 ) -> Tensor:
-    """Scores in fp32, with k repeated to q's heads; filled masks overwrite."""
+    """Scores in fp32, with k repeated to q's heads; what is `gone` is the bias alone."""
     score = q.float() @ _repeated(k, q.shape[1]).mT * scale
     if bias is not None:
         lowered = score + bias
-        score = torch.where(bias <= -HUGE, bias.float(), lowered) if filled else lowered
-    if causal:
-        seen = torch.ones(score.shape[-2:], dtype=torch.bool).tril()
-        score = score.masked_fill(~seen, -torch.inf)
-    return score
+        score = lowered if gone is None else torch.where(gone, bias.float(), lowered)
+    return score.masked_fill(_later(q, k), -torch.inf) if causal else score
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
@@ -139,9 +155,15 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
 
 
 def _dense_forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    causal: bool,
+    scale: float,
+    gone: Tensor | None,
 ) -> Tensor:
-    p = torch.softmax(_dense_scores(q, k, bias, causal, scale, True), -1)
+    p = torch.softmax(_dense_scores(q, k, bias, causal, scale, gone), -1)
     return (p @ _repeated(v, q.shape[1])).contiguous()
 
 
@@ -153,17 +175,21 @@ def _dense_backward(
     bias: Tensor | None,
     causal: bool,
     scale: float,
+    gone: Tensor | None,
+    *,
     filled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, kv_heads = q.shape[1], k.shape[1]
     dy, qf = grad.float(), q.float()
     kf, vf = _repeated(k, heads), _repeated(v, heads)
-    score = _dense_scores(q, k, bias, causal, scale, filled)
+    score = _dense_scores(q, k, bias, causal, scale, gone)
     p = torch.softmax(score, -1)
     dp = dy @ vf.mT
     ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * scale
-    if filled and bias is not None:
-        ds = ds.masked_fill(bias <= -HUGE, 0)
+    if gone is not None:
+        ds = ds.masked_fill(gone, 0)
+    if filled and causal:
+        ds = ds.masked_fill(_later(q, k), 0)
 
     def fold(x: Tensor) -> Tensor:
         return x if heads == kv_heads else x.unflatten(1, (kv_heads, -1)).sum(2)
@@ -173,17 +199,17 @@ def _dense_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bias, ctx.is_causal, ctx.scale, ctx.filled = inputs
+    q, k, v, bias, ctx.is_causal, ctx.scale, ctx.filled, overwritten = inputs
     out, lse = output
-    ctx.save_for_backward(q, k, v, bias, out, lse)
+    ctx.save_for_backward(q, k, v, bias, out, lse, overwritten)
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    q, k, v, bias, out, lse = ctx.saved_tensors
+    q, k, v, bias, out, lse, overwritten = ctx.saved_tensors
     grads = flash_attention_backward(
-        grad, q, k, v, out, lse, bias, ctx.is_causal, ctx.scale, ctx.filled
+        grad, q, k, v, out, lse, bias, ctx.is_causal, ctx.scale, ctx.filled, overwritten
     )
-    return (*grads, None, None, None, None)
+    return (*grads, None, None, None, None, None)
 
 
 flash_attention.register_autograd(_differentiate, setup_context=_save)

@@ -72,7 +72,13 @@ def read(call: Call, context: Context) -> Form:
     return Form(
         scale,
         tuple(factors),
-        analyse(call, scores, evaluator, bands=_may_band(call)),
+        analyse(
+            call,
+            scores,
+            evaluator,
+            bands=_may_band(call),
+            splits=context.device.type == "cpu" and not spec.sink and not spec.dead_rows_are_zero,
+        ),
         probs.scales["p"],
     )
 

@@ -18,12 +18,12 @@ from ..base import Context
 from ..spelled import Speller
 from . import affine
 from .banded import emit_banded
+from .bias import LOWEST
 from .form import Factors, Form, dtype_of, is_guarded
 from .reference import operands
 from .relative import reversed_rows
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_LOWEST = torch.finfo(torch.float32).min
 
 
 class Emitter:
@@ -124,7 +124,7 @@ class Emitter:
             node = self._term(term)
             total = node if total is None else self.builder.call(torch.add, total, node)
         for keep in bias.keeps:
-            fill = keep.fill if keep.fill == -torch.inf else _LOWEST
+            fill = keep.fill if keep.fill == -torch.inf else LOWEST
             kept = total if total is not None else 0.0
             condition = self.free(keep.condition)
             chosen = (fill, kept) if keep.negated else (kept, fill)
@@ -143,6 +143,16 @@ class Emitter:
             total = self._spread(total)
         # a bias gathered as (Sq, Sk, H) and permuted would be read across its rows
         return self._dense(total)
+
+    def _overwritten(self) -> Node | None:
+        """Where masks overwrite scores, if the bias does not tell."""
+        found: Node | None = None
+        for keep in self.form.bias.overwriting:
+            gone = self.free(keep.condition)
+            if not keep.negated:
+                gone = self.builder.call(torch.logical_not, gone)
+            found = gone if found is None else self.builder.call(torch.logical_or, found, gone)
+        return found
 
     def _term(self, term: affine.Term) -> Node:
         node = self.free(term.value)
@@ -177,8 +187,10 @@ class Emitter:
             return self.builder.call(F.scaled_dot_product_attention, q, k, v, **keywords), None
         if is_guarded(spec, form, self.context):
             flash = torch.ops.fuser.flash_attention.default
-            filled = form.bias.filled
-            pair = self.builder.call(flash, q, k, v, bias, form.bias.causal, form.scale, filled)
+            rest = [form.bias.causal, form.scale, form.bias.filled]
+            overwritten = self._overwritten() if self.context.training else None
+            rest += [] if overwritten is None else [overwritten]
+            pair = self.builder.call(flash, q, k, v, bias, *rest)
             return self.builder.call(operator.getitem, pair, 0), None
         pair = self.builder.call(
             _FLASH, q, k, v, 0.0, form.bias.causal, attn_mask=bias, scale=form.scale

@@ -26,6 +26,8 @@ SAMPLE = {
     ("window, 128 bfloat16", "rows"): ["sm_100", "gfx942"],
     ("bias, 64 bfloat16", "keys"): ["sm_80"],
     ("mask of keys, 128 bfloat16, decoding", "forward"): ["sm_90"],
+    ("mask of keys, 64 float32, decoding", "forward"): ["sm_80"],
+    ("bias, 64 float32", "rows"): ["sm_80", "sm_100"],
 }
 """Kernels that take the most there."""
 
@@ -134,6 +136,17 @@ def test_full_precision_is_cut_smaller() -> None:
             chosen(entry(f"causal, 64 {name}", stage), arch) for name in ("float16", "float32")
         )
         assert full.block_m * full.block_n < half.block_m * half.block_n
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("stage", "kept"), [("forward", False), ("rows", False), ("keys", True)])
+def test_what_full_precision_keeps_over_a_loop(stage: str, arch: str, kept: bool) -> None:
+    """Where products are unrolled, nothing waits for the end of a loop but in tiles of keys."""
+    for dtype in ("float32", "bfloat16"):
+        unrolled = dtype == "float32" and arch in ("sm_80", "sm_100")
+        of = entry(f"causal, 64 {dtype}", stage)
+        assert chosen(of, arch).hoists == (kept or not unrolled)
+        assert ("disable_licm=True" in of.kernel(arch).source) == (unrolled and not kept)
 
 
 def test_tf32_has_a_unit() -> None:

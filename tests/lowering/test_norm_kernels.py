@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from fuser.lowering.norm.generated.backward import Needs
 from fuser.lowering.norm.generated.build import TEXTS
 from fuser.lowering.norm.generated.catalogue import Entry, recording
 from fuser.lowering.norm.generated.config import Sizes, Way, cut, parts, programs, way
 from fuser.lowering.norm.generated.layout import Layout
 from fuser.lowering.norm.generated.workloads import builtin
+from fuser.lowering.triton.aot import Resources
 from fuser.lowering.triton.launch import TARGETS
+from fuser.lowering.triton.pool import compile_all
 from fuser.specs import NormSpec
 from tests import accepted
 from tests.lowering.compiling import Compiled, assert_room, compiled_sample, texts
@@ -114,6 +117,24 @@ def compiled() -> Compiled:
 @pytest.mark.parametrize("arch", sorted(TARGETS))
 def test_the_largest_kernels_have_room(compiled: Compiled, arch: str) -> None:
     assert_room(compiled, arch)
+
+
+def test_five_operands_of_short_rows_have_room() -> None:
+    """With sixteen elements of each, two warps spilled 100 bytes on sm_80 and 332 on sm_100."""
+    label = "gate, residual, layer norm, modulate, float32"
+    of = next(e for e in builtin() if (e.label, e.stage) == (label, "whole_backward"))
+    short = replace(
+        of,
+        layout=replace(of.layout, inner=(40,), lead=0, rest=of.layout.outer),
+        arguments=(Needs(("c0",), (0,), True),),
+        sizes=Sizes(15, 15, (40,)),
+        numbers=replace(of.numbers, multiples=()),
+    )
+    kernels = {arch: short.kernels(arch)[0] for arch in ("sm_80", "sm_90", "sm_100")}
+    assert [k.num_warps for k in kernels.values()] == [4, 2, 4]
+    for found in compile_all([(kernels[arch], arch) for arch in ("sm_80", "sm_100")], 2):
+        assert isinstance(found, Resources), found.message
+        assert found.spills == 0
 
 
 def test_the_catalogue_has_every_stage() -> None:

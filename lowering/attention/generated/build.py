@@ -52,7 +52,7 @@ def build(
         whole: whether all tiles of queries, and all tiles of keys, are full.
     """
     layout = replace(
-        layout, tma=config.tma, warp_specialize=config.warp_specialize,
+        layout, tma=config.tma, warp_specialize=config.warp_specialize, hoists=config.hoists,
         whole_rows=whole[0], whole_keys=whole[1],
     )  # fmt: skip
     text = _text(layout, stage, arguments)

@@ -31,6 +31,7 @@ class Config:
         num_stages: tiles in flight.
         tma: q, k and v are loaded through tensor descriptors.
         warp_specialize: some warps load while others compute.
+        hoists: what a loop does not change is computed before it, and held meanwhile.
     """
 
     block_m: int
@@ -39,6 +40,7 @@ class Config:
     num_stages: int = 2
     tma: bool = False
     warp_specialize: bool = False
+    hoists: bool = True
 
 
 INTERPRETED = Config(16, 16)
@@ -169,7 +171,10 @@ UNROLLED_SHAPES = (
     Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(16, 32, 8, 1), Config(16, 16, 8, 1),
 )  # fmt: skip
 """Where products are unrolled: with more for a thread, or in flight, ptxas would rather spill a few
-bytes than have fewer programs resident."""
+bytes than have fewer programs resident. It spills what is computed before a loop and waits for its
+end: where programs own queries, nothing is hoisted out of loops. Of those for sm_90 none spills."""
+OF_ROWS = ("forward", "rows", "delta")
+"""Stages whose programs own queries."""
 OF_KEYS = ("keys", "dk", "dv")
 """Stages whose programs own keys."""
 TOGETHER = 256
@@ -216,7 +221,9 @@ def _shapes(
 ) -> tuple[Config, ...]:
     decoding = stage == "forward" and rows <= 16
     if _is_unrolled(layout, target):
-        return UNROLLED_SHAPES[2 if decoding or stage == "tiles" else 0 :]
+        shapes = UNROLLED_SHAPES[2 if decoding or stage == "tiles" else 0 :]
+        hoists = target.arch == "sm_90" or stage not in OF_ROWS
+        return tuple(replace(c, hoists=hoists) for c in shapes)
     if decoding:
         return DECODING[0 if is_arithmetic(layout.score) else 1 :]
     if target.arch == "sm_90":

@@ -200,9 +200,10 @@ class KernelText:
                     yield
 
     def _range(self, *bounds: str) -> str:
-        if self.layout.warp_specialize:
-            return f"tl.range({', '.join(bounds)}, warp_specialize=True)"
-        return f"range({', '.join(bounds)})"
+        layout = self.layout
+        options = ["warp_specialize=True"] if layout.warp_specialize else []
+        options += [] if layout.hoists else ["disable_licm=True"]
+        return f"{'tl.' if options else ''}range({', '.join([*bounds, *options])})"
 
     def _rows_at(self) -> None:
         self.body("iq = start_m + rows")

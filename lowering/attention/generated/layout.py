@@ -71,6 +71,8 @@ class Layout:
     """q, k, v and the gradient of the result are loaded through tensor descriptors."""
     warp_specialize: bool = False
     """Warps of a program share the work of a loop by what they do, not by what they do it to."""
+    hoists: bool = True
+    """What a loop does not change is computed before it; else in it."""
     whole_rows: bool = False
     """Every tile of queries is full: their number is a multiple of its size."""
     whole_keys: bool = False

@@ -68,6 +68,10 @@ class Limits:
 _FEW = 3
 FORWARD = Limits(16384, 2048, 16)
 BACKWARD = Limits(8192, 2048, 16)
+BUSY = 8
+"""Elements of a thread in the backward, on sm_100, and where more than `_FEW` operands have all
+columns on NVIDIA's other processors but for sm_90, which was measured: of five operands in fp32
+sixteen elements of each spill 100 bytes on sm_80 and 332 on sm_100, of one with a tanh 36 there."""
 INTERPRETED = Limits(512, 512, 512)
 """Small, so that rows of small sizes are long."""
 
@@ -122,7 +126,16 @@ def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool
         u = min(u, max(1, tile // (f * near)))
         return _with_warps(near, u, f, _each(layout, target, own))
     m = min(rows, max(1, own.tile // (u * f)))
-    return _with_warps(m, u, f, own.thread)
+    busy = backward and _is_busy(layout, target)
+    return _with_warps(m, u, f, min(own.thread, BUSY) if busy else own.thread)
+
+
+def _is_busy(layout: Layout, target: Target) -> bool:
+    """Whether a thread of the backward has too few registers for as many elements as elsewhere."""
+    if target.lanes > 32 or target.arch in ("sm_90", "interpreter"):
+        return False
+    wide = sum(map(layout.whole_columns, layout.operands))
+    return target.arch == "sm_100" or wide > _FEW
 
 
 _NEAR = 64
