@@ -93,8 +93,8 @@ def branch(space: Space, node: Node, dims: Dims) -> Branch:
 
 
 def columns_of(view: GraphView, branches: Sequence[Branch]) -> list[Columns]:
-    """Branches by the tensor of which a weight is a column, the most first; those of one tensor
-    have all other weights in common."""
+    """Branches by the tensors of which their weights are columns, the most first; those of one
+    tensor have all other weights in common."""
     found: list[Columns] = []
     for b in branches:
         for i, factor in enumerate(b.weights.factors):
@@ -109,7 +109,6 @@ def columns_of(view: GraphView, branches: Sequence[Branch]) -> list[Columns]:
                 found.append(Columns(source, dims, axis, size, [(number, b)], rest))
             else:
                 found[at] = replace(found[at], of=[*found[at].of, (number, b)])
-            break
     return sorted(found, key=lambda c: -len(c.of))
 
 

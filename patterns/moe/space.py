@@ -134,13 +134,15 @@ class Space:
         return found if one else Place(place.node, resolve(place.dims))
 
     def _as_it_is(self, node: Node, dims: Dims) -> Place:
-        return Place(self._first_cast(node), dims, self._experts_among(dims))
+        return Place(self._first(node), dims, self._experts_among(dims))
 
-    def _first_cast(self, node: Node) -> Node:
-        """Where a tensor is cast several times alike, the first of these casts."""
+    def _first(self, node: Node) -> Node:
+        """Where a tensor is cast several times alike, or a part of it is taken several times, the
+        first of these."""
         view, op = self.view, self.view.op(node)
         source = op.args.get("input")
-        if op.name not in CASTS or op.inplace or not is_tensor(source):
+        alike = op.name in CASTS or op.kind is Kind.SLICE or op.name == "select"
+        if not alike or op.inplace or not is_tensor(source):
             return node
         alike = [
             user
@@ -214,23 +216,11 @@ class Space:
             return False
         if self.order is not None:
             return self.order.holds_ids(self.view, node)
+        node = self._first(node)
         if self.indices is None:
             self.indices = Place(node, dims)
         known = self.indices
-        same = known.node is node or _is_again(self.view, known.node, node)
-        return same and resolve(known.dims) == resolve(dims)
-
-
-def _is_again(view: GraphView, one: Node, other: Node) -> bool:
-    """Whether two nodes take the same part of the same tensor."""
-    part = view.op(one).kind is Kind.SLICE or view.op(one).name == "select"
-    same = (one.op, one.target, one.args, one.kwargs) == (
-        other.op, other.target, other.args, other.kwargs
-    )  # fmt: skip
-    source = view.op(one).args.get("input")
-    if not (part and same and is_tensor(source)):
-        return False
-    return not view.is_written(source)
+        return known.node is node and resolve(known.dims) == resolve(dims)
 
 
 def is_copy(op: Op, node: Node) -> bool:

@@ -88,25 +88,6 @@ class ChosenTwice(Mixture):
         return (_stack(self, x) * dense[..., None]).sum(1)
 
 
-class Threshold(Mixture):
-    """As many experts as are likely enough."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        probabilities = F.softmax(self.gate(x), -1)
-        weights = torch.where(probabilities > 0.2, probabilities, 0.0)
-        return (_stack(self, x) * weights[..., None]).sum(1)
-
-
-class TiesAreKept(Mixture):
-    """All experts at least as likely as the k-th."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.gate(x).round()
-        last = logits.topk(CHOICES, -1).values[..., -1:]
-        weights = logits.masked_fill(logits < last, -math.inf).softmax(-1)
-        return (_stack(self, x) * weights[..., None]).sum(1)
-
-
 class PartOfTheTokens(Mixture):
     """Only the first tokens are scattered."""
 
@@ -363,7 +344,7 @@ class OtherEnds(Sorted):
 LOOKALIKES = [
     *(LookAlike(module, EVERY) for module in (
         Soft, MaskedByALargeNumber, SoftmaxOverTokens, ExpertsChoose, ScatteredIntoOnes,
-        ChosenTwice, Threshold, TiesAreKept, PartOfTheTokens, Detached, WrittenZeros,
+        ChosenTwice, PartOfTheTokens, Detached, WrittenZeros,
         WrittenWeights, WrittenScores, NormalisedOverTokens, MaskedLogits, ClampedIndices,
     )),
     LookAlike(OtherActivation, "experts have different activations"),

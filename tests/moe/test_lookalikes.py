@@ -15,11 +15,12 @@ from .forms import FEATURES, TOKENS
 from .lookalikes import LOOKALIKES, LookAlike
 from .lookalikes_places import PLACES
 from .lookalikes_rows import ROWS
+from .masked import LOOK_ALIKES as MASKED
 from .picks import LOOK_ALIKES as PICKS
 
 CASES = [
     pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
-    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS])
+    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED])
 ]
 
 

@@ -18,11 +18,12 @@ from .chains import CHAINS
 from .dense_weights import DENSE_WEIGHTS
 from .forms import FEATURES, TOKENS, Mixture
 from .gathering import GATHERED
+from .masked import MASKED
 from .picks import PICKED
 from .routers import ROUTERS
 from .sorting import SORTED
 
-SPELLINGS = [*CAPACITIES, *CHAINS, *DENSE_WEIGHTS, *GATHERED, *PICKED, *ROUTERS, *SORTED]
+SPELLINGS = [*CAPACITIES, *CHAINS, *DENSE_WEIGHTS, *GATHERED, *MASKED, *PICKED, *ROUTERS, *SORTED]
 LOWERINGS = ["aten", "reference"]
 CASES = [
     pytest.param(form, lowering, grad, id=f"{form.__name__}-{lowering}")
