@@ -9,6 +9,7 @@ chain       experts that are added up one after the other, with more beside them
 capacity    experts that tokens are sent to, as long as they have places
 region      from experts and weights to what is put there
 rows        from a sum to rows
+taken       rows of all experts, of which those of the chosen ones are taken
 weights     what rows are multiplied with
 branches    experts that are written out one after the other
 expert      from rows through one expert to tokens

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, broadcast, fresh, leaves, size_of
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, size_of
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.pull import (
     Contraction,
@@ -33,7 +33,6 @@ from ..declined import Declined
 from .branches import same, stacked
 from .capacity import capacity
 from .chain import beneath, chain, is_zero
-from .choices import reads_as_told
 from .expert import Expert, ExpertWalk, NoExpert
 from .products import Product
 from .region import ID, Mixture, matched, mixture
@@ -41,7 +40,8 @@ from .restoring import added
 from .routing import summed
 from .rows import Rows, rows_of
 from .space import Place, Space, require
-from .unrolled import unrolled
+from .taken import Taken, taken
+from .unrolled import Unrolled, unrolled
 from .weights import Weights
 
 _SUMS = ("sum", "mean")
@@ -146,8 +146,9 @@ def _along(
         try:
             placed = replace(weights, factors=tuple(map(space.weight, weights.factors)))
             rows = rows_of(space, *source, placed)
-            if not dense and view.op(rows.node).name in ("gather", "take_along_dim"):
-                return _of_all(space, anchor, out_dims, rows)
+            of = None if dense else taken(space, rows.node, rows.dims)
+            if of is not None:
+                return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
             experts, inside = _experts_of(space, rows, anchor)
             return mixture(space, anchor, out_dims, experts, rows.weights.times(inside))
         except NoExpert:
@@ -164,10 +165,21 @@ def _unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     found = unrolled(view, anchor, out_dims)
     if found is None:
         return None
-    match = _along(view, found.end, out_dims, (found.rows, found.dims), found.axis, found.weights)
+    match = _of_positions(view, found, out_dims)
     if match is None:
         return None
     return replace(match, nodes=match.nodes | found.passed, onto=(*match.onto, *found.others))
+
+
+def _of_positions(view: GraphView, found: Unrolled, out_dims: Dims) -> Match | None:
+    if found.of is None:
+        rows = found.rows.node, found.rows.dims
+        return _along(view, found.end, out_dims, rows, found.axis, found.weights)
+    space = Space(view, value(found.end).dtype, leaves(out_dims[:-1]), found.axis)
+    try:
+        return _of_all(space, found.end, out_dims, found.end, found.of, found.weights)
+    except NoExpert:
+        return None
 
 
 def _of_three(
@@ -275,34 +287,30 @@ def _experts_of(space: Space, rows: Rows, anchor: Node) -> tuple[Sequence[Expert
     return [expert], expert.inside
 
 
-def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
-    """`gather(rows of all experts, indices)`: those of the chosen ones are taken afterwards."""
-    op, node = space.view.op(rows.node), rows.node
-    dim, index, source = op.args["dim"], op.args["index"], op.args["input"]
-    require(isinstance(dim, int), "rows are gathered along a dimension that is no constant", node)
-    told = reads_as_told(space.view, op)
-    require(told, "take_along_dim may count on from the first expert beyond the last", node)
-    at = dim % len(rows.dims)
-    taken = set(leaves(rows.dims[at : at + 1]))
-    require(taken == space.chosen_axes, "rows are gathered along another axis", node)
-    place = space.locate(index, broadcast(rows.dims, value(index).shape))
-    require(set(leaves(place.dims)) == space.row_axes, "indices differ between features", node)
-    for i, (own, other) in enumerate(zip(value(source).shape, value(index).shape, strict=True)):
-        same = own == other or (op.name == "take_along_dim" and other == 1)
-        require(i == at or same, "a part of the rows is gathered", node)
-    experts = fresh(value(source).shape[at : at + 1], "e")[0]
+def _of_all(
+    space: Space, anchor: Node, out_dims: Dims, node: Node, found: Taken, weights: Weights
+) -> Match:
+    """A mixture of rows of all experts, of which those of the chosen ones are taken afterwards.
+
+    Args:
+        space: of the rows that are taken.
+        anchor, out_dims: their sum.
+        node: what takes them.
+        found: of which rows.
+        weights: of the rows that are taken.
+    """
     whole = Space(
-        space.view, space.dtype, space.tokens, leaves((experts,)), True, interior=space.interior
+        space.view, space.dtype, space.tokens, found.experts, True, interior=space.interior
     )
-    dims = (*rows.dims[:at], experts, *rows.dims[at + 1 :])
-    every = rows_of(whole, source, dims)
-    found, inside = _experts_of(whole, every, anchor)
+    every = rows_of(whole, found.source, found.dims)
+    experts, inside = _experts_of(whole, every, anchor)
     own = every.weights.times(inside)
-    require(not own.factors and not found[0].before.factors, "rows are weighted twice", anchor)
+    require(not own.factors and not experts[0].before.factors, "rows are weighted twice", anchor)
     space.interior.add(node)
-    count = len(found) if len(found) > 1 else size_of(whole.chosen)
+    count = len(experts) if len(experts) > 1 else size_of(whole.chosen)
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     assert isinstance(count, int)
-    weights = rows.weights.times(own)
-    made = Mixture(found, count, place, weights, False, space.chosen, space.chosen)
+    made = Mixture(
+        experts, count, found.indices, weights.times(own), False, space.chosen, space.chosen
+    )
     return replace(matched(space, anchor, out_dims, made), drops_nonfinite=True)

@@ -1,6 +1,7 @@
 """A sum over choices, or over experts, that is written out: what is at one position after another.
 
 sum(weights[:, k, None] * rows[:, k] for k in range(choices))
+sum(weights[:, k, None] * rows[indices[:, k], arange(tokens)] for k in range(choices))
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from fuser.graph.axes import Dim, Dims, Unproven, leaves, renamed
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 
+from ..declined import Declined
 from .branches import column
 from .chain import additions, beneath, is_inner, is_zero, smallest, terms
 from .rows import rows_of
 from .space import Place, Space
+from .taken import Taken, taken
 from .weights import Weights
 
 
@@ -26,16 +29,17 @@ class Unrolled:
 
     Attributes:
         end: the last addition.
-        rows, dims: what is added up along `axis`.
+        rows: what is added up along `axis`; or, where rows of all experts are taken, the indices.
+        of: which rows of all experts are taken.
         weights: what it is multiplied with.
         passed: nodes between.
         others: what else is added.
     """
 
     end: Node
-    rows: Node
-    dims: Dims
+    rows: Place
     axis: Dim
+    of: Taken | None
     weights: Weights
     passed: frozenset[Node]
     others: tuple[Node, ...]
@@ -48,6 +52,7 @@ class _Term:
     number: int
     rows: Place
     axis: Dim
+    of: Taken | None
     weights: Weights
     count: object
 
@@ -82,9 +87,8 @@ def unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Unrolled | None:
             zero = is_zero(view, node)
             passed |= {node} if zero else set()
             others += [] if zero else [beneath(view, node, passed)]
-    source = first.rows
     nodes = frozenset(passed | interior)
-    return Unrolled(end, source.node, source.dims, first.axis, first.weights, nodes, tuple(others))
+    return Unrolled(end, first.rows, first.axis, first.of, first.weights, nodes, tuple(others))
 
 
 def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Term | None:
@@ -92,8 +96,9 @@ def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Ter
     view = space.view
     try:
         rows = rows_of(space, node, out_dims)
-        cut = column(view, Place(rows.node, rows.dims))
-    except Unproven:
+        of = taken(space, rows.node, rows.dims)
+        cut = column(view, Place(rows.node, rows.dims) if of is None else of.indices)
+    except (Declined, Unproven):
         return None
     if cut is None:
         return None
@@ -111,8 +116,12 @@ def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Ter
         else:
             factors.append(Place(own[0], _named(own[1], own[2], axis)))
     weights = Weights(tuple(factors), rows.weights.scale)
-    made = _Term(number, Place(source, _named(dims, own_axis, axis)), axis, weights, count)
-    alike = first is None or (made.rows, made.weights) == (first.rows, first.weights)
+    told = Place(source, _named(dims, own_axis, axis))
+    if of is not None:
+        experts = of.experts if first is None or first.of is None else first.of.experts
+        of = Taken(of.source, _named(of.dims, of.experts, experts), experts, told)
+    made = _Term(number, told, axis, of, weights, count)
+    alike = first is None or (made.rows, of, weights) == (first.rows, first.of, first.weights)
     return made if alike else None
 
 

@@ -17,10 +17,11 @@ from .lookalikes_places import PLACES
 from .lookalikes_rows import ROWS
 from .masked import LOOK_ALIKES as MASKED
 from .picks import LOOK_ALIKES as PICKS
+from .taken import LOOK_ALIKES as TAKEN
 
 CASES = [
     pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
-    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED])
+    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN])
 ]
 
 

@@ -22,8 +22,19 @@ from .masked import MASKED
 from .picks import PICKED
 from .routers import ROUTERS
 from .sorting import SORTED
+from .taken import TAKEN
 
-SPELLINGS = [*CAPACITIES, *CHAINS, *DENSE_WEIGHTS, *GATHERED, *MASKED, *PICKED, *ROUTERS, *SORTED]
+SPELLINGS = [
+    *CAPACITIES,
+    *CHAINS,
+    *DENSE_WEIGHTS,
+    *GATHERED,
+    *MASKED,
+    *PICKED,
+    *ROUTERS,
+    *SORTED,
+    *TAKEN,
+]
 LOWERINGS = ["aten", "reference"]
 CASES = [
     pytest.param(form, lowering, grad, id=f"{form.__name__}-{lowering}")
