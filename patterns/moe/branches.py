@@ -21,11 +21,21 @@ from .weights import Weights, same_weights
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A mask of rows: they are zero where it is false; or, where it is `inverted`, where it is
+    true."""
+
+    mask: Place
+    inverted: bool
+
+
+@dataclass(frozen=True)
 class Branch:
-    """One expert, and what its rows are weighted with."""
+    """One expert, what its rows are weighted with, and masks of them."""
 
     expert: Expert
     weights: Weights
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,17 @@ def in_one(view: GraphView, experts: Sequence[Expert]) -> Sequence[Expert]:
             return experts
         products.append(replace(product, matrix=matrix, bias=bias))
     return [replace(first, products=products)]
+
+
+def same_tensors(one: Expert, other: Expert) -> bool:
+    """Whether two experts have the same matrices and biases."""
+    pairs = list(zip(one.products, other.products, strict=False))
+    return len(one.products) == len(other.products) and all(
+        a.matrix.node is b.matrix.node
+        and (a.bias and a.bias.node) is (b.bias and b.bias.node)
+        and _arranged(a) == _arranged(b)
+        for a, b in pairs
+    )
 
 
 def _arranged(product: Product) -> list[bool] | Product:

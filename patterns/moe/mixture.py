@@ -30,9 +30,10 @@ from fuser.soundness import SIZE_OF_DATA
 from fuser.torch_private import GuardOnDataDependentSymNode
 
 from ..declined import Declined
+from .additions import beneath, is_zero
 from .branches import same, stacked
 from .capacity import capacity
-from .chain import beneath, chain, is_zero
+from .chain import chain
 from .expert import Expert, ExpertWalk, NoExpert
 from .products import Product
 from .region import ID, Mixture, matched, mixture
@@ -45,6 +46,8 @@ from .unrolled import Unrolled, unrolled
 from .weights import Weights
 
 _SUMS = ("sum", "mean")
+_ALONE = ("mul", "where", "masked_fill")
+"""Where one row of a token is weighted, or the row of one expert is taken."""
 _ADDS_ROWS = ("index_add", "scatter_add", "index_put")
 
 
@@ -68,9 +71,10 @@ class MixtureOfExperts(Pattern):
             op = view.op(node)
             if op.name in (*_SUMS, *_ADDS_ROWS) or is_contraction(op) or is_einsum(op, 3):
                 yield node
-        for node in reversed(tensors):  # the longest chain first
-            if view.op(node).name == "add":
-                yield node
+        for names in (("add",), _ALONE):
+            for node in reversed(tensors):  # the longest chain first
+                if view.op(node).name in names:
+                    yield node
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         try:
@@ -100,6 +104,8 @@ def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
         return _along(view, anchor, out_dims, (source, dims), axis, Weights(scale=1 / count))
     if op.name == "add":
         return chain(view, anchor, out_dims) or _unrolled(view, anchor, out_dims)
+    if op.name in _ALONE:
+        return _alone(view, anchor, out_dims)
     if op.name in _ADDS_ROWS:
         return _onto(view, anchor, out_dims)
     if is_einsum(op, 3):
@@ -169,6 +175,28 @@ def _unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     if match is None:
         return None
     return replace(match, nodes=match.nodes | found.passed, onto=(*match.onto, *found.others))
+
+
+def _alone(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
+    """A mixture of one choice, whose rows are not added up."""
+    space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
+    rows = rows_of(space, anchor, out_dims)
+    if view.op(rows.node).name in ("where", "masked_fill"):
+        return chain(view, anchor, out_dims)
+    if not rows.weights.factors:
+        return None
+    of = taken(space, rows.node, rows.dims)
+    try:
+        if of is not None:
+            return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
+        expert = ExpertWalk(space).run(rows.node, rows.dims)
+    except Declined:
+        if space.indices is None:
+            return None  # of most products nobody would say that they are mixtures
+        raise
+    if space.indices is None or len(expert.products) < 2:
+        return None  # one expert for every token, or a part of one
+    return mixture(space, anchor, out_dims, [expert], rows.weights.times(expert.inside))
 
 
 def _of_positions(view: GraphView, found: Unrolled, out_dims: Dims) -> Match | None:

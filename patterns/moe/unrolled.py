@@ -15,10 +15,10 @@ from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 
 from ..declined import Declined
+from .additions import additions, beneath, is_inner, is_zero, smallest, terms
 from .branches import column
-from .chain import additions, beneath, is_inner, is_zero, smallest, terms
 from .rows import rows_of
-from .space import Place, Space
+from .space import Place, Space, require
 from .taken import Taken, taken
 from .weights import Weights
 
@@ -56,6 +56,11 @@ class _Term:
     weights: Weights
     count: object
 
+    def joins(self, other: _Term) -> bool:
+        """Whether both are of the same rows and weights."""
+        own = (self.rows, self.of, self.weights, self.count)
+        return own == (other.rows, other.of, other.weights, other.count)
+
 
 def unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Unrolled | None:
     """The sum that a chain of additions is, if all positions are among what it adds up.
@@ -65,18 +70,23 @@ def unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Unrolled | None:
     """
     if is_inner(view, anchor):
         return None
-    interior = set[Node]()
+    interior, apart = set[Node](), False
     found: dict[Node, _Term] = {}
     first: _Term | None = None
     for node in terms(view, anchor):
         space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
         term = _term(space, node, out_dims, first)
-        if term is not None:
-            first = first or term
+        first = first or term
+        if term is not None and first is not None and term.joins(first):
             found[node] = term
             interior |= space.interior
+        elif term is not None:
+            apart |= term.of is not None
     numbers = sorted(term.number for term in found.values())
     whole = first is not None and first.count == len(numbers) == len({*numbers})
+    if first is not None and first.of is not None and (len(numbers) > 1 or apart):
+        own = "rows of experts are not taken for each choice once, with the weight of that choice"
+        require(whole and not apart, own, anchor)
     if first is None or not whole or not first.weights.factors:
         return None
     end = smallest(view, anchor, set(found))
@@ -92,7 +102,7 @@ def unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Unrolled | None:
 
 
 def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Term | None:
-    """Rows at a position, if they are those of the first term at another one."""
+    """Rows at a position, with the axes of the first term."""
     view = space.view
     try:
         rows = rows_of(space, node, out_dims)
@@ -109,10 +119,8 @@ def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Ter
     factors: list[Place] = []
     for factor in rows.weights.factors:
         own = column(view, factor)
-        if own is None:
+        if own is None or own[3] != number or value(own[0]).shape[_at(own)] != count:
             factors.append(factor)
-        elif own[3] != number or value(own[0]).shape[_at(own)] != count:
-            return None
         else:
             factors.append(Place(own[0], _named(own[1], own[2], axis)))
     weights = Weights(tuple(factors), rows.weights.scale)
@@ -120,9 +128,7 @@ def _term(space: Space, node: Node, out_dims: Dims, first: _Term | None) -> _Ter
     if of is not None:
         experts = of.experts if first is None or first.of is None else first.of.experts
         of = Taken(of.source, _named(of.dims, of.experts, experts), experts, told)
-    made = _Term(number, told, axis, of, weights, count)
-    alike = first is None or (made.rows, of, weights) == (first.rows, first.of, first.weights)
-    return made if alike else None
+    return _Term(number, told, axis, of, weights, count)
 
 
 def _named(dims: Dims, own: Dim, axis: Dim) -> Dims:

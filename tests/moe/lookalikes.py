@@ -14,10 +14,12 @@ from .forms import CHOICES, EXPERTS, FEATURES, HIDDEN, Mixture, Sorted
 
 @dataclass(frozen=True)
 class LookAlike:
-    """A module, and why it stays as it is; "" where nobody would take it for a mixture."""
+    """A module, and why it stays as it is; "" where nobody would take it for a mixture. Each of its
+    `parts` is a mixture by itself."""
 
     module: type[Mixture]
     reason: str = ""
+    parts: int = 0
 
 
 EVERY = "every expert has a weight that is not known to be zero where it was not chosen"

@@ -320,11 +320,11 @@ ROWS = [
     LookAlike(SoftByThree, EVERY),
     LookAlike(ScaledApart, "experts have other weights beside the columns of one tensor"),
     LookAlike(IntoTheShared, "experts are added in place to what something else has made"),
-    LookAlike(Swapped, "a choice is weighted with the weight of another one"),
+    LookAlike(Swapped, "a choice is weighted with the weight of another one", parts=2),
     LookAlike(OtherWeights, "a tensor differs between more than tokens, choices and experts"),
     LookAlike(SentToOthers, "rows are weighted before the experts and after them"),
     LookAlike(SentWhereGreater, "rows are weighted before the experts and after them"),
-    LookAlike(OneChoiceOfTwo, "not every choice is there once"),
+    LookAlike(OneChoiceOfTwo, "not every choice is there once", parts=2),
     *(LookAlike(module) for module in (
         Descending, AddedElsewhere, AddedTwice, WeightSquaredInside, BiasAfterWeight,
     )),

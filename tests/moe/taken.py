@@ -183,7 +183,10 @@ class WrittenRows(OfAll):
         return rows
 
 
-LOOK_ALIKES = [LookAlike(module) for module in (
-    OtherWeights, OtherRouter, StopsEarly, OneTwice, OtherTokensRows, MoreTokens, WrongAxis,
-    PartOfTheRows, OtherStackOnce, OtherFeatures, WrittenRows,
-)]  # fmt: skip
+LOOK_ALIKES = [
+    LookAlike(OtherStackOnce, parts=2),
+    *(LookAlike(module) for module in (
+        OtherWeights, OtherRouter, StopsEarly, OneTwice, OtherTokensRows, MoreTokens, WrongAxis,
+        PartOfTheRows, OtherFeatures, WrittenRows,
+    )),
+]  # fmt: skip

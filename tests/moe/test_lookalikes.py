@@ -11,6 +11,7 @@ import torch
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY
 
+from .choice_lookalikes import LOOK_ALIKES as CHOICES
 from .forms import FEATURES, TOKENS
 from .lookalikes import LOOKALIKES, LookAlike
 from .lookalikes_places import PLACES
@@ -21,7 +22,7 @@ from .taken import LOOK_ALIKES as TAKEN
 
 CASES = [
     pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
-    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN])
+    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES])
 ]
 
 
@@ -30,6 +31,6 @@ def test_numbers_and_reason(case: LookAlike, grad: bool) -> None:
     torch.manual_seed(2)
     module, x = case.module().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
     ours = compiled(module, (x,), grad=grad, inner="aot_eager" if grad else "eager")
-    assert ours.rewrites("moe") == 0
+    assert ours.rewrites("moe") == case.parts
     assert case.reason in ours.reasons()
     assert_near(ours, run(module, (x,), grad=grad), run(wide(module), wide((x,)), grad=grad))
