@@ -8,9 +8,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, fresh, leaves, renamed, resolve
+from fuser.graph.axes import Dim, Dims, fresh, leaves, renamed, resolve, same_size, size_of
 from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
+from fuser.torch_private import to_expr
 
 from .cuts import part_of
 from .expert import Expert, ExpertWalk, same_rows
@@ -71,11 +72,18 @@ def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights
     if not space.dense or not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
         return None
     at = dim % len(dims)
-    one = op.name == "cat" and all(value(tensor).shape[at] == 1 for tensor in tensors)
-    if op.name != "stack" and not one:
+    if op.name not in ("stack", "cat"):
         return None
-    require(set(leaves((dims[at],))) == space.chosen_axes, "another axis is stacked", node)
-    own = (*dims[:at], *([()] if one else []), *dims[at + 1 :])
+    count = len(leaves((space.chosen,)))
+    axes, rest = leaves((dims[at],))[:count], leaves((dims[at],))[count:]
+    if op.name == "cat":
+        sizes = [to_expr(value(tensor).shape[at]) for tensor in tensors]
+        if not all(same_size(size, size_of(rest)) for size in sizes):
+            return None
+    else:
+        axes, rest = leaves((dims[at],)), ()
+    require(set(axes) == space.chosen_axes, "another axis is stacked", node)
+    own = (*dims[:at], *([rest] if op.name == "cat" else []), *dims[at + 1 :])
     space.interior.add(node)
     found: list[Branch] = []
     for tensor in tensors:
@@ -90,7 +98,7 @@ def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights
     (own_columns,) = columns
     in_order = [number for number, _ in own_columns.of] == list(range(len(found)))
     require(own_columns.is_complete and in_order, inside, node)
-    axis = dict(zip(leaves((own_columns.axis,)), leaves((dims[at],)), strict=True))
+    axis = dict(zip(leaves((own_columns.axis,)), axes, strict=True))
     factor = space.locate(own_columns.source, renamed(own_columns.dims, axis))
     return experts, Weights((factor,)).times(own_columns.rest)
 

@@ -14,14 +14,15 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, size_of
-from fuser.graph.ops import is_tensor, value
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve, size_of
+from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import (
     Contraction,
     is_contraction,
     is_einsum,
     pull_contraction,
     pull_einsum,
+    pull_view,
 )
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
@@ -69,7 +70,8 @@ class MixtureOfExperts(Pattern):
         tensors = [node for node in view.nodes if is_tensor(node)]
         for node in tensors:
             op = view.op(node)
-            if op.name in (*_SUMS, *_ADDS_ROWS) or is_contraction(op) or is_einsum(op, 3):
+            adds = op.name in (*_SUMS, *_ADDS_ROWS, "linear")
+            if adds or is_contraction(op) or is_einsum(op, 3):
                 yield node
         for names in (("add",), _ALONE):
             for node in reversed(tensors):  # the longest chain first
@@ -89,6 +91,10 @@ class MixtureOfExperts(Pattern):
 
 def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
     op, out_dims = view.op(anchor), fresh(value(anchor).shape, "o")
+    if is_contraction(op):
+        own = out_dims if leaves(out_dims[-1:]) else out_dims[:-1]  # of a product with a column
+        found = _contracted(view, anchor, own, pull_contraction(op, anchor, out_dims))
+        return None if found is None else replace(found, dims=resolve(out_dims))
     if not leaves(out_dims[-1:]):
         return None
     if op.name in _SUMS:
@@ -108,9 +114,9 @@ def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
         return _alone(view, anchor, out_dims)
     if op.name in _ADDS_ROWS:
         return _onto(view, anchor, out_dims)
-    if is_einsum(op, 3):
-        return _of_three(view, anchor, out_dims, *pull_einsum(op, out_dims))
-    return _contracted(view, anchor, out_dims, pull_contraction(op, anchor, out_dims))
+    if op.name == "linear":
+        return _linear(view, op, anchor, out_dims)
+    return _of_three(view, anchor, out_dims, *pull_einsum(op, out_dims))
 
 
 def _contracted(
@@ -194,7 +200,8 @@ def _alone(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
         if space.indices is None:
             return None  # of most products nobody would say that they are mixtures
         raise
-    if space.indices is None or len(expert.products) < 2:
+    apart = all(product.matrix.experts for product in expert.products)
+    if not apart or len(expert.products) < 2:
         return None  # one expert for every token, or a part of one
     return mixture(space, anchor, out_dims, [expert], rows.weights.times(expert.inside))
 
@@ -245,6 +252,7 @@ def _fused(
     """
     dtype, tokens = value(anchor).dtype, leaves(out_dims[:-1])
     sides = [(product.a, product.a_dims), (product.b, product.b_dims)]
+    declined: list[tuple[int, Declined]] = []
     for axis in leaves((product.inner,)):
         inner = tuple(a for a in leaves((product.inner,)) if a is not axis)
         if not inner or len(leaves((product.inner,))) > 2:
@@ -262,7 +270,33 @@ def _fused(
                 return mixture(space, anchor, out_dims, [expert], expert.inside)
             except NoExpert:
                 continue
+            except Declined as error:
+                declined.append((len(space.interior), error))
+    if declined:
+        raise max(declined, key=lambda found: found[0])[1]
     return None
+
+
+def _linear(view: GraphView, op: Op, anchor: Node, out_dims: Dims) -> Match | None:
+    """A mixture whose last matrices are side by side in one."""
+    node, weight = op.args["input"], op.args["weight"]
+    inner = fresh(value(weight).shape[1:], "inner")[0]
+    dims, passed = (*out_dims[:-1], inner), set[Node]()
+    while (found := view.op(node)).kind is Kind.VIEW and not found.inplace:
+        passed.add(node)
+        node, dims = pull_view(found, node, dims)
+    bias, added = op.args.get("bias"), ()
+    if bias is not None:
+        added = (bias,)
+        if value(bias).dtype is not value(anchor).dtype:
+            return None
+    if len(leaves((inner,))) != 2 or view.is_written(node):
+        return None
+    product = Contraction(node, dims, weight, (out_dims[-1], inner), inner)
+    match = _fused(view, anchor, out_dims, product)
+    if match is None:
+        return None
+    return replace(match, nodes=match.nodes | passed, onto=(*match.onto, *added))
 
 
 def _last(

@@ -125,6 +125,7 @@ class Routing:
             "sum": self._sum, "any": self._sum, "amax": self._sum,
             "mul": self._mul, "bitwise_and": self._mul, "logical_and": self._mul,
             "add": self._add, "div": self._first, "softmax": self._softmax,
+            "normalize": self._normalised,
             "sigmoid": self._unary, "exp": self._unary, "log": self._logarithm,
             "relu": self._unary_zero, "nan_to_num": self._unary_zero,
             "where": self._where, "masked_fill": self._filled,
@@ -271,6 +272,14 @@ class Routing:
         elif not isinstance(divisor, (int, float)) or divisor == 0:
             return None
         return self.support(source, broadcast(dims, value(source).shape), ZERO)
+
+    def _normalised(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`normalize(weights)`, by a norm over all experts that is no less than a number."""
+        dim, least = op.args.get("dim", 1), op.args.get("eps", 1e-12)
+        positive = isinstance(least, float) and least > 0 and op.args.get("out") is None
+        if number != ZERO or not positive or type(dim) is not int:
+            return None
+        return self.support(op.args["input"], dims, ZERO) if self._is_experts(dims[dim]) else None
 
     def _is_harmless(self, node: Node, dims: Dims) -> bool:
         """Whether a factor cannot be infinite, or no number, for an expert alone that was not

@@ -11,6 +11,7 @@ import torch
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY
 
+from .arranged import LOOK_ALIKES as ARRANGED
 from .choice_lookalikes import LOOK_ALIKES as CHOICES
 from .forms import FEATURES, TOKENS
 from .lookalikes import LOOKALIKES, LookAlike
@@ -20,9 +21,12 @@ from .masked import LOOK_ALIKES as MASKED
 from .picks import LOOK_ALIKES as PICKS
 from .taken import LOOK_ALIKES as TAKEN
 
+EACH = [*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES, *ARRANGED]
 CASES = [
     pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
-    for i, case in enumerate([*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES])
+    for i, case in enumerate(
+        [*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES, *ARRANGED]
+    )
 ]
 
 

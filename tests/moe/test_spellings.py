@@ -13,6 +13,7 @@ import torch
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY
 
+from .arranged import ARRANGED
 from .capacities import CAPACITIES
 from .chains import CHAINS
 from .dense_weights import DENSE_WEIGHTS
@@ -25,6 +26,7 @@ from .sorting import SORTED
 from .taken import TAKEN
 
 SPELLINGS = [
+    *ARRANGED,
     *CAPACITIES,
     *CHAINS,
     *DENSE_WEIGHTS,
