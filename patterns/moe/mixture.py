@@ -81,6 +81,8 @@ class MixtureOfExperts(Pattern):
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         try:
             return _prove(view, anchor)
+        except NoExpert:
+            return None
         except Declined as error:
             return Decline(error.reason, error.node, hint=error.hint)
         except Unproven:
@@ -191,15 +193,14 @@ def _alone(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
         return chain(view, anchor, out_dims)
     if not rows.weights.factors:
         return None
-    of = taken(space, rows.node, rows.dims)
     try:
-        if of is not None:
-            return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
-        expert = ExpertWalk(space).run(rows.node, rows.dims)
+        of = taken(space, rows.node, rows.dims)
+        expert = None if of is not None else ExpertWalk(space).run(rows.node, rows.dims)
     except Declined:
-        if space.indices is None:
-            return None  # of most products nobody would say that they are mixtures
-        raise
+        return None  # of most products nobody would say that they are mixtures
+    if of is not None:
+        return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
+    assert expert is not None
     apart = all(product.matrix.experts for product in expert.products)
     if not apart or len(expert.products) < 2:
         return None  # one expert for every token, or a part of one
@@ -211,10 +212,7 @@ def _of_positions(view: GraphView, found: Unrolled, out_dims: Dims) -> Match | N
         rows = found.rows.node, found.rows.dims
         return _along(view, found.end, out_dims, rows, found.axis, found.weights)
     space = Space(view, value(found.end).dtype, leaves(out_dims[:-1]), found.axis)
-    try:
-        return _of_all(space, found.end, out_dims, found.end, found.of, found.weights)
-    except NoExpert:
-        return None
+    return _of_all(space, found.end, out_dims, found.end, found.of, found.weights)
 
 
 def _of_three(
