@@ -78,7 +78,8 @@ def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights
     axes, rest = leaves((dims[at],))[:count], leaves((dims[at],))[count:]
     if op.name == "cat":
         sizes = [to_expr(value(tensor).shape[at]) for tensor in tensors]
-        if not all(same_size(size, size_of(rest)) for size in sizes):
+        same = all(same_size(size, size_of(rest)) for size in sizes)
+        if not same or (rest and set(axes) != space.chosen_axes):
             return None
     else:
         axes, rest = leaves((dims[at],)), ()

@@ -88,7 +88,8 @@ class MixtureOfExperts(Pattern):
         except Unproven:
             return None  # of most sums nobody would say that they are mixtures
         except GuardOnDataDependentSymNode:
-            return Decline(SIZE_OF_DATA, anchor)
+            common = view.op(anchor).name in (*_ALONE, "linear")
+            return None if common else Decline(SIZE_OF_DATA, anchor)
 
 
 def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
