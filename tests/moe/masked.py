@@ -197,7 +197,7 @@ class WrittenAfterwards(Weighted):
     """The mask is read before it is written to."""
 
     def weights(self, x: Tensor) -> Tensor:
-        scores = F.softmax(self.gate(x), -1)
+        scores = F.softmax(self.gate(x), -1).detach()
         mask = scores > 0.2
         weights = scores * mask
         mask[:] = True
