@@ -43,6 +43,10 @@ class MoeSpec:
     and weights, which follow from them. A choice for which a token has no place is dropped: its
     index is E.
 
+    Where a mask tells the experts of a token, of any number, operands are `taken: (T, E)`, not zero
+    where the token goes through the expert, or `withheld: (T, E)`, zero there, instead of indices;
+    a token goes through an expert whose weight for it is NaN as well. `sent` is E.
+
     Where rows come in `runs`, one for each expert, a token is a row and has one choice, which
     follows from `ends: (E,)`, integers, instead of indices: expert e has the rows from
     `ends[e - 1]`, or zero, up to `ends[e]`. Instead of `ends` there may be `counts`, of which they
@@ -70,7 +74,8 @@ class MoeSpec:
     """A choice whose index is no expert's, negative ones included, is dropped: it gives nothing,
     whatever its weight is."""
     sent: int = 0
-    """To how many experts a token is sent at the most, where there are places; else 0."""
+    """To how many experts a token is sent at the most, where there are places or a mask tells;
+    else 0."""
     scale: float = 1.0
     """Of the result; operators are given weights that have it, or their result gets it."""
     runs: bool = False

@@ -39,6 +39,12 @@ def _sizes(call: Call) -> tuple[int, int] | None:
     return None if tokens is None or choices is None else (tokens, choices)
 
 
+def uncounted(call: Call) -> str:
+    """Why nothing may be gained where a mask tells the experts of a token; else empty."""
+    known = call.spec.sent == 0 or "combine" in call.operands
+    return "" if known else "how many experts a token goes through is known while running alone"
+
+
 def generated(call: Call, *, training: bool) -> float:
     """Work of generated kernels."""
     return FASTER if not training and rows_of_expert(call) <= FEW else SLOWER

@@ -186,6 +186,8 @@ def _slower(call: Call, context: Context) -> str:
         return "it asks the host how many tokens each expert has, for which a GPU would wait"
     if not context.excess:
         return "the chosen experts alone are computed already, which is as fast on a CPU"
+    if cost.uncounted(call):
+        return cost.uncounted(call)
     if not cost.pays_on_cpu(call):
         return "experts have too few rows, or numbers, for a CPU to gain by leaving others out"
     return ""

@@ -25,7 +25,7 @@ from fuser.specs import MoeSpec
 from ..base import Context, Emission, Lowering, Refusal, register_lowering, size
 from ..triton.launch import target_of
 from .composite import Places, compose
-from .cost import LIBRARY
+from .cost import LIBRARY, uncounted
 from .experts import accumulating, is_choice, owners, spec_of
 from .operators import OPERANDS, emit
 
@@ -104,6 +104,7 @@ class Library(Lowering):
 
         why = "rows that are sorted by expert go through PyTorch's grouped product"
         slower = "rows are sorted and multiplied in groups already" if context.native else ""
+        slower = slower or uncounted(call)
         return Emission(put, "aten.grouped_mm", why, slower, {}, LIBRARY)
 
 

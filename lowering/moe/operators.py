@@ -76,8 +76,10 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
     """An operator of this family on its operands, and what else it takes."""
     spec: MoeSpec = call.spec
     place = {name: builder.operand(operand) for name, operand in call.operands.items()}
-    if spec.sent:
+    if "combine" in place:
         indices, weights = _sent(builder, place, spec)
+    elif spec.sent:
+        indices, weights = _masked(builder, place, spec)
     elif spec.runs:
         indices, weights = _ends(builder, place), _of_rows(builder, place, spec.dtype)
     else:
@@ -122,6 +124,18 @@ def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[N
     return indices, builder.call(torch.gather, dense, 1, chosen)
 
 
+def _masked(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:
+    """The number of every expert that a mask tells for a token, or that has no number as its
+    weight, and E in place of the others; and the weights of all experts."""
+    withheld = "withheld" in place
+    mask = place["withheld" if withheld else "taken"]
+    taken = builder.method("eq" if withheld else "ne", mask, 0)
+    weights = _weights(builder, {**place, "indices": taken}, spec.dtype)
+    taken = builder.call(torch.logical_or, taken, builder.call(torch.isnan, weights))
+    numbers = builder.call(torch.arange, spec.experts, device=value(mask).device)
+    return builder.call(torch.where, taken, numbers, spec.experts), weights
+
+
 def _ends(builder: Builder, place: Mapping[str, Node]) -> Node:
     """Where the runs of experts end, `(E,)`."""
     counts = place.get("counts")
@@ -141,14 +155,16 @@ def _of_rows(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) ->
 
 def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
     """The product of all factors, `(T, K)`: those of all experts, `dense`, where they were chosen,
-    and those of choices, `weights`; ones where there are none."""
+    and those of choices, `weights`; ones where there are none. Instead of indices there may be a
+    mask of all experts, which are the choices then."""
     indices, factor = place["indices"], _product(builder, place, "weights")
+    masked = value(indices).dtype is torch.bool
     dense = _product(builder, place, "dense")
     if dense is not None:
         if not known_true(value(dense).shape[0] == value(indices).shape[0]):
             tokens = builder.size(to_expr(value(indices).shape[0]))
             dense = builder.method("expand", dense, (tokens, -1))
-        chosen = builder.call(torch.gather, dense, 1, indices)
+        chosen = dense if masked else builder.call(torch.gather, dense, 1, indices)
         factor = chosen if factor is None else builder.call(torch.mul, chosen, factor)
     if factor is None:
         return builder.call(torch.ones_like, indices, dtype=dtype)

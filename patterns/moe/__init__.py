@@ -6,9 +6,12 @@ writes      what is written to, and when
 selection   which tokens an expert is given
 masks       which expert that is
 chain       experts that are added up one after the other, with more beside them
+alternatives  terms that are several experts: sums, and one of two by a mask
+additions   what a chain of additions adds up
 capacity    experts that tokens are sent to, as long as they have places
 region      from experts and weights to what is put there
 rows        from a sum to rows
+taken       rows of all experts, of which those of the chosen ones are taken
 weights     what rows are multiplied with
 branches    experts that are written out one after the other
 expert      from rows through one expert to tokens

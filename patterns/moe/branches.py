@@ -8,9 +8,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, fresh, leaves, renamed, resolve
+from fuser.graph.axes import Dim, Dims, fresh, leaves, renamed, resolve, same_size, size_of
 from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
+from fuser.torch_private import to_expr
 
 from .cuts import part_of
 from .expert import Expert, ExpertWalk, same_rows
@@ -21,11 +22,21 @@ from .weights import Weights, same_weights
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A mask of rows: they are zero where it is false; or, where it is `inverted`, where it is
+    true."""
+
+    mask: Place
+    inverted: bool
+
+
+@dataclass(frozen=True)
 class Branch:
-    """One expert, and what its rows are weighted with."""
+    """One expert, what its rows are weighted with, and masks of them."""
 
     expert: Expert
     weights: Weights
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +72,19 @@ def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights
     if not space.dense or not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
         return None
     at = dim % len(dims)
-    one = op.name == "cat" and all(value(tensor).shape[at] == 1 for tensor in tensors)
-    if op.name != "stack" and not one:
+    if op.name not in ("stack", "cat"):
         return None
-    require(set(leaves((dims[at],))) == space.chosen_axes, "another axis is stacked", node)
-    own = (*dims[:at], *([()] if one else []), *dims[at + 1 :])
+    count = len(leaves((space.chosen,)))
+    axes, rest = leaves((dims[at],))[:count], leaves((dims[at],))[count:]
+    if op.name == "cat":
+        sizes = [to_expr(value(tensor).shape[at]) for tensor in tensors]
+        same = all(same_size(size, size_of(rest)) for size in sizes)
+        if not same or (rest and set(axes) != space.chosen_axes):
+            return None
+    else:
+        axes, rest = leaves((dims[at],)), ()
+    require(set(axes) == space.chosen_axes, "another axis is stacked", node)
+    own = (*dims[:at], *([rest] if op.name == "cat" else []), *dims[at + 1 :])
     space.interior.add(node)
     found: list[Branch] = []
     for tensor in tensors:
@@ -80,7 +99,7 @@ def stacked(space: Space, node: Node, dims: Dims) -> tuple[list[Expert], Weights
     (own_columns,) = columns
     in_order = [number for number, _ in own_columns.of] == list(range(len(found)))
     require(own_columns.is_complete and in_order, inside, node)
-    axis = dict(zip(leaves((own_columns.axis,)), leaves((dims[at],)), strict=True))
+    axis = dict(zip(leaves((own_columns.axis,)), axes, strict=True))
     factor = space.locate(own_columns.source, renamed(own_columns.dims, axis))
     return experts, Weights((factor,)).times(own_columns.rest)
 
@@ -93,8 +112,8 @@ def branch(space: Space, node: Node, dims: Dims) -> Branch:
 
 
 def columns_of(view: GraphView, branches: Sequence[Branch]) -> list[Columns]:
-    """Branches by the tensor of which a weight is a column, the most first; those of one tensor
-    have all other weights in common."""
+    """Branches by the tensors of which their weights are columns, the most first; those of one
+    tensor have all other weights in common."""
     found: list[Columns] = []
     for b in branches:
         for i, factor in enumerate(b.weights.factors):
@@ -109,7 +128,6 @@ def columns_of(view: GraphView, branches: Sequence[Branch]) -> list[Columns]:
                 found.append(Columns(source, dims, axis, size, [(number, b)], rest))
             else:
                 found[at] = replace(found[at], of=[*found[at].of, (number, b)])
-            break
     return sorted(found, key=lambda c: -len(c.of))
 
 
@@ -236,6 +254,17 @@ def in_one(view: GraphView, experts: Sequence[Expert]) -> Sequence[Expert]:
             return experts
         products.append(replace(product, matrix=matrix, bias=bias))
     return [replace(first, products=products)]
+
+
+def same_tensors(one: Expert, other: Expert) -> bool:
+    """Whether two experts have the same matrices and biases."""
+    pairs = list(zip(one.products, other.products, strict=False))
+    return len(one.products) == len(other.products) and all(
+        a.matrix.node is b.matrix.node
+        and (a.bias and a.bias.node) is (b.bias and b.bias.node)
+        and _arranged(a) == _arranged(b)
+        for a, b in pairs
+    )
 
 
 def _arranged(product: Product) -> list[bool] | Product:

@@ -5,58 +5,75 @@ What else is added on the way, a residual or an expert for every token, is added
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, Unproven, leaves, resolve
-from fuser.graph.ops import is_tensor, value
+from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
 
 from ..declined import Declined
-from .branches import Branch, Columns, branch, column, columns_of, same
+from .additions import added_by, additions, beneath, is_inner, is_zero, shaped_like, smallest, terms
+from .alternatives import branches_of
+from .branches import Branch, Columns, column, columns_of, same, same_tensors
 from .choices import experts_among
 from .expert import Expert, NoExpert
-from .picks import Picks, picks_of
+from .picks import picks_of
 from .region import Mixture, matched, mixture
 from .rows import rows_of
 from .space import Place, Space, require
 from .weights import Weights
 
-IN_PLACE = "experts are added in place to what something else has made"
 _PROBED = 4
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An expert that is added up.
+
+    Attributes:
+        term: of the chain; it may be several experts.
+        branch: one of them.
+        space: of its rows.
+    """
+
+    term: Node
+    branch: Branch
+    space: Space
 
 
 def chain(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     """The mixture among what a chain of additions adds up; None where there is none."""
     if is_inner(view, anchor) or not _adds_expert(view, anchor, out_dims, _PROBED):
         return None
-    found = terms(view, anchor)
-    branches: dict[Node, tuple[Branch, Space]] = {}
+    members: list[_Member] = []
     declined: list[Declined] = []
-    for term in found:
+    for term in terms(view, anchor):
         space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
         try:
-            branches[term] = branch(space, term, out_dims), space
+            members += [_Member(term, b, space) for b in branches_of(space, term, out_dims)]
         except (NoExpert, Unproven):
             continue
         except Declined as error:
             if _is_weighted(view, term, out_dims):
                 declined.append(error)
-    groups = columns_of(view, [b for b, _ in branches.values()])
-    chosen = _by_choice(view, anchor, out_dims, groups, branches) or _by_pick(
-        view, anchor, out_dims, branches
+    plain = [m.branch for m in members if not m.branch.kept]
+    groups = columns_of(view, plain)
+    chosen = _by_choice(view, anchor, out_dims, groups, members) or _by_pick(
+        view, anchor, out_dims, members
     )
     if chosen is not None:
         return chosen
-    taken = {id(b) for b, space in branches.values() if space.indices is not None}
+    taken = {id(m.branch) for m in members if m.space.indices is not None}
     dense = [g for g in groups if not any(id(b) in taken for _, b in g.of)]
     group = next((g for g in dense if g.is_complete and len(g.of) > 1), None)
     if group is None:
-        _explain([b for b, _ in branches.values()], groups, declined, anchor)
+        _explain(plain, groups, declined, anchor)
         return None
-    return _matched(view, anchor, out_dims, group, branches)
+    return _matched(view, anchor, out_dims, group, members)
 
 
 def _is_weighted(view: GraphView, term: Node, out_dims: Dims) -> bool:
@@ -87,12 +104,14 @@ def _matched(
     anchor: Node,
     out_dims: Dims,
     group: Columns,
-    branches: dict[Node, tuple[Branch, Space]],
+    members: Sequence[_Member],
 ) -> Match | None:
     by_number = sorted(group.of, key=lambda pair: pair[0])
     experts = [b.expert for _, b in by_number]
     same(experts, anchor)
-    end, whole, others = _whole(view, anchor, out_dims, group, branches)
+    end, whole, others = _whole(
+        view, anchor, out_dims, group.axis, [b for _, b in group.of], members
+    )
     weights = Weights((whole.locate(group.source, group.dims),)).times(group.rest)
     return replace(mixture(whole, end, out_dims, experts, weights), onto=others)
 
@@ -102,10 +121,10 @@ def _by_choice(
     anchor: Node,
     out_dims: Dims,
     groups: list[Columns],
-    branches: dict[Node, tuple[Branch, Space]],
+    members: Sequence[_Member],
 ) -> Match | None:
     """One choice of all tokens after the other, each with the matrices of its experts."""
-    spaces = {id(b): space for b, space in branches.values()}
+    spaces = {id(m.branch): m.space for m in members}
     for group in groups:
         indices = [spaces[id(b)].indices for _, b in group.of]
         cuts = [column(view, place) for place in indices if place is not None]
@@ -123,7 +142,9 @@ def _by_choice(
         require(complete, "not every choice is there once", anchor)
         experts = [b.expert for _, b in group.of]
         same(experts, anchor)
-        end, whole, others = _whole(view, anchor, out_dims, group, branches, dense=False)
+        end, whole, others = _whole(
+            view, anchor, out_dims, group.axis, [b for _, b in group.of], members, dense=False
+        )
         whole.indices = Place(source, dims)
         weights = Weights((Place(group.source, group.dims),)).times(group.rest)
         return replace(mixture(whole, end, out_dims, experts[:1], weights), onto=others)
@@ -131,25 +152,27 @@ def _by_choice(
 
 
 def _by_pick(
-    view: GraphView, anchor: Node, out_dims: Dims, branches: dict[Node, tuple[Branch, Space]]
+    view: GraphView, anchor: Node, out_dims: Dims, members: Sequence[_Member]
 ) -> Match | None:
     """All experts one after the other, each weighted where a choice is that expert."""
     space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
-    for group in picks_of(space, [b for b, _ in branches.values()]):
+    for group in picks_of(space, [m.branch for m in members]):
         if len(group.of) < 2:
             continue
         require(group.is_complete, "not every expert is there once", anchor)
-        by_number = sorted(group.of, key=lambda pair: pair[0])
-        experts = [b.expert for _, b in by_number]
-        same(experts, anchor)
+        by_number = {pick.expert: b.expert for pick, b in group.of}
+        alike = all(same_tensors(b.expert, by_number[pick.expert]) for pick, b in group.of)
+        require(alike, "a choice goes through other experts than the others do", anchor)
+        same([b.expert for _, b in group.of], anchor)
+        experts = [by_number[e] for e in range(len(by_number))]
         twice = any(expert.before.factors for expert in experts)
         require(not twice, "rows are weighted before the experts and after them", anchor)
-        indices, count = group.first.indices, len(experts)
+        indices, weights, count = group.first.indices, group.first.weights, len(experts)
         known = experts_among(view, indices.node)
         require(known is not None, "what is compared may be no number of an expert", indices.node)
         require(known == count, "not every expert is there once", anchor)
-        end, whole, others = _whole(view, anchor, out_dims, group, branches)
-        weights = Weights((group.first.weights,), experts[0].before.scale).times(group.rest)
+        own = [b for _, b in group.of]
+        end, whole, others = _whole(view, anchor, out_dims, group.axis, own, members)
         found = Mixture(experts, count, indices, weights, True, group.axis, ())
         return replace(matched(whole, end, out_dims, found), onto=others)
     return None
@@ -173,129 +196,54 @@ def _whole(
     view: GraphView,
     anchor: Node,
     out_dims: Dims,
-    group: Columns | Picks,
-    branches: dict[Node, tuple[Branch, Space]],
+    axis: Dim,
+    own: Sequence[Branch],
+    members: Sequence[_Member],
     *,
     dense: bool = True,
 ) -> tuple[Node, Space, tuple[Node, ...]]:
-    """The last addition of a group, the space of its rows, and what else is added."""
-    own = {id(b) for _, b in group.of}
-    members = {term: space for term, (b, space) in branches.items() if id(b) in own}
-    end = smallest(view, anchor, set(members))
+    """The last addition of some branches, the space of their rows, and what else is added.
+
+    Raises:
+        Declined: a term has another branch as well.
+    """
+    wanted = {id(b) for b in own}
+    spaces = {m.term: m.space for m in members if id(m.branch) in wanted}
+    apart = any(m.term in spaces and id(m.branch) not in wanted for m in members)
+    require(not apart, "not every expert is there once", anchor)
+    end = smallest(view, anchor, set(spaces))
     found = terms(view, end)
     passed = additions(view, end, found)
     others: list[Node] = []
     for term in found:
-        if term in members:
+        if term in spaces:
             continue
         if is_zero(view, term):
             passed.add(term)
         else:
             others.append(beneath(view, term, passed))
-    whole = Space(view, value(end).dtype, leaves(out_dims[:-1]), group.axis, dense)
-    for space in members.values():
+    whole = Space(view, value(end).dtype, leaves(out_dims[:-1]), axis, dense)
+    for space in spaces.values():
         whole.interior |= space.interior
     whole.interior |= passed
     return end, whole, tuple(others)
 
 
-def terms(view: GraphView, node: Node) -> list[Node]:
-    """What a chain of additions adds up, first term first."""
-    found: list[Node] = []
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current is node or (len(current.users) == 1 and _shaped_like(current, node)):
-            inputs = _added(view, current)
-            if inputs is not None:
-                pending += reversed(inputs)
-                continue
-        found.append(current)
-    return found
-
-
-def _added(view: GraphView, node: Node) -> list[Node] | None:
-    """The tensors that an addition adds up; Python's `sum` adds the first one to 0."""
-    op = view.op(node)
-    if op.name != "add" or op.args.get("alpha", 1) != 1:
-        return None
-    inputs = [op.args.get("input"), op.args.get("other")]
-    tensors = [n for n in inputs if is_tensor(n)]
-    return tensors if all(is_tensor(n) or n == 0 for n in inputs) else None
-
-
-def _shaped_like(node: Node, other: Node) -> bool:
-    return value(node).shape == value(other).shape
-
-
-def is_inner(view: GraphView, node: Node) -> bool:
-    """Whether an addition is a part of a longer chain, which was looked at before."""
-    if len(node.users) != 1:
-        return False
-    (user,) = node.users
-    return _added(view, user) is not None and _shaped_like(node, user)
-
-
-def smallest(view: GraphView, node: Node, wanted: set[Node]) -> Node:
-    """The first addition of a chain with which all the wanted terms are added up."""
-    while True:
-        inputs = _added(view, node)
-        assert inputs is not None
-        whole = [n for n in inputs if _added(view, n) is not None and wanted <= set(terms(view, n))]
-        if not whole or len(whole[0].users) != 1:
-            return node
-        node = whole[0]
-
-
-def is_zero(view: GraphView, node: Node) -> bool:
-    """Whether a term is what a sum starts from: zeros that nobody else writes to."""
-    name = str(getattr(node.target, "__name__", node.target))
-    return name in ("zeros", "zeros_like", "new_zeros") and len(node.users) == 1
-
-
-def beneath(view: GraphView, term: Node, passed: set[Node]) -> Node:
-    """What experts are added to: where that is a copy that was made for it, what was copied.
-
-    Raises:
-        Declined: they are added to it in place, which somebody else may see.
-    """
-    (user,) = term.users if len(term.users) == 1 else (None,)
-    op = view.op(term)
-    if user in passed and op.name == "clone" and is_tensor(op.args.get("input")):
-        passed.add(term)
-        return op.args["input"]
-    key = view.storages.get(term)
-    written = [n for n in passed if view.op(n).inplace and view.storages.get(n) == key]
-    require(not written, IN_PLACE, term, "add them to zeros, or to a copy")
-    return term
-
-
-def additions(view: GraphView, node: Node, found: list[Node]) -> set[Node]:
-    """The additions of a chain with these terms."""
-    known, pending = set(found), [node]
-    passed: set[Node] = set()
-    while pending:
-        current = pending.pop()
-        if current not in known and current not in passed:
-            passed.add(current)
-            pending += _added(view, current) or []
-    return passed
-
-
 def _adds_expert(view: GraphView, anchor: Node, out_dims: Dims, depth: int) -> bool:
     """Whether one of the last terms of a chain is a weighted expert: most chains are of something
     else, and long."""
-    inputs = [n for n in _added(view, anchor) or [] if _shaped_like(n, anchor)]
-    deeper = [n for n in inputs if _added(view, n) is not None and len(n.users) == 1]
+    inputs = [n for n in added_by(view, anchor) or [anchor] if shaped_like(n, anchor)]
+    deeper = [n for n in inputs if added_by(view, n) is not None and len(n.users) == 1]
     for term in inputs:
         if term in deeper:
             continue
         try:
-            found = branch(Space(view, value(anchor).dtype, leaves(out_dims[:-1])), term, out_dims)
+            space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
+            found = branches_of(space, term, out_dims)
         except (NoExpert, Unproven):
             continue
         except Declined:
             return True
-        if found.weights.factors:
+        if any(b.weights.factors or b.kept for b in found):
             return True
     return depth > 0 and any(_adds_expert(view, n, out_dims, depth - 1) for n in deeper)

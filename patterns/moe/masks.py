@@ -1,6 +1,7 @@
-"""Which expert a mask of choices belongs to.
+"""Which expert a mask of choices, or of tokens, belongs to.
 
 indices == e                one_hot(indices)[..., e]            (one_hot(choice) * room)[:, e]
+(indices == e).any(-1)      (indices == e).sum(-1)
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, Unproven, leaves, resolve, size_of
+from fuser.graph.axes import Dim, Dims, Unproven, leaves, resolve, size_of
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
 from .branches import column
 from .cuts import CASTS, COPIES
-from .routing import Routing
-from .space import Place
+from .routing import Routing, summed
+from .space import Place, first_alike
 
 _LIMIT = 64
 _WHOLE = {torch.int32, torch.int64}
@@ -39,6 +40,53 @@ class Chosen:
     expert: int
     classes: int | None = None
     kept: Place | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Which expert the tokens of a mask chose, or did not choose.
+
+    Attributes:
+        indices: which expert each choice of each token is.
+        choices: their axis, where one of them has to be the expert; none where there is one.
+        expert: which of the experts it is.
+        negated: the mask is of the other tokens.
+        counts: it is no mask, but tells how many of the choices are the expert.
+    """
+
+    indices: Place
+    choices: Dim
+    expert: int
+    negated: bool = False
+    counts: bool = False
+
+
+def mark(view: GraphView, place: Place) -> Mark | None:
+    """What a mask of tokens tells of an expert."""
+    node, dims = place.node, resolve(place.dims)
+    for read in (chosen, others):
+        known = read(view, node, dims)
+        if known is not None and known.kept is None:
+            return Mark(known.indices, (), known.expert, negated=read is others)
+    counts, op = True, view.op(node)
+    for _ in range(_LIMIT):
+        if view.is_written(node) or op.inplace:
+            return None
+        if op.kind is Kind.VIEW:
+            node, dims = pull_view(op, node, dims)
+        elif op.name in (*COPIES, *CASTS, "int", "long"):
+            node = op.args["input"]
+        elif op.name in ("gt", "ne") and op.args.get("other") == 0:
+            node, counts = op.args["input"], False
+        else:
+            break
+        op = view.op(node)
+    inner = summed(op, node, dims, ("sum", "any", "amax"))
+    known = None if inner is None else chosen(view, *inner[:2])
+    if inner is None or known is None or known.kept is not None:
+        return None
+    counts &= op.name == "sum" and value(node).dtype is not torch.bool
+    return Mark(known.indices, inner[2], known.expert, counts=counts)
 
 
 def chosen(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
@@ -165,4 +213,4 @@ def peeled(view: GraphView, node: Node, dims: Dims) -> Place:
             node = op.args["input"]
         else:
             break
-    return Place(node, resolve(dims))
+    return Place(first_alike(view, node), resolve(dims))

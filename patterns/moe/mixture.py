@@ -14,14 +14,15 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dim, Dims, Unproven, broadcast, fresh, leaves, size_of
-from fuser.graph.ops import is_tensor, value
+from fuser.graph.axes import Axis, Dim, Dims, Unproven, fresh, leaves, resolve, size_of
+from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import (
     Contraction,
     is_contraction,
     is_einsum,
     pull_contraction,
     pull_einsum,
+    pull_view,
 )
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
@@ -30,10 +31,10 @@ from fuser.soundness import SIZE_OF_DATA
 from fuser.torch_private import GuardOnDataDependentSymNode
 
 from ..declined import Declined
+from .additions import beneath, is_zero
 from .branches import same, stacked
 from .capacity import capacity
-from .chain import beneath, chain, is_zero
-from .choices import reads_as_told
+from .chain import chain
 from .expert import Expert, ExpertWalk, NoExpert
 from .products import Product
 from .region import ID, Mixture, matched, mixture
@@ -41,10 +42,13 @@ from .restoring import added
 from .routing import summed
 from .rows import Rows, rows_of
 from .space import Place, Space, require
-from .unrolled import unrolled
+from .taken import Taken, taken
+from .unrolled import Unrolled, unrolled
 from .weights import Weights
 
 _SUMS = ("sum", "mean")
+_ALONE = ("mul", "where", "masked_fill")
+"""Where one row of a token is weighted, or the row of one expert is taken."""
 _ADDS_ROWS = ("index_add", "scatter_add", "index_put")
 
 
@@ -66,25 +70,34 @@ class MixtureOfExperts(Pattern):
         tensors = [node for node in view.nodes if is_tensor(node)]
         for node in tensors:
             op = view.op(node)
-            if op.name in (*_SUMS, *_ADDS_ROWS) or is_contraction(op) or is_einsum(op, 3):
+            adds = op.name in (*_SUMS, *_ADDS_ROWS, "linear")
+            if adds or is_contraction(op) or is_einsum(op, 3):
                 yield node
-        for node in reversed(tensors):  # the longest chain first
-            if view.op(node).name == "add":
-                yield node
+        for names in (("add",), _ALONE):
+            for node in reversed(tensors):  # the longest chain first
+                if view.op(node).name in names:
+                    yield node
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         try:
             return _prove(view, anchor)
+        except NoExpert:
+            return None
         except Declined as error:
             return Decline(error.reason, error.node, hint=error.hint)
         except Unproven:
             return None  # of most sums nobody would say that they are mixtures
         except GuardOnDataDependentSymNode:
-            return Decline(SIZE_OF_DATA, anchor)
+            common = view.op(anchor).name in (*_ALONE, "linear")
+            return None if common else Decline(SIZE_OF_DATA, anchor)
 
 
 def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
     op, out_dims = view.op(anchor), fresh(value(anchor).shape, "o")
+    if is_contraction(op):
+        own = out_dims if leaves(out_dims[-1:]) else out_dims[:-1]  # of a product with a column
+        found = _contracted(view, anchor, own, pull_contraction(op, anchor, out_dims))
+        return None if found is None else replace(found, dims=resolve(out_dims))
     if not leaves(out_dims[-1:]):
         return None
     if op.name in _SUMS:
@@ -100,11 +113,13 @@ def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
         return _along(view, anchor, out_dims, (source, dims), axis, Weights(scale=1 / count))
     if op.name == "add":
         return chain(view, anchor, out_dims) or _unrolled(view, anchor, out_dims)
+    if op.name in _ALONE:
+        return _alone(view, anchor, out_dims)
     if op.name in _ADDS_ROWS:
         return _onto(view, anchor, out_dims)
-    if is_einsum(op, 3):
-        return _of_three(view, anchor, out_dims, *pull_einsum(op, out_dims))
-    return _contracted(view, anchor, out_dims, pull_contraction(op, anchor, out_dims))
+    if op.name == "linear":
+        return _linear(view, op, anchor, out_dims)
+    return _of_three(view, anchor, out_dims, *pull_einsum(op, out_dims))
 
 
 def _contracted(
@@ -146,8 +161,9 @@ def _along(
         try:
             placed = replace(weights, factors=tuple(map(space.weight, weights.factors)))
             rows = rows_of(space, *source, placed)
-            if not dense and view.op(rows.node).name in ("gather", "take_along_dim"):
-                return _of_all(space, anchor, out_dims, rows)
+            of = None if dense else taken(space, rows.node, rows.dims)
+            if of is not None:
+                return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
             experts, inside = _experts_of(space, rows, anchor)
             return mixture(space, anchor, out_dims, experts, rows.weights.times(inside))
         except NoExpert:
@@ -164,10 +180,40 @@ def _unrolled(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
     found = unrolled(view, anchor, out_dims)
     if found is None:
         return None
-    match = _along(view, found.end, out_dims, (found.rows, found.dims), found.axis, found.weights)
+    match = _of_positions(view, found, out_dims)
     if match is None:
         return None
     return replace(match, nodes=match.nodes | found.passed, onto=(*match.onto, *found.others))
+
+
+def _alone(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
+    """A mixture of one choice, whose rows are not added up."""
+    space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
+    rows = rows_of(space, anchor, out_dims)
+    if view.op(rows.node).name in ("where", "masked_fill"):
+        return chain(view, anchor, out_dims)
+    if not rows.weights.factors:
+        return None
+    try:
+        of = taken(space, rows.node, rows.dims)
+        expert = None if of is not None else ExpertWalk(space).run(rows.node, rows.dims)
+    except Declined:
+        return None  # of most products nobody would say that they are mixtures
+    if of is not None:
+        return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
+    assert expert is not None
+    apart = all(product.matrix.experts for product in expert.products)
+    if not apart or len(expert.products) < 2:
+        return None  # one expert for every token, or a part of one
+    return mixture(space, anchor, out_dims, [expert], rows.weights.times(expert.inside))
+
+
+def _of_positions(view: GraphView, found: Unrolled, out_dims: Dims) -> Match | None:
+    if found.of is None:
+        rows = found.rows.node, found.rows.dims
+        return _along(view, found.end, out_dims, rows, found.axis, found.weights)
+    space = Space(view, value(found.end).dtype, leaves(out_dims[:-1]), found.axis)
+    return _of_all(space, found.end, out_dims, found.end, found.of, found.weights)
 
 
 def _of_three(
@@ -205,6 +251,7 @@ def _fused(
     """
     dtype, tokens = value(anchor).dtype, leaves(out_dims[:-1])
     sides = [(product.a, product.a_dims), (product.b, product.b_dims)]
+    declined: list[tuple[int, Declined]] = []
     for axis in leaves((product.inner,)):
         inner = tuple(a for a in leaves((product.inner,)) if a is not axis)
         if not inner or len(leaves((product.inner,))) > 2:
@@ -222,7 +269,33 @@ def _fused(
                 return mixture(space, anchor, out_dims, [expert], expert.inside)
             except NoExpert:
                 continue
+            except Declined as error:
+                declined.append((len(space.interior), error))
+    if declined:
+        raise max(declined, key=lambda found: found[0])[1]
     return None
+
+
+def _linear(view: GraphView, op: Op, anchor: Node, out_dims: Dims) -> Match | None:
+    """A mixture whose last matrices are side by side in one."""
+    node, weight = op.args["input"], op.args["weight"]
+    inner = fresh(value(weight).shape[1:], "inner")[0]
+    dims, passed = (*out_dims[:-1], inner), set[Node]()
+    while (found := view.op(node)).kind is Kind.VIEW and not found.inplace:
+        passed.add(node)
+        node, dims = pull_view(found, node, dims)
+    bias, added = op.args.get("bias"), ()
+    if bias is not None:
+        added = (bias,)
+        if value(bias).dtype is not value(anchor).dtype:
+            return None
+    if len(leaves((inner,))) != 2 or view.is_written(node):
+        return None
+    product = Contraction(node, dims, weight, (out_dims[-1], inner), inner)
+    match = _fused(view, anchor, out_dims, product)
+    if match is None:
+        return None
+    return replace(match, nodes=match.nodes | passed, onto=(*match.onto, *added))
 
 
 def _last(
@@ -275,34 +348,30 @@ def _experts_of(space: Space, rows: Rows, anchor: Node) -> tuple[Sequence[Expert
     return [expert], expert.inside
 
 
-def _of_all(space: Space, anchor: Node, out_dims: Dims, rows: Rows) -> Match:
-    """`gather(rows of all experts, indices)`: those of the chosen ones are taken afterwards."""
-    op, node = space.view.op(rows.node), rows.node
-    dim, index, source = op.args["dim"], op.args["index"], op.args["input"]
-    require(isinstance(dim, int), "rows are gathered along a dimension that is no constant", node)
-    told = reads_as_told(space.view, op)
-    require(told, "take_along_dim may count on from the first expert beyond the last", node)
-    at = dim % len(rows.dims)
-    taken = set(leaves(rows.dims[at : at + 1]))
-    require(taken == space.chosen_axes, "rows are gathered along another axis", node)
-    place = space.locate(index, broadcast(rows.dims, value(index).shape))
-    require(set(leaves(place.dims)) == space.row_axes, "indices differ between features", node)
-    for i, (own, other) in enumerate(zip(value(source).shape, value(index).shape, strict=True)):
-        same = own == other or (op.name == "take_along_dim" and other == 1)
-        require(i == at or same, "a part of the rows is gathered", node)
-    experts = fresh(value(source).shape[at : at + 1], "e")[0]
+def _of_all(
+    space: Space, anchor: Node, out_dims: Dims, node: Node, found: Taken, weights: Weights
+) -> Match:
+    """A mixture of rows of all experts, of which those of the chosen ones are taken afterwards.
+
+    Args:
+        space: of the rows that are taken.
+        anchor, out_dims: their sum.
+        node: what takes them.
+        found: of which rows.
+        weights: of the rows that are taken.
+    """
     whole = Space(
-        space.view, space.dtype, space.tokens, leaves((experts,)), True, interior=space.interior
+        space.view, space.dtype, space.tokens, found.experts, True, interior=space.interior
     )
-    dims = (*rows.dims[:at], experts, *rows.dims[at + 1 :])
-    every = rows_of(whole, source, dims)
-    found, inside = _experts_of(whole, every, anchor)
+    every = rows_of(whole, found.source, found.dims)
+    experts, inside = _experts_of(whole, every, anchor)
     own = every.weights.times(inside)
-    require(not own.factors and not found[0].before.factors, "rows are weighted twice", anchor)
+    require(not own.factors and not experts[0].before.factors, "rows are weighted twice", anchor)
     space.interior.add(node)
-    count = len(found) if len(found) > 1 else size_of(whole.chosen)
+    count = len(experts) if len(experts) > 1 else size_of(whole.chosen)
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     assert isinstance(count, int)
-    weights = rows.weights.times(own)
-    made = Mixture(found, count, place, weights, False, space.chosen, space.chosen)
+    made = Mixture(
+        experts, count, found.indices, weights.times(own), False, space.chosen, space.chosen
+    )
     return replace(matched(space, anchor, out_dims, made), drops_nonfinite=True)

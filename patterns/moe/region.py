@@ -20,7 +20,7 @@ from .choices import are_experts
 from .cuts import part_of
 from .expert import Expert
 from .filling import writer
-from .routing import Routing
+from .routing import Mask, Routing
 from .space import Place, Space, require
 from .terms import only_sends
 from .weights import Weights
@@ -37,7 +37,8 @@ class Mixture:
     Attributes:
         experts: one for all, or one each in order.
         count: how many there are.
-        indices: of the experts that were chosen, `(tokens, choices)`.
+        indices: of the experts that were chosen, `(tokens, choices)`; or a mask of all experts,
+            which are the choices then.
         weights: of choices; of all experts where `dense`.
         choices: axes of the choices.
         along: axes of the weights beside those of tokens.
@@ -93,7 +94,8 @@ def mixture(
     given = before if before.factors else after
     if space.dense:
         indices = _support(space, given, anchor)
-        choices = tuple(a for a in leaves(indices.dims) if a not in space.token_axes)
+        own = leaves((space.chosen,)) if isinstance(indices, Mask) else leaves(indices.dims)
+        choices = tuple(a for a in own if a not in space.token_axes)
         count = len(experts) if len(experts) > 1 else size_of(space.chosen)
     else:
         require(space.indices is not None, "nothing tells which experts were chosen", anchor)
@@ -116,11 +118,12 @@ def mixture(
 
 def _support(space: Space, weights: Weights, anchor: Node) -> Place:
     """The chosen experts, beside which one of the factors is zero."""
-    routing = Routing(space.view, space.chosen)
-    for factor in weights.factors:
-        found = routing.support(factor.node, factor.dims)
-        if found is not None:
-            return found
+    for masks in (False, True):
+        routing = Routing(space.view, space.chosen, masks=masks)
+        for factor in weights.factors:
+            found = routing.support(factor.node, factor.dims)
+            if found is not None and isinstance(found, Mask) is masks:
+                return found
     for factor in weights.factors:
         require(
             not _is_part(space, factor),
@@ -173,19 +176,29 @@ def matched(
     weighted = _weights(found, tokens)
     operands = {
         "x": _operand(view, end, first.x, (tokens, first.features)),
-        "indices": _operand(view, end, found.indices, (tokens, found.choices)),
+        _told(found.indices): _operand(view, end, found.indices, (tokens, found.choices)),
         **_experts(view, end, found.experts, features),
         **{n: _operand(view, end, *place, whole=False) for n, place in weighted.items()},
     }
-    spec = _spec(found.experts, found.count, anchor)
+    spec, each = _spec(found.experts, found.count, anchor), str(size_of(found.choices))
+    if isinstance(found.indices, Mask):
+        spec = replace(spec, dropping=True, sent=spec.experts)
+        each = "as many as a mask tells"
     facts = {
-        "experts": f"{spec.experts}, {size_of(found.choices)} for each token",
+        "experts": f"{spec.experts}, {each} for each token",
         "weights": "before the experts" if spec.weights_first else "after the experts",
         "from": "all experts" if found.dense else "the chosen experts",
     }
     call = Call(replace(spec, scale=found.weights.scale), operands)
     match = _region(space, anchor, out_dims, tokens, call, found.experts)
     return replace(match, facts={**match.facts, **facts}, drops_nonfinite=found.dense)
+
+
+def _told(indices: Place) -> str:
+    """The operand that tells which experts a token goes through."""
+    if not isinstance(indices, Mask):
+        return "indices"
+    return "withheld" if indices.inverted else "taken"
 
 
 def sent(space: Space, anchor: Node, out_dims: Dims, found: Sent) -> Match:
@@ -355,7 +368,7 @@ def _operand(
 def _require_dtypes(operands: Mapping[str, Operand], anchor: Node) -> None:
     for name, operand in operands.items():
         dtype = value(operand.node).dtype
-        counts = name.startswith(("dense", "weights", "dispatch"))
+        counts = name.startswith(("dense", "weights", "dispatch", "taken", "withheld"))
         counted = counts and not dtype.is_floating_point
         if name not in _NUMBERS and not counted and dtype not in _DTYPES:
             raise Declined(f"a part of it is {str(dtype)[6:]}", operand.node)

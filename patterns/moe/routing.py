@@ -4,13 +4,14 @@ A weight for every token and expert says nothing about which experts a token cho
 zero for all others whatever the numbers are: scattered into zeros, multiplied with a mask of ones
 and zeros, or a softmax, sigmoid or exponential of -inf. Then the chosen ones are the indices that
 were scattered at, which must be positions that `topk`, `sort` or `argmax` found, so that none is
-there twice.
+there twice. Where no indices are behind a mask, as it compares scores, the mask itself says it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,15 +42,24 @@ from .space import Place
 ZERO, ONE, LOWEST = 0.0, 1.0, -math.inf
 
 
+@dataclass(frozen=True)
+class Mask(Place):
+    """Which experts a token goes through, of any number: those at which it is not zero; or, where
+    it is `inverted`, those at which it is."""
+
+    inverted: bool = False
+
+
 class Routing:
     """Looks for the indices outside of which a tensor holds one number.
 
     Attributes:
         experts: the axis along which indices choose.
+        masks: a mask will do instead of indices.
     """
 
-    def __init__(self, view: GraphView, experts: Dim) -> None:
-        self.view, self.experts = view, experts
+    def __init__(self, view: GraphView, experts: Dim, *, masks: bool = False) -> None:
+        self.view, self.experts, self.masks = view, experts, masks
         self._depth = 0
 
     def support(self, node: Node, dims: Dims, number: float = ZERO) -> Place | None:
@@ -64,6 +74,8 @@ class Routing:
         try:
             if self._depth > MAX_DEPTH:
                 return None
+            if self.masks and self._is_mask(node, resolve(dims), number):
+                return Mask(node, resolve(dims), inverted=number == ONE)
             if not self.view.is_written(node):
                 return self._support(node, resolve(dims), number)
             written = writer(self.view, node)
@@ -72,6 +84,15 @@ class Routing:
             return None
         finally:
             self._depth -= 1
+
+    def _is_mask(self, node: Node, dims: Dims, number: float) -> bool:
+        """Whether a tensor tells by itself where it is that number, and no gradient passes it."""
+        dtype = value(node).dtype
+        tells = dtype is torch.bool if number == ONE else not dtype.is_floating_point
+        known = number in (ZERO, ONE) and tells and not dtype.is_complex
+        apart = set(leaves((self.experts,))) <= set(leaves(dims))
+        written = self.view.is_written(node) and writer(self.view, node) is None
+        return known and apart and not written
 
     def unique(self, index: Node, dims: Dims, chosen: Dim) -> Place | None:
         """The indices, if none is there twice for one token."""
@@ -104,6 +125,7 @@ class Routing:
             "sum": self._sum, "any": self._sum, "amax": self._sum,
             "mul": self._mul, "bitwise_and": self._mul, "logical_and": self._mul,
             "add": self._add, "div": self._first, "softmax": self._softmax,
+            "normalize": self._normalised,
             "sigmoid": self._unary, "exp": self._unary, "log": self._logarithm,
             "relu": self._unary_zero, "nan_to_num": self._unary_zero,
             "where": self._where, "masked_fill": self._filled,
@@ -200,7 +222,8 @@ class Routing:
             return None
         source, pulled, axis = found
         place = self.support(source, pulled, number)
-        if place is None or set(leaves((axis,))) - set(leaves(place.dims)):
+        apart = place is None or bool(set(leaves((axis,))) - set(leaves(place.dims)))
+        if place is None or apart or isinstance(place, Mask):
             return None
         return self.unique(place.node, place.dims, axis)
 
@@ -210,7 +233,7 @@ class Routing:
         sides, inner = [(found.a, found.a_dims), (found.b, found.b_dims)], leaves((found.inner,))
         for side, other in (sides, reversed(sides)):
             place = self.support(*side, ZERO)
-            if place is None or not self._is_harmless(*other):
+            if place is None or isinstance(place, Mask) or not self._is_harmless(*other):
                 continue
             if set(inner) <= set(leaves(place.dims)):
                 return self.unique(place.node, place.dims, inner)
@@ -250,10 +273,19 @@ class Routing:
             return None
         return self.support(source, broadcast(dims, value(source).shape), ZERO)
 
+    def _normalised(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
+        """`normalize(weights)`, by a norm over all experts that is no less than a number."""
+        dim, least = op.args.get("dim", 1), op.args.get("eps", 1e-12)
+        positive = isinstance(least, float) and least > 0 and op.args.get("out") is None
+        if number != ZERO or not positive or type(dim) is not int:
+            return None
+        return self.support(op.args["input"], dims, ZERO) if self._is_experts(dims[dim]) else None
+
     def _is_harmless(self, node: Node, dims: Dims) -> bool:
         """Whether a factor cannot be infinite, or no number, for an expert alone that was not
-        chosen: it is a probability, an integer, the same for all experts, or zero as well."""
-        if not set(leaves(dims)) & set(leaves((self.experts,))):
+        chosen: it is a probability, an integer, the same for all experts, or zero as well. Beside
+        a mask a weight that is no number is as good as chosen."""
+        if self.masks or not set(leaves(dims)) & set(leaves((self.experts,))):
             return True
         return self._is_bounded(node, dims) or self.support(node, dims, ZERO) is not None
 

@@ -134,25 +134,7 @@ class Space:
         return found if one else Place(place.node, resolve(place.dims))
 
     def _as_it_is(self, node: Node, dims: Dims) -> Place:
-        return Place(self._first_cast(node), dims, self._experts_among(dims))
-
-    def _first_cast(self, node: Node) -> Node:
-        """Where a tensor is cast several times alike, the first of these casts."""
-        view, op = self.view, self.view.op(node)
-        source = op.args.get("input")
-        if op.name not in CASTS or op.inplace or not is_tensor(source):
-            return node
-        alike = [
-            user
-            for user in source.users
-            if (user.op, user.target, user.args, user.kwargs)
-            == (node.op, node.target, node.args, node.kwargs)
-            and value(user).requires_grad == value(node).requires_grad
-            and not view.is_written(user)
-        ]
-        first = min([node, *alike], key=lambda n: view.order[n])
-        since = view.mutated_between(source, view.order[first], view.order[node])
-        return first if since is None else node
+        return Place(first_alike(self.view, node), dims, self._experts_among(dims))
 
     def _placed(self, index: Node, dims: Dims) -> Dim | None:
         """What the first dimension of a tensor is that is read at the places of sorted rows."""
@@ -214,23 +196,32 @@ class Space:
             return False
         if self.order is not None:
             return self.order.holds_ids(self.view, node)
+        node = first_alike(self.view, node)
         if self.indices is None:
             self.indices = Place(node, dims)
         known = self.indices
-        same = known.node is node or _is_again(self.view, known.node, node)
-        return same and resolve(known.dims) == resolve(dims)
+        return known.node is node and resolve(known.dims) == resolve(dims)
 
 
-def _is_again(view: GraphView, one: Node, other: Node) -> bool:
-    """Whether two nodes take the same part of the same tensor."""
-    part = view.op(one).kind is Kind.SLICE or view.op(one).name == "select"
-    same = (one.op, one.target, one.args, one.kwargs) == (
-        other.op, other.target, other.args, other.kwargs
-    )  # fmt: skip
-    source = view.op(one).args.get("input")
-    if not (part and same and is_tensor(source)):
-        return False
-    return not view.is_written(source)
+def first_alike(view: GraphView, node: Node) -> Node:
+    """Where a tensor is cast several times alike, or a part of it is taken several times, the first
+    of these."""
+    op = view.op(node)
+    source = op.args.get("input")
+    alike = op.name in CASTS or op.kind is Kind.SLICE or op.name == "select"
+    if not alike or op.inplace or not is_tensor(source):
+        return node
+    known = [
+        user
+        for user in source.users
+        if (user.op, user.target, user.args, user.kwargs)
+        == (node.op, node.target, node.args, node.kwargs)
+        and value(user).requires_grad == value(node).requires_grad
+        and not view.is_written(user)
+    ]
+    first = min([node, *known], key=lambda n: view.order[n])
+    since = view.mutated_between(source, view.order[first], view.order[node])
+    return first if since is None else node
 
 
 def is_copy(op: Op, node: Node) -> bool:

@@ -14,10 +14,12 @@ from .forms import CHOICES, EXPERTS, FEATURES, HIDDEN, Mixture, Sorted
 
 @dataclass(frozen=True)
 class LookAlike:
-    """A module, and why it stays as it is; "" where nobody would take it for a mixture."""
+    """A module, and why it stays as it is; "" where nobody would take it for a mixture. Each of its
+    `parts` is a mixture by itself."""
 
     module: type[Mixture]
     reason: str = ""
+    parts: int = 0
 
 
 EVERY = "every expert has a weight that is not known to be zero where it was not chosen"
@@ -86,25 +88,6 @@ class ChosenTwice(Mixture):
         chosen = chosen // 2
         dense = torch.zeros(len(x), EXPERTS, dtype=x.dtype).scatter(1, chosen, weights)
         return (_stack(self, x) * dense[..., None]).sum(1)
-
-
-class Threshold(Mixture):
-    """As many experts as are likely enough."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        probabilities = F.softmax(self.gate(x), -1)
-        weights = torch.where(probabilities > 0.2, probabilities, 0.0)
-        return (_stack(self, x) * weights[..., None]).sum(1)
-
-
-class TiesAreKept(Mixture):
-    """All experts at least as likely as the k-th."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.gate(x).round()
-        last = logits.topk(CHOICES, -1).values[..., -1:]
-        weights = logits.masked_fill(logits < last, -math.inf).softmax(-1)
-        return (_stack(self, x) * weights[..., None]).sum(1)
 
 
 class PartOfTheTokens(Mixture):
@@ -363,7 +346,7 @@ class OtherEnds(Sorted):
 LOOKALIKES = [
     *(LookAlike(module, EVERY) for module in (
         Soft, MaskedByALargeNumber, SoftmaxOverTokens, ExpertsChoose, ScatteredIntoOnes,
-        ChosenTwice, Threshold, TiesAreKept, PartOfTheTokens, Detached, WrittenZeros,
+        ChosenTwice, PartOfTheTokens, Detached, WrittenZeros,
         WrittenWeights, WrittenScores, NormalisedOverTokens, MaskedLogits, ClampedIndices,
     )),
     LookAlike(OtherActivation, "experts have different activations"),

@@ -25,16 +25,6 @@ class FlippedTokens(Weighted):
         return mask * F.softmax(self.gate(x), -1)
 
 
-class ChosenByTwo(Weighted):
-    """Both masks may mark the same expert."""
-
-    def weights(self, x: Tensor) -> Tensor:
-        scores = F.softmax(self.gate(x), -1)
-        other = F.softmax(x @ self.up[0, :EXPERTS].T, -1)
-        masks = F.one_hot(scores.argmax(-1), EXPERTS) + F.one_hot(other.argmax(-1), EXPERTS)
-        return scores * masks
-
-
 class OtherRows(Weighted):
     """The numbers of tokens begin with one."""
 
@@ -319,7 +309,7 @@ class SentWhereGreater(Weighted):
 PLACES = "rows are cut elsewhere than where the next expert begins"
 ROWS = [
     *(LookAlike(module, EVERY) for module in (
-        FlippedTokens, ChosenByTwo, OtherRows, PutTwice, ReadBefore, WrittenIndices, OneMinusAMask,
+        FlippedTokens, OtherRows, PutTwice, ReadBefore, WrittenIndices, OneMinusAMask,
         FiniteMask, BestOfTokens,
     )),
     *(LookAlike(module, PLACES) for module in (CountedElsewhere, CountedTwice)),
@@ -330,11 +320,11 @@ ROWS = [
     LookAlike(SoftByThree, EVERY),
     LookAlike(ScaledApart, "experts have other weights beside the columns of one tensor"),
     LookAlike(IntoTheShared, "experts are added in place to what something else has made"),
-    LookAlike(Swapped, "a choice is weighted with the weight of another one"),
+    LookAlike(Swapped, "a choice is weighted with the weight of another one", parts=2),
     LookAlike(OtherWeights, "a tensor differs between more than tokens, choices and experts"),
     LookAlike(SentToOthers, "rows are weighted before the experts and after them"),
     LookAlike(SentWhereGreater, "rows are weighted before the experts and after them"),
-    LookAlike(OneChoiceOfTwo, "not every choice is there once"),
+    LookAlike(OneChoiceOfTwo, "not every choice is there once", parts=2),
     *(LookAlike(module) for module in (
         Descending, AddedElsewhere, AddedTwice, WeightSquaredInside, BiasAfterWeight,
     )),

@@ -13,16 +13,30 @@ import torch
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY
 
+from .arranged import ARRANGED
 from .capacities import CAPACITIES
 from .chains import CHAINS
 from .dense_weights import DENSE_WEIGHTS
 from .forms import FEATURES, TOKENS, Mixture
 from .gathering import GATHERED
+from .masked import MASKED
 from .picks import PICKED
 from .routers import ROUTERS
 from .sorting import SORTED
+from .taken import TAKEN
 
-SPELLINGS = [*CAPACITIES, *CHAINS, *DENSE_WEIGHTS, *GATHERED, *PICKED, *ROUTERS, *SORTED]
+SPELLINGS = [
+    *ARRANGED,
+    *CAPACITIES,
+    *CHAINS,
+    *DENSE_WEIGHTS,
+    *GATHERED,
+    *MASKED,
+    *PICKED,
+    *ROUTERS,
+    *SORTED,
+    *TAKEN,
+]
 LOWERINGS = ["aten", "reference"]
 CASES = [
     pytest.param(form, lowering, grad, id=f"{form.__name__}-{lowering}")

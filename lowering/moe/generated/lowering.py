@@ -44,7 +44,9 @@ class GeneratedMoe(GeneratedLowering):
             return builder.call(operator.getitem, out, 0)
 
         work = cost.generated(call, training=context.training)
-        return self.emission(put, context, _slower(layout, context, work), work)
+        return self.emission(
+            put, context, cost.uncounted(call) or _slower(layout, context, work), work
+        )
 
 
 def _slower(layout: Layout, context: Context, work: float) -> str:
