@@ -239,7 +239,14 @@ def emit(builder: Builder, match: Match, emissions: Sequence[Emission]) -> list[
     ]
     for other in match.onto:
         placed[0] = builder.call(torch.add, other, placed[0])
-    return placed
+    return [_constant(builder, *pair) for pair in zip(placed, match.outputs, strict=True)]
+
+
+def _constant(builder: Builder, node: Node, output: Node) -> Node:
+    """A result without a gradient, if the original has none: an operator has one for all of its
+    results where it has one for any."""
+    differentiable = value(node).requires_grad and not value(output).requires_grad
+    return builder.method("detach", node) if differentiable else node
 
 
 def _as_image(builder: Builder, node: Node, output: Node) -> Node:

@@ -278,6 +278,8 @@ def _apply(
             rewriter.replace(builder, match.pattern, match.outputs, results, inputs)
     except Exception as error:
         builder.roll_back()
+        same = (match.pattern, place, graph)
+        record.verdicts = [v for v in record.verdicts if (v.pattern, v.where, v.graph) != same]
         _failed(Failed(match.pattern, match.anchor, error), options, record, graph)
         return
     builder.commit()

@@ -2,8 +2,9 @@
 
 Products are kernels of their own. Everything else runs together with what it reads, and with what
 reads the same, as far as no product lies between: the most that a compiler could fuse. What one
-kernel makes and another reads is written once, and read once by each of them. What a checkpoint
-computes again is not counted.
+kernel makes and another reads is written once, and read once by each of them. Of a table no more is
+read than is taken from it, and of one that is written to in part, a cache, that part is written.
+What a checkpoint computes again is not counted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ _REDUCTIONS = {
     getattr(_ATEN, name)
     for name in ("sum", "mean", "amax", "amin", "var", "var_mean", "prod", "argmax", "argmin")
 }
+_TAKES = {getattr(_ATEN, name) for name in ("embedding", "index", "gather", "index_select", "take")}
+"""Some elements of their first argument."""
+_PUTS = {
+    getattr(_ATEN, name)
+    for name in ("index_put_", "index_copy_", "scatter_", "index_add_", "scatter_add_")
+}
+"""Elements of their last tensor into some of their first argument."""
 _CASTS = {_ATEN._to_copy, _ATEN.clone, _ATEN.copy, _ATEN.copy_, _ATEN.detach}
 
 
@@ -40,7 +48,23 @@ def _attention_backward_flops(*args: Any, **_: Any) -> Any:
     return sdpa_backward_flop_count(*(x.shape for x in args[:4]))
 
 
+def _dot_flops(a: torch.Tensor, *_: Any, **__: Any) -> Any:
+    return 2 * a.numel()
+
+
+def _vector_flops(matrix: torch.Tensor, *_: Any, **__: Any) -> Any:
+    return 2 * matrix.numel()
+
+
+def _product_flops(a: torch.Tensor, b: torch.Tensor, *_: Any, **__: Any) -> Any:
+    return 2 * a.numel() * b.shape[-1]
+
+
 _OWN: dict[Any, Callable[..., Any]] = {
+    _ATEN.dot: _dot_flops,
+    _ATEN.vdot: _dot_flops,
+    _ATEN.mv: _vector_flops,
+    _ATEN._int_mm: _product_flops,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -99,28 +123,32 @@ class _Counter:
         return node
 
     def _bytes(self, computing: Sequence[Node]) -> Amount:
-        read: dict[tuple[Node, Node], Node] = {}
-        written: set[Node] = set()
+        read: dict[tuple[Node, Node], Amount] = {}
+        written = {node: None for node in computing if _packet(node) in _PUTS}
         for node in computing:
             own = self._group(node)
             for source in node.all_input_nodes:
                 root = self._root(source)
                 if root in self.groups and self._group(root) is own:
                     continue
-                known = read.setdefault((own, root), source)
-                if _more(_example(source), _example(known)):
-                    read[own, root] = source
+                amount = _read_of(node, source)
+                read[own, root] = _more(amount, read.get((own, root), amount))
                 if root in self.groups:
-                    written.add(root)
-        written |= {r for r in map(self._root, self.output.all_input_nodes) if r in self.groups}
-        return sum(_size(n) for n in read.values()) + sum(_size(n) for n in written)
+                    written[root] = None
+        for root in map(self._root, self.output.all_input_nodes):
+            if root in self.groups:
+                written[root] = None
+        return sum(read.values()) + sum(map(_written_by, written))
 
     def _product(self, node: Node) -> Amount:
         formula = _formula(node)
         assert formula is not None
         examples = torch.fx.map_arg(node.args, _example)
         keywords = torch.fx.map_arg(node.kwargs, _example)
-        return to_expr(formula(*examples, **keywords, out_val=_example(node)))
+        result = _example(node)
+        found = to_expr(formula(*examples, **keywords, out_val=result))
+        is_complex = isinstance(result, torch.Tensor) and result.is_complex()
+        return 4 * found if is_complex else found
 
 
 def _packet(node: Node) -> Any:
@@ -142,13 +170,31 @@ def _example(node: Node) -> Any:
     return node.meta.get("val")
 
 
-def _more(a: Any, b: Any) -> bool:
-    """Whether one view has more elements than another; symbolic ones are as they come."""
-    pair = [x for x in (a, b) if isinstance(x, torch.Tensor)]
-    if len(pair) < 2:
-        return False
-    x, y = map(distinct, pair)
-    return isinstance(x, int) and isinstance(y, int) and x > y
+def _more(a: Amount, b: Amount) -> Amount:
+    """The larger one; of symbolic ones that which came first."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else b
+
+
+def _less(a: Amount, b: Amount) -> Amount:
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else a
+
+
+def _read_of(node: Node, source: Node) -> Amount:
+    """Bytes of a tensor that an operator reads."""
+    packet = _packet(node)
+    if source is not node.args[0] or packet not in (_TAKES | _PUTS):
+        return _size(source)
+    return _less(_size(node), _size(source)) if packet in _TAKES else 0
+
+
+def _written_by(node: Node) -> Amount:
+    """Bytes of its result that an operator writes."""
+    return _put(node) * _example(node).itemsize if _packet(node) in _PUTS else _size(node)
+
+
+def _put(node: Node) -> Amount:
+    """Elements that are written to a part of a tensor."""
+    return distinct(_example([n for n in node.all_input_nodes if n is not node.args[0]][-1]))
 
 
 def _size(node: Node) -> Amount:
@@ -162,6 +208,8 @@ def _operations(node: Node) -> Amount:
     packet = _packet(node)
     if packet in _CASTS or not node.all_input_nodes:
         return 0
+    if packet in _PUTS:
+        return _put(node)
     reads = packet in _REDUCTIONS or packet.__name__.startswith(("_softmax", "native_"))
     example = _example(node.all_input_nodes[0] if reads else node)
     return distinct(example) if isinstance(example, torch.Tensor) else 0

@@ -14,6 +14,7 @@ from ..errors import first_sentence
 from ..graph.view import GraphView
 from ..measure import Run
 from ..onlookers import looking
+from ..options import LoweringChoice, Options
 from ..plan import Planned
 from ..report.explain import compile_once
 from ..report.report import Report
@@ -67,8 +68,9 @@ def profile(
         options: `fuser.*` options of this compile; keys of other backends are ignored.
         target: a device (a100, h100, h200, b200, mi300x) or an architecture (sm_80, sm_90, sm_100,
             gfx942) that need not be there. Nothing is measured: work is counted, the least time
-            follows from it, and kernels are generated and compiled ahead of time. Whether a region
-            would pay there is not asked: the policy is `always` unless `options` say otherwise.
+            follows from it, and kernels are generated and compiled ahead of time, unless
+            `fuser.lowering` allows none. Whether a region would pay there is not asked: the policy
+            is `always` unless `options` say otherwise.
         kwargs: its keyword arguments.
 
     Returns:
@@ -95,7 +97,9 @@ def profile(
     record = compile_once(
         "profile", fn, args, kwargs, {**policy, **(options or {})}, fixed, backend
     )
-    return _profiled(graphs, Report.of(record), machine)
+    kinds = (LoweringChoice.AUTO, LoweringChoice.TRITON)
+    generates = Options.parse(options)[0].lowering in kinds
+    return _profiled(graphs, Report.of(record), machine, generates=generates)
 
 
 @dataclass
@@ -143,7 +147,9 @@ class _Graph:
             self.problem = first_sentence(error)
 
 
-def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None) -> Profile:
+def _profiled(
+    graphs: Sequence[_Graph], report: Report, machine: Machine | None, *, generates: bool
+) -> Profile:
     whole = [(i, g, g.parts) for i, g in enumerate(graphs) if g.parts is not None]
     problems = tuple(f"graph {i}: {g.problem}" for i, g in enumerate(graphs) if g.problem)
     device = whole[0][2].device if whole else torch.device("cpu")
@@ -165,7 +171,7 @@ def _profiled(graphs: Sequence[_Graph], report: Report, machine: Machine | None)
         for total, name in zip(totals.values(), ("ours", "inductor"), strict=True)
     )
     kernels = None
-    if machine is not None:
+    if machine is not None and generates:
         from .predict import compiled_ahead
 
         regions = [(r, part) for _, _, parts in whole for part in parts.all() for r in part.regions]

@@ -46,8 +46,8 @@ SOFTMAX = 3
 def work_of(match: Match, folder: Folder, *, training: bool) -> Work | None:
     """The work of a region; None where its pattern inserts something that has no spec.
 
-    A backward reads what the region reads, its results and their gradients, and writes a gradient
-    of every operand that wants one.
+    A backward reads what the region reads and the gradients of its results, an attention's the
+    results too, and writes a gradient of every operand that wants one.
     """
     if not match.calls:
         return None
@@ -60,7 +60,8 @@ def work_of(match: Match, folder: Folder, *, training: bool) -> Work | None:
     moved = sum(n for n, _ in read) + written
     if training:
         moved += sum(n for n, _ in read) + sum(n for n, wants in read if wants)
-        moved += 2 * sum(size_bytes(x) for x in results if x.requires_grad)
+        kept = any(isinstance(call.spec, AttentionSpec) for call in calls)
+        moved += (1 + kept) * sum(size_bytes(x) for x in results if x.requires_grad)
     return Work(flops, moved, 1 + training)
 
 

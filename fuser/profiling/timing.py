@@ -55,10 +55,11 @@ def medians(
     lasts until the device has done it, so that what the device waits for the host is in it; a piece
     is the device's own time, which has none.
     """
-    if device.type == "cuda":
+    with undisturbed(device):
+        if device.type != "cuda":
+            return _in_rounds({**steps, **pieces}, device, clock)
         with torch.cuda.device(device):
             return {**_in_rounds(steps, device, clock), **measure.medians(pieces, device)}
-    return _in_rounds({**steps, **pieces}, device, clock)
 
 
 def _in_rounds(runs: Mapping[str, Run], device: torch.device, clock: Clock) -> dict[str, float]:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +107,15 @@ def _checks(compiler: str) -> Iterator[Check]:
 
 
 def _options() -> Check:
-    """Whether every `FUSER_` variable has a value that its option takes."""
+    """Whether every `FUSER_` variable is one, and has a value that its option takes."""
     try:
-        Options.parse()
+        with warnings.catch_warnings(record=True) as strange:
+            warnings.simplefilter("always")
+            Options.parse()
     except FuserError as error:
         return Check("options", False, str(error), needed=True)
+    if strange:
+        return Check("options", False, str(strange[0].message))
     return Check("options", True, "every FUSER_ variable is understood", needed=True)
 
 

@@ -91,7 +91,8 @@ def styled(report: Report) -> Text:
 
 def styled_verdicts(report: Report) -> Text:
     """What verification found alone, as a rich text."""
-    return _joined([*_verdicts(report), Line(summary(report), "bold", hang=7)])
+    end = Line(summary(report), "bold", hang=7)
+    return _joined([*_verdicts(report), *_uncaptured(report), end])
 
 
 def _joined(lines: Iterable[Line]) -> Text:
@@ -148,12 +149,19 @@ def _lines(report: Report) -> Iterator[Line]:
     for failure in fold(report.failures):
         yield from _failure(failure)
     yield from _verdicts(report)
+    yield from _uncaptured(report)
+    if report.graphs and not (
+        report.rewritten or report.near_misses or report.failures or report.verdicts
+    ):
+        yield Line("Nothing that a pattern looks for was found.")
+    yield Line(summary(report), "bold", hang=7)
+
+
+def _uncaptured(report: Report) -> Iterator[Line]:
+    """Where graphs break, and that there is none."""
     yield from _breaks(report.breaks)
     if report.graphs == 0:
         yield Line("No graph reached the backend: Dynamo captured nothing, or is switched off.")
-    elif not (report.rewritten or report.near_misses or report.failures or report.verdicts):
-        yield Line("Nothing that a pattern looks for was found.")
-    yield Line(summary(report), "bold", hang=7)
 
 
 def _rewrite(folded: Folded[Rewritten]) -> Iterator[Line]:

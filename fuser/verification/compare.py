@@ -2,7 +2,7 @@
 
 A value of the replacement is wrong where its error is more than `FACTOR` times the largest error of
 the original, and more than some roundings of the value's own largest element (those of
-`check_pattern`), and more than the value moves by itself (see `edges`).
+`check_pattern`), and more than the value moves by itself, or where nothing cancels (see `edges`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..precision import (
     run,
 )
 from ..rehearsal import casting
-from .edges import SEED, moves
+from .edges import SEED, moves, sizes
 
 FACTOR = 3.0
 """How many times the original's error is allowed, as in `fuser.testing.check_pattern`."""
@@ -36,6 +36,10 @@ Function = Callable[..., Any]
 
 class ReplacementError(Exception):
     """The replacement raises something where the original does not; the message says what."""
+
+
+class NothingFiniteError(Exception):
+    """There is nothing to compare; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def judge(
 
     Raises:
         ReplacementError: the replacement raises something.
+        NothingFiniteError: no output has a finite number.
         Exception: whatever the original raises, in float64 too; or there is no memory left.
     """
     theirs = _run(original, operands, conditions)
@@ -91,11 +96,18 @@ def judge(
         raise ReplacementError(first_sentence(error)) from error
     wide = double(operands)
     exact = _run_exactly(original, wide, conditions)
+    if not any(bool(is_finite(x).any()) or not x.numel() for x in exact.outputs):
+        raise NothingFiniteError("none of the numbers that it gives is finite")
     found = _compared(ours, theirs, exact, conditions, _titles(theirs, operands, names))
     if not any(value.problem for value in found):
         return found
-    allowed = moves(lambda xs: _run_exactly(original, xs, conditions), wide, exact, conditions.unit)
-    return _compared(ours, theirs, exact, conditions, [value.name for value in found], allowed)
+
+    def again(xs: Sequence[Tensor]) -> Result:
+        return _run_exactly(original, xs, conditions)
+
+    names = [value.name for value in found]
+    allowed = moves(again, wide, exact, conditions.unit)
+    return _compared(ours, theirs, exact, conditions, names, allowed, sizes(again, wide))
 
 
 def _is_of_memory(error: Exception) -> bool:
@@ -165,6 +177,7 @@ def _compared(
     conditions: Conditions,
     titles: Sequence[str],
     allowed: Sequence[Tensor] | None = None,
+    scales: Sequence[float] | None = None,
 ) -> tuple[Compared, ...]:
     columns = zip(
         titles,
@@ -172,13 +185,15 @@ def _compared(
         [*theirs.outputs, *theirs.gradients],
         [*exact.outputs, *exact.gradients],
         allowed or [None] * len(titles),
+        scales or [0.0] * len(titles),
         strict=True,
     )
     found: list[Compared] = []
-    for title, mine, other, truth, most in columns:
+    for title, mine, other, truth, most, scale in columns:
         excused = is_finite(truth)
         excused = torch.ones_like(excused) if conditions.drops else excused
-        d = difference(mine, other, truth, FACTOR, largest(truth), moves=most, excused=excused)
+        scale = max(scale, largest(truth))
+        d = difference(mine, other, truth, FACTOR, scale, moves=most, excused=excused)
         problem = d.problem.format("the original")
         found.append(Compared(title, d.error, d.own, d.allowed, d.worst, problem))
     return tuple(found)

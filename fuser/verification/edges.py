@@ -1,9 +1,13 @@
-"""How far a value moves when what it is made of is changed by a rounding.
+"""Where two correct programs need not agree, and by how much.
 
-A choice among equal scores, a number half-way between two whole ones, a sum that cancels: there two
-correct programs differ by more than their errors elsewhere, and float64 says nothing about which is
-right. Such elements are found by trying: the inputs, and the weights of the outputs, are changed by
-a rounding, many times.
+A choice among equal scores, a number half-way between two whole ones, a sum that cancels: there
+they differ by more than their errors elsewhere, and float64 says nothing about which is right. Such
+elements are found by trying: the inputs, and the weights of the outputs, are changed by a rounding,
+many times.
+
+Where all elements cancel, that finds nothing: with equal rows of keys and of values the gradients
+of queries are zero, and stay zero. What is lost is of the size that values have where they do not
+cancel, and that is found by changing the inputs by half.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..precision import Result, is_fractional
+from ..precision import Result, is_fractional, largest
 
 DRAWS = 16
 """How often: one of 65,000 ties between two is broken in the same way each time."""
@@ -44,6 +48,12 @@ def moves(
         for most, x, y in zip(found, values, [*other.outputs, *other.gradients], strict=True):
             torch.maximum(most, _distance(x, y), out=most)
     return [MARGIN * most for most in found]
+
+
+def sizes(run: Callable[[Sequence[Tensor]], Result], operands: Sequence[Tensor]) -> list[float]:
+    """For each output and gradient, the largest number where inputs are unlike each other."""
+    other = run([_changed(x, 1.0, torch.Generator().manual_seed(SEED)) for x in operands])
+    return [largest(x) for x in (*other.outputs, *other.gradients)]
 
 
 def _changed(x: Tensor, unit: float, generator: torch.Generator) -> Tensor:

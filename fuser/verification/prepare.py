@@ -42,12 +42,14 @@ class Trial:
             for x, node in zip(values, self.rehearsal.inputs, strict=True)
         ]
 
-    def compiled(self, operands: Sequence[Tensor], inner: str) -> Callable[..., Any]:
-        """The replacement, compiled by an inner backend."""
+    def compiled(
+        self, module: GraphModule, operands: Sequence[Tensor], inner: str
+    ) -> Callable[..., Any]:
+        """The replacement or the original, compiled by an inner backend."""
         if inner == EAGER:
-            return self.replacement
+            return module
         backend = inductor(None, {}) if inner == "inductor" else lookup_backend(inner)
-        return self.rehearsal.compiled(self.replacement, operands, backend)
+        return self.rehearsal.compiled(module, operands, backend)
 
 
 def prepare(view: GraphView, item: Planned, folder: Folder) -> Trial:

@@ -30,7 +30,7 @@ from ..report.source import where
 from ..standing import Unrehearsable
 from ..swallowed import swallow
 from . import memory
-from .compare import ReplacementError, judge
+from .compare import NothingFiniteError, ReplacementError, judge
 from .minify import minify
 from .observe import Reading, Unobservable, inputs_of_bodies, observe, real
 from .prepare import Trial, prepare
@@ -203,19 +203,34 @@ class _Judge:
         try:
             compared = judge(trial.original, run, operands, trial.conditions, names)
         except ReplacementError as error:
+            if self._original_raises(trial, operands):
+                raise Unobservable(f"the original raises as well when compiled: {error}") from error
             return self._verdict(item, "wrong", f"it raises {error}")
         wrong = [str(c) for c in compared if c.problem]
         outcome = "wrong" if wrong else "verified"
         return self._verdict(item, outcome, "".join(wrong[:1]), compared)
 
+    def _original_raises(self, trial: Trial, operands: Sequence[Tensor]) -> bool:
+        """Whether the inner backend takes not even the original."""
+        try:
+            run = trial.compiled(trial.original, operands, self.options.inner)
+            judge(trial.original, run, operands, trial.conditions)
+        except Exception as error:
+            swallow(error)
+            return True
+        return False
+
     def _runnable(self, trial: Trial, operands: Sequence[Tensor]) -> Any:
         """The replacement, compiled; of equal ones with equal operands, one after the other, the
         first."""
-        shapes = [(x.dtype, x.shape, x.stride(), x.requires_grad) for x in operands]
+        shapes = [
+            (x.dtype, x.shape, x.stride(), x.requires_grad, x.is_inference()) for x in operands
+        ]
         holds = any(node.op == "get_attr" for node in trial.replacement.graph.nodes)
         key = (trial.replacement.code, trial.conditions, str(shapes))
         if holds or self._compiled is None or self._compiled[0] != key:
-            self._compiled = (key, trial.compiled(operands, self.options.inner))
+            found = trial.compiled(trial.replacement, operands, self.options.inner)
+            self._compiled = (key, found)
         return self._compiled[1]
 
     def _reproduced(self, trial: Trial, operands: Sequence[Tensor], verdict: Verdict) -> str:
@@ -230,7 +245,7 @@ class _Judge:
 
     def _leave(self, index: int, error: Exception) -> None:
         """Not compared, for a reason."""
-        told = isinstance(error, (Unrehearsable, Unobservable))
+        told = isinstance(error, (Unrehearsable, Unobservable, NothingFiniteError))
         if not told:
             swallow(error)
         reason = str(error) if told else first_sentence(error)

@@ -60,7 +60,11 @@ class NoExpert(Declined):
 
 
 class ExpertWalk:
-    """Walks up one expert."""
+    """Walks up one expert.
+
+    Attributes:
+        met: where an expert cannot be read, whether a product with a matrix of its own was.
+    """
 
     def __init__(self, space: Space) -> None:
         self.space, self.view = space, space.view
@@ -72,6 +76,7 @@ class ExpertWalk:
         self._products: dict[Node, int] = {}
         self._seen: dict[Node, tuple[Dims, Node]] = {}
         self.before, self.inside = Weights(), Weights()
+        self.met = False
 
     def run(self, node: Node, dims: Dims) -> Expert:
         """The expert that gave rows.
@@ -100,6 +105,7 @@ class ExpertWalk:
             require(bool(self.first), none, last.node)
             x, inner = self._tokens()
         except (Declined, Unproven) as error:
+            self.met = bool(self.first)
             self.interior.clear()
             self.interior.update(kept)
             return self._alone(last, error)

@@ -261,8 +261,9 @@ def _fused(
             last = _last(space, anchor, sides, axis, inner)
             if last is None:
                 continue
+            walk = ExpertWalk(space)
             try:
-                expert = ExpertWalk(space).through(last)
+                expert = walk.through(last)
                 for factor in weights.factors if weights is not None else ():
                     own = Weights((space.weight(factor),))
                     expert = replace(expert, inside=expert.inside.times(own))
@@ -270,7 +271,8 @@ def _fused(
             except NoExpert:
                 continue
             except Declined as error:
-                declined.append((len(space.interior), error))
+                if walk.met or weights is not None:  # else nobody would take it for one
+                    declined.append((len(space.interior), error))
     if declined:
         raise max(declined, key=lambda found: found[0])[1]
     return None

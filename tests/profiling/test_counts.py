@@ -169,7 +169,7 @@ def test_a_loss_of_a_linear_layer_and_its_backward() -> None:
     full = region(loss, x, w, t, name="loss")
     assert full.flops == 3 * 2 * 16 * 32 * 100
     floats = FP32 * (16 * 32 + 100 * 32)
-    assert full.bytes == 3 * floats + 2 * 8 * 16 + 3 * FP32
+    assert full.bytes == 3 * floats + 2 * 8 * 16 + 2 * FP32  # the loss, and its gradient
 
 
 def test_a_router() -> None:
@@ -318,3 +318,44 @@ def test_what_reads_the_shape_of_a_regions_inside_is_left() -> None:
         found = counted(shaped, *heads(), torch.randn(2 * 3 * 32 * 32))
     assert [row.name.partition(".")[0] for row in found.rows] == ["attention", KEPT]
     assert found.rows[-1].ours.bytes == FP32 * (1 + 2) * 2 * 3 * 32 * 32
+
+
+def test_of_a_table_what_is_taken_counts() -> None:
+    """And of a cache what is written to it."""
+    table, rows = torch.randn(10_000, 64), torch.tensor([7, 9])
+    cache, new, place = torch.zeros(1, 1000, 16), torch.randn(1, 1, 16), torch.tensor([5])
+    whole, index = FP32 * 2 * 64, 8 * 2
+    with torch.no_grad():
+        for take in (
+            lambda t, i: torch.nn.functional.embedding(i, t),
+            lambda t, i: t[i],
+            lambda t, i: t.index_select(0, i),
+        ):
+            assert kept(take, table, rows).bytes == 2 * whole + index
+
+        def put(cache: Tensor, new: Tensor, place: Tensor) -> Tensor:
+            cache.index_copy_(1, place, new)
+            return new * 2
+
+        found = kept(put, cache, new, place)
+    assert found.bytes == FP32 * 16 * 3 + 8  # a row read, written to the cache, doubled; its place
+    assert found.flops == 2 * 16
+
+
+def test_products_of_vectors_of_integers_and_of_complex_numbers() -> None:
+    a, v = torch.randn(100, 80), torch.randn(80)
+    z = torch.randn(16, 16, dtype=torch.complex64)
+    whole = torch.ones(32, 32, dtype=torch.int8)
+    with torch.no_grad():
+        assert kept(torch.mv, a, v).flops == 2 * 100 * 80
+        assert kept(torch.dot, v, v).flops == 2 * 80
+        assert kept(torch.mm, z, z).flops == 4 * 2 * 16**3
+        assert kept(torch._int_mm, whole, whole).flops == 2 * 32**3
+
+
+def test_an_activation_and_its_backward_read_no_result() -> None:
+    def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+        return torch.nn.functional.silu(gate) * up
+
+    gate, up = (torch.randn(64, 32, requires_grad=True) for _ in range(2))
+    assert region(swiglu, gate, up, name="activation").bytes == (3 + 5) * FP32 * 64 * 32

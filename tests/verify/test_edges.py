@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuser.events import Compared
-from fuser.precision import DoublePrecision
+from fuser.precision import DoublePrecision, run
 from fuser.verification.compare import Conditions, judge
+from fuser.verification.edges import sizes
 
 CPU = torch.device("cpu")
 
@@ -172,3 +173,20 @@ def test_every_form_of_grouped_products(
     if wide.ndim == 2:
         beyond = short[end - 2 :] if len(matrices) == 3 else short[:, end - 2 :]
         assert not beyond.any()
+
+
+def test_what_cancels_everywhere_is_of_the_size_that_it_has_elsewhere() -> None:
+    """With equal rows of values the gradients of queries are zero, and what is left of two correct
+    programs are roundings of different sums."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT / 4).softmax(-1) @ v
+
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(1, 2, 1, 16, generator=generator, dtype=torch.float64)
+    operands = [row.expand(1, 2, 32, 16).contiguous().requires_grad_() for _ in range(3)]
+    found = sizes(lambda xs: run(attention, xs), operands)
+    exact = run(attention, operands)
+    assert float(exact.gradients[0].abs().max()) < 1e-14
+    assert found[1] > 1e-3
+    assert found[0] < 4 * float(exact.outputs[0].abs().max())
