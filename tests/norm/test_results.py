@@ -80,3 +80,19 @@ def test_a_result_that_nobody_differentiates() -> None:
         ours = compiled(form, args, grad=True, **{"fuser.lowering": lowering})
         assert ours.rewrites("norm") == 1
         assert_near(ours, run(form, args, grad=True), run(form, wide(args), grad=True))
+
+
+def test_a_sum_without_a_gradient_keeps_none() -> None:
+    """Frozen embeddings are added up, and their norm has a weight that is trained."""
+
+    def embedded(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        h = a + b
+        return h + h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6) * w
+
+    a, b = torch.randn(2, 10, FEATURES), torch.randn(10, FEATURES)
+    w = torch.randn(FEATURES, requires_grad=True)
+    for lowering in ("reference", "triton"):
+        ours = compiled(embedded, (a, b, w), grad=True, **{"fuser.lowering": lowering})
+        assert ours.rewrites("norm") == 1, ours.reasons()
+        eager = run(embedded, (a, b, w), grad=True)
+        assert_near(ours, eager, run(embedded, wide((a, b, w)), grad=True))

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fuser
-from fuser.errors import FuserError, FuserWarning, UnknownBackendError, VerificationError
+from fuser.errors import (
+    FuserError,
+    FuserWarning,
+    ReplacementMismatchError,
+    UnknownBackendError,
+    VerificationError,
+)
+from fuser.rewrite import Rewriter
 from fuser.verification import memory, regions
 from tests.compiled import compiled
 
@@ -86,6 +93,42 @@ class TestFunction:
             found.expect(attentoin=1)
         with pytest.raises(FuserError, match="a number of regions"):
             found.expect(attention=-1)
+
+    def test_a_region_that_was_not_rewritten_after_all(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is said of it but that it failed."""
+
+        def fails(*args: object) -> None:
+            raise ReplacementMismatchError("mine", 0, "shape", (1,), (2,))
+
+        monkeypatch.setattr(Rewriter, "replace", fails)
+        with pytest.warns(FuserWarning, match="failed"):
+            found = fuser.verify(attend, *HEADS(), options={**OPTIONS, "fuser.strict": False})
+        assert not found.report.verdicts
+        assert len(found.report.failures) == 1
+        with pytest.raises(VerificationError, match="expected attention=1, but 0 were verified"):
+            found.expect(attention=1)
+
+    def test_what_the_inner_backend_refuses_anyway(self) -> None:
+        """It is nobody's mistake, and nothing is remembered of it."""
+        weight = torch.ones(16, requires_grad=True)
+        with torch.inference_mode():
+            x = torch.randn(4, 16)
+        options = {**OPTIONS, "fuser.inner": "aot_eager"}
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+            fuser.verify(rms, x, weight, options=options)
+        assert memory.is_empty()
+        assert fuser.verify(rms, torch.randn(4, 16), weight, options=options).ok
+
+    def test_nothing_finite(self) -> None:
+        nan = [torch.full_like(x, torch.nan) for x in HEADS()]
+        found = fuser.verify(attend, *nan, options=OPTIONS)
+        (verdict,) = found.unverified
+        assert verdict.reason == "none of the numbers that it gives is finite"
+
+    def test_nothing_was_captured(self) -> None:
+        assert "No graph reached the backend" in str(fuser.verify(lambda x: x, torch.ones(2)))
 
     def test_it_compiles_in_isolation(self) -> None:
         model = torch.compile(attend, backend="fuser", options=OPTIONS)
