@@ -37,7 +37,7 @@ UNARY: dict[str, Function] = {
 BINARY: dict[str, Function] = {
     name: two(getattr(torch, name))
     for name in _POINTWISE_BINARY
-    if name not in ("bitwise_and", "bitwise_or", "bitwise_xor", "rsub")
+    if name != "rsub" and not name.startswith("bitwise_")  # those are of integers, below
 }
 ACTIVATIONS: dict[str, Function] = {
     "gelu": one(F.gelu),
