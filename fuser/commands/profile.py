@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import sys
 from typing import Any
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace) -> Any:
     import torch
 
-    from ..errors import FuserError
+    from ..errors import FuserError, MissingExtraError
     from ..profiling.machine import known
     from ..profiling.profile import profile
 
@@ -62,6 +63,8 @@ def _profile(args: argparse.Namespace) -> Any:
             known(args.device)  # before the model is made
     except FuserError as error:
         raise CommandError(str(error)) from error
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise CommandError(str(MissingExtraError("matplotlib", "plot")))
     model, positional, keywords = load(args.target)
     options = {"fuser.policy": args.policy} if args.policy else {}
     gradients = with_gradients(model, args.training)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -147,8 +148,9 @@ class _Counter:
         keywords = torch.fx.map_arg(node.kwargs, _example)
         result = _example(node)
         found = to_expr(formula(*examples, **keywords, out_val=result))
-        is_complex = isinstance(result, torch.Tensor) and result.is_complex()
-        return 4 * found if is_complex else found
+        if isinstance(result, torch.Tensor) and result.is_complex():
+            return 4 * found
+        return found * _visible(node) if isinstance(found, int) else found
 
 
 def _packet(node: Node) -> Any:
@@ -158,6 +160,21 @@ def _packet(node: Node) -> Any:
 def _formula(node: Node) -> Callable[..., Any] | None:
     packet = _packet(node)
     return _OWN.get(packet) or flop_registry.get(packet)
+
+
+def _visible(node: Node) -> Fraction:
+    """The share of pairs of a query and a key that an attention computes: those of a causal one, at
+    sizes that are known."""
+    if not _packet(node).__name__.startswith("_scaled_dot_product"):
+        return Fraction(1)
+    names = (argument.name for argument in node.target._schema.arguments)  # type: ignore[union-attr]
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    rows, keys = (_example(given[name]).shape[-2] for name in ("query", "key"))
+    if not given.get("is_causal") or not isinstance(rows, int) or not isinstance(keys, int):
+        return Fraction(1)
+    both = min(rows, keys)
+    pairs = both * (both + 1) // 2 + (rows - both) * keys
+    return Fraction(pairs, max(1, rows * keys))
 
 
 def _is_view(node: Node) -> bool:

@@ -167,6 +167,7 @@ def _profiled(
         Step(
             total if known else None,
             sum(getattr(row, name).ms or 0.0 for row in rows) if known else None,
+            sum(getattr(row, name).limit_ms or 0.0 for row in rows),
         )
         for total, name in zip(totals.values(), ("ours", "inductor"), strict=True)
     )
@@ -235,4 +236,4 @@ def _cost(work: Work | None, parts: Parts, machine: Machine, ms: float | None) -
     limit = max(arithmetic, traffic)
     launched = numbers.kernels * machine.launch
     bound = "launch" if launched > limit else "compute" if arithmetic > traffic else "memory"
-    return Cost(flops, moved, limit * 1e3, ms, bound)
+    return Cost(flops, moved, limit * 1e3, ms, bound, numbers.kernels)

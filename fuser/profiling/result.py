@@ -27,6 +27,7 @@ class Cost:
         flops, bytes: at the least (see `fuser.profiling.work`); None where they are not known.
         limit_ms: the least time of those, at the machine's peak.
         ms: as measured; None where nothing was.
+        launches: of kernels, at the least.
         bound: "compute" or "memory", whichever takes longer at the peak, or "launch" where asking
             for the kernels takes longer than both.
     """
@@ -36,6 +37,7 @@ class Cost:
     limit_ms: float | None = None
     ms: float | None = None
     bound: str = ""
+    launches: int = 0
 
     @property
     def intensity(self) -> float | None:
@@ -92,10 +94,12 @@ class Step:
     Attributes:
         ms: of whole graphs, as measured; None where nothing was.
         parts_ms: the sum of all rows.
+        limit_ms: the sum of their limits.
     """
 
     ms: float | None
     parts_ms: float | None
+    limit_ms: float = 0.0
 
     @property
     def between_ms(self) -> float | None:
@@ -163,9 +167,9 @@ class Profile:
         """Numbers are in operations, bytes and milliseconds; None where there is none.
 
         {schema: 1, predicted: bool, training: bool, machine: {...}, problems: [str],
-         step: {ours: {ms, parts_ms, between_ms}, inductor: {...}},
+         step: {ours: {ms, parts_ms, limit_ms, between_ms}, inductor: {...}},
          rows: [{name, where, lowering, graph, problem,
-                 ours: {flops, bytes, intensity, limit_ms, ms, share_of_peak, bound},
+                 ours: {flops, bytes, intensity, limit_ms, ms, share_of_peak, bound, launches},
                  inductor: {...}}],
          kernels: as `python -m fuser kernels --json`, or None}
         """

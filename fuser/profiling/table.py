@@ -97,8 +97,15 @@ def _foot(profile: Profile) -> Iterator[str]:
     if not profile.rows and not profile.problems:
         yield "No graph reached the backend: Dynamo captured nothing, or is switched off."
     elif profile.predicted:
-        total = sum(row.ours.limit_ms or 0.0 for row in profile.rows)
+        total = profile.ours.limit_ms
         yield f"predicted step, at the least: {total:.3g} ms (the sum of the rows; limits)"
+        launches = sum(row.ours.launches for row in profile.rows)
+        asking = 1e3 * launches * profile.machine.launch
+        if any(row.ours.bound == "launch" for row in profile.rows):
+            yield (
+                f"asking for {launches} kernels takes {asking:.3g} ms beside that, "
+                "where no CUDA graph has them"
+            )
     elif profile.rows:
         yield _step("as rewritten  ", profile.ours)
         yield _step("plain Inductor", profile.inductor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -359,3 +360,12 @@ def test_an_activation_and_its_backward_read_no_result() -> None:
 
     gate, up = (torch.randn(64, 32, requires_grad=True) for _ in range(2))
     assert region(swiglu, gate, up, name="activation").bytes == (3 + 5) * FP32 * 64 * 32
+
+
+def test_a_causal_attention_that_is_kept_has_the_pairs_that_are_seen() -> None:
+    q, k, v = heads()
+    with torch.no_grad():
+        found = kept(F.scaled_dot_product_attention, q, k, v)
+        causal = kept(functools.partial(F.scaled_dot_product_attention, is_causal=True), q, k, v)
+    assert found.flops == 2 * 2 * 3 * 32 * 32 * (16 + 16)
+    assert causal.flops == 2 * 2 * 3 * (32 * 33 // 2) * (16 + 16)

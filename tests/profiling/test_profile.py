@@ -23,7 +23,7 @@ import fuser
 from fuser import measure
 from fuser.__main__ import main
 from fuser.errors import MissingExtraError, UnknownArchitectureError, UnknownOptionError
-from fuser.profiling import machine, picture, predict, profile
+from fuser.profiling import machine, picture, predict, profile, timing
 from fuser.profiling.machine import KNOWN, Machine
 from fuser.profiling.result import KEPT, Profile
 from fuser.profiling.timing import medians
@@ -165,11 +165,15 @@ def test_json_of_a_prediction() -> None:
     assert data["schema"] == 1
     assert data["predicted"] is True
     assert data["machine"]["name"] == "NVIDIA H200"
-    assert data["step"]["ours"] == {"ms": None, "parts_ms": None, "between_ms": None}
+    step = data["step"]["ours"]
+    assert [step[name] for name in ("ms", "parts_ms", "between_ms")] == [None] * 3
+    assert step["limit_ms"] == pytest.approx(sum(r["ours"]["limit_ms"] for r in data["rows"]))
     names = [row["name"] for row in data["rows"]]
     assert names == ["attention.softmax", KEPT]
     fields = {"flops", "bytes", "intensity", "limit_ms", "ms", "share_of_peak", "bound"}
-    assert set(data["rows"][0]["ours"]) == fields
+    assert set(data["rows"][0]["ours"]) == {*fields, "launches"}
+    assert data["rows"][0]["ours"]["bound"] == "launch"
+    assert "kernels takes" in str(found)
     assert data["rows"][0]["ours"]["ms"] is None
     assert data["rows"][0]["where"]["line"] > 0
 
@@ -260,6 +264,7 @@ def test_on_a_gpu_a_step_has_what_the_device_waits_for(monkeypatch: pytest.Monke
     monkeypatch.setattr(measure, "finish", finished.append)
     monkeypatch.setattr(measure, "medians", lambda runs, device: dict.fromkeys(runs, 1.5))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(timing, "undisturbed", lambda device: contextlib.nullcontext())
     ticks = itertools.count()
     gpu = torch.device("cuda")
     found = medians({"step": bool}, {"piece": bool}, gpu, clock=lambda: float(next(ticks)))
