@@ -345,3 +345,20 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     assert "unknown architecture 'sm_91'" in capsys.readouterr().err
     assert main(["profile", f"{FILE}:raises", "--target", "h200"]) == 2
     assert "raised ValueError on its inputs" in capsys.readouterr().err
+
+
+def test_without_generated_kernels_none_are_compiled() -> None:
+    model, inputs = small()
+    with torch.no_grad():
+        found = fuser.profile(
+            model, *inputs, target="h200", options={"fuser.lowering": "reference"}
+        )
+    assert found.kernels is None
+    assert found.rows[0].lowering == "reference"
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_the_generators_stay_as_they_were() -> None:
+    x, before = torch.randn(16, 16), torch.get_rng_state()
+    fuser.profile(lambda x: torch.nn.functional.dropout(x, 0.5) * 2, x)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -134,6 +134,14 @@ def test_doctor_names_versions_and_what_works(capsys: pytest.CaptureFixture[str]
         assert what in out
 
 
+def test_doctor_reads_misspelt_variables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSER_POLCY", "always")
+    assert main(["doctor"]) == 0
+    assert "did you mean FUSER_POLICY?" in capsys.readouterr().out
+
+
 def test_doctor_misses_the_compiler(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
