@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from .builder import Builder
 from .graph.ops import Kind, value
+from .graph.unread import is_size
 from .graph.view import GraphView
 from .pattern import Match
 from .rewrite import Rewriter
@@ -31,7 +32,7 @@ def reads_shape_alone(view: GraphView, user: Node, node: Node) -> bool:
     """Whether a user wants no element of `node`, only its shape, if that is known, or dtype."""
     if not isinstance(value(node), torch.Tensor):
         return False
-    if _is_size(user):
+    if is_size(user):
         return _is_known(view, user)
     if user.target is _ASSERT_METADATA:
         return True
@@ -56,7 +57,7 @@ def free(view: GraphView, rewriter: Rewriter, match: Match) -> None:
             if user.target is _ASSERT_METADATA:
                 user.graph.erase_node(user)
                 continue
-            if _is_size(user):
+            if is_size(user):
                 _tell(user, rewriter.builder(user, list(view.size_sources), share=False))
                 continue
             if _likeness(user) is not None or view.op(user).args.get("input") is node:
@@ -77,12 +78,6 @@ def _likeness(node: Node) -> Callable[..., Any] | None:
     if node.op != "call_function" or not node.args:
         return None
     return _LIKENESSES.get(node.target)
-
-
-def _is_size(node: Node) -> bool:
-    """`x.size(0)`, `x.size()`, `x.shape`."""
-    shape = node.target is getattr and node.args[1:] == ("shape",)
-    return shape or (node.op == "call_method" and node.target == "size")
 
 
 def _sizes(node: Node) -> tuple[Any, ...]:

@@ -19,9 +19,12 @@ def forget(module: GraphModule) -> None:
     module.recompile()
 
 
+def is_size(node: Node) -> bool:
+    """`x.size(0)`, `x.size()`, `x.shape`."""
+    shape = node.target is getattr and node.args[1:] == ("shape",)
+    return shape or (node.op == "call_method" and node.target == "size")
+
+
 def _is_read(node: Node) -> bool:
     """Whether a node does nothing but hand on a part of a value, or its shape."""
-    if node.op == "call_method":
-        return node.target == "size"
-    shape = node.target is getattr and node.args[1:] == ("shape",)
-    return node.op == "call_function" and (node.target is operator.getitem or shape)
+    return is_size(node) or (node.op == "call_function" and node.target is operator.getitem)
