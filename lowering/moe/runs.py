@@ -6,7 +6,7 @@ fewer than others; else one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -16,9 +16,9 @@ from torch import Tensor
 
 Targets: TypeAlias = "Sequence[Tensor | None]"
 """Gradients to be filled in, where they are wanted."""
-ROWS = 256
-"""Up to so many rows of every expert, products of all experts at once are faster than one after the
-other."""
+ROWS = 16
+"""Up to so many rows of every expert, products of all experts at once are not slower than one after
+the other."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,10 @@ class Runs:
     def outer(self, a: Tensor, b: Tensor, targets: Targets) -> None:
         """Fills `targets`, one `(E, m, n)` or `(m, n)` each, with aᵀb over each expert's rows."""
         if len(targets) == 1 and self.together and targets[0] is not None:
-            targets[0].copy_(torch.bmm(self.pad(a).mT, self.pad(b)))
+            _into(targets[0], torch.bmm, self.pad(a).mT, self.pad(b))
             return
         for target, run in self._filled(targets):
-            if target.dtype is a.dtype:
-                torch.mm(a[run].t(), b[run], out=target)
-            else:
-                target.copy_(a[run].t() @ b[run])
+            _into(target, torch.mm, a[run].mT, b[run])
 
     def total(self, rows: Tensor, targets: Targets) -> None:
         """Fills `targets`, one `(E, m)` or `(m,)` each, with sums over each expert's rows."""
@@ -134,6 +131,14 @@ class Runs:
                 yield target, runs[expert]
             elif target is not None:
                 target.zero_()
+
+
+def _into(target: Tensor, product: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:
+    """Fills a target, of any dtype, with a product."""
+    if target.dtype is a.dtype:
+        product(a, b, out=target)
+    else:
+        target.copy_(product(a, b))
 
 
 def _own(tensors: Sequence[Tensor], expert: int) -> Tensor:
