@@ -1,14 +1,13 @@
-"""Rows in the order of their experts, and products with the tensors of those.
+"""Rows in the order of their experts, and products with the tensors of those, one after the other.
 
-Where experts have few rows each, all are multiplied at once, with rows of zeros for those that have
-fewer than others; else one after the other.
+All at once, padded to the rows of the expert that has the most, they take longer on a CPU, however
+few rows there are: docs/decisions.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -16,9 +15,6 @@ from torch import Tensor
 
 Targets: TypeAlias = "Sequence[Tensor | None]"
 """Gradients to be filled in, where they are wanted."""
-ROWS = 16
-"""Up to so many rows of every expert, products of all experts at once are not slower than one after
-the other."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +46,6 @@ class Runs:
                 yield expert, slice(start, end)
             start = end
 
-    @cached_property
-    def longest(self) -> int:
-        """Rows of the expert that has the most."""
-        return max((run.stop - run.start for _, run in self.each()), default=0)
-
-    @cached_property
-    def together(self) -> bool:
-        """Whether to multiply all experts at once: most of them have rows, and few each."""
-        most = 2 * sum(1 for _ in self.each()) > len(self.ends) and self.longest <= ROWS
-        return most and list(self.ends) == sorted(self.ends)
-
-    @cached_property
-    def expert(self) -> Tensor:
-        """By place, its expert."""
-        return torch.repeat_interleave(torch.tensor([0, *self.ends]).diff())
-
-    @cached_property
-    def padded(self) -> Tensor:
-        """By place, the number of its row where every expert has as many as `longest`."""
-        first = torch.tensor([0, *self.ends[:-1]])
-        shift = torch.arange(len(self.ends)) * self.longest - first
-        return torch.arange(self.count) + shift[self.expert]
-
-    def pad(self, rows: Tensor) -> Tensor:
-        """`(E, longest, ...)`."""
-        padded = rows.new_zeros(len(self.ends) * self.longest, rows.shape[1])
-        padded.index_copy_(0, self.padded, rows[: self.count])
-        return padded.unflatten(0, (-1, self.longest))
-
     # -- products; the tensors of all experts are one, or one each
 
     def times(self, rows: Tensor, matrices: Sequence[Tensor], *, turned: bool) -> Tensor:
@@ -95,10 +62,6 @@ class Runs:
         matrices = [m.mT for m in matrices] if turned else matrices
         out = rows.new_empty(len(rows), matrices[0].shape[-1])
         out[self.count :] = 0
-        if len(matrices) == 1 and self.together:
-            found = torch.bmm(self.pad(rows), matrices[0].to(rows.dtype)).flatten(0, 1)
-            torch.index_select(found, 0, self.padded, out=out[: self.count])
-            return out
         for expert, run in self.each():
             torch.mm(rows[run], _own(matrices, expert).to(rows.dtype), out=out[run])
         return out
@@ -110,11 +73,11 @@ class Runs:
 
     def outer(self, a: Tensor, b: Tensor, targets: Targets) -> None:
         """Fills `targets`, one `(E, m, n)` or `(m, n)` each, with aᵀb over each expert's rows."""
-        if len(targets) == 1 and self.together and targets[0] is not None:
-            _into(targets[0], torch.bmm, self.pad(a).mT, self.pad(b))
-            return
         for target, run in self._filled(targets):
-            _into(target, torch.mm, a[run].mT, b[run])
+            if target.dtype is a.dtype:
+                torch.mm(a[run].t(), b[run], out=target)
+            else:
+                target.copy_(a[run].t() @ b[run])
 
     def total(self, rows: Tensor, targets: Targets) -> None:
         """Fills `targets`, one `(E, m)` or `(m,)` each, with sums over each expert's rows."""
@@ -131,14 +94,6 @@ class Runs:
                 yield target, runs[expert]
             elif target is not None:
                 target.zero_()
-
-
-def _into(target: Tensor, product: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:
-    """Fills a target, of any dtype, with a product."""
-    if target.dtype is a.dtype:
-        product(a, b, out=target)
-    else:
-        target.copy_(product(a, b))
 
 
 def _own(tensors: Sequence[Tensor], expert: int) -> Tensor:

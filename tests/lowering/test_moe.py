@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fuser.lowering.moe.runs
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.specs import Columns, MoeSpec
 from tests.compiled import TOLERANCES
@@ -106,20 +105,6 @@ def test_opcheck(separate: bool) -> None:
     rows = args[0][order // CHOICES].detach().requires_grad_()
     product = (rows, matrices[:each], biases[:each], ends, True)
     torch.library.opcheck(torch.ops.fuser.sorted_product.default, product)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("first", [False, True])
-def test_one_product_for_all_experts(
-    first: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of few rows each; the same as one after the other."""
-    args = operands(9, dtype, separate=False, first=first, out=4)
-    together = outcome(grouped, args)
-    monkeypatch.setattr(fuser.lowering.moe.runs, "ROWS", 0)
-    apart = outcome(grouped, args)
-    for a, b in zip(together, apart, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2 * TOLERANCES[dtype])
 
 
 def test_specs_have_a_text() -> None:
