@@ -30,9 +30,11 @@ from benchmarks import (
     moe,
     moe_gpu,
     norm,
+    norm_gpu,
     parallel,
     ports,
     ports_moe,
+    ports_norm,
     providers,
     records,
     runner,
@@ -67,8 +69,8 @@ class Family:
 
 
 def family_of(name: str, device_type: str) -> Family:
-    """What a family is on a kind of device: attention and mixtures have sizes of their own on a
-    GPU."""
+    """What a family is on a kind of device: attention, mixtures and norms have sizes of their own
+    on a GPU."""
     half = multiplies_in_hardware(torch.bfloat16)
     on_gpu = device_type == "cuda"
     if name == "models":
@@ -83,6 +85,8 @@ def family_of(name: str, device_type: str) -> Family:
         return Family(moe.workloads, targets.moe_checks, each=True)
     if name == "diffusion":
         return Family(diffusion.workloads, targets.diffusion_checks)
+    if name == "norm" and on_gpu:
+        return Family(norm_gpu.workloads, targets.gpu_norm_checks, True, ports_norm.NAMES)
     if name == "norm":
         return Family(norm.workloads, targets.norm_checks, each=True)
     if on_gpu:

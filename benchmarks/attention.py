@@ -187,12 +187,10 @@ def build(
     args = (q, k, put(torch.randn(kv), True))
     if spelling.extra is not None:
         args = (*args, put(spelling.extra(shape), spelling.trains_extra))
-    cotangent = None
-    if train:
-        out = (shape.b, shape.s, shape.h, shape.d) if spelling.bshd else q.shape
-        cotangent = torch.randn(out).to(device, dtype)
+    out = (shape.b, shape.s, shape.h, shape.d) if spelling.bshd else q.shape
+    cotangents = (torch.randn(out).to(device, dtype),) if train else ()
     yardstick = _sdpa_bshd if spelling.bshd else _sdpa
-    return Case(spelling.fn, args, cotangent, ports={SDPA: Port(yardstick, same=False)})
+    return Case(spelling.fn, args, cotangents, ports={SDPA: Port(yardstick, same=False)})
 
 
 def workloads(quick: bool) -> list[Workload]:

@@ -122,9 +122,9 @@ def build(program: Program, dtype: torch.dtype, device: torch.device, mode: str)
     if program.extra is not None:
         extra = program.extra(sizes, dtype).to(device)
         args = (*args, extra.requires_grad_(program.trains_extra and train))
-    cotangent = normal(sizes.query) if train else None
+    cotangents = (normal(sizes.query),) if train else ()
     found = ports.of(program.variant, sizes, args)
-    case = Case(program.fn, args, cotangent, ports=found)
+    case = Case(program.fn, args, cotangents, ports=found)
     batch, key_heads = program.part()
     if (batch, key_heads) == (sizes.b, sizes.h_kv):
         return case
@@ -143,10 +143,10 @@ def _in_part(program: Program, case: Case, batch: int, key_heads: int) -> Case:
     def double() -> Case:
         _, *args = part((case.args[0], *case.args[:3]))
         more = [x[:heads] if program.extra_by_head else x for x in case.args[3:]]
-        cotangent = None if case.cotangent is None else case.cotangent[:batch, :heads].double()
-        return Case(program.fn, tuple(map(as_double, (*args, *more))), cotangent)
+        cotangents = tuple(c[:batch, :heads].double() for c in case.cotangents)
+        return Case(program.fn, tuple(map(as_double, (*args, *more))), cotangents)
 
-    return Case(case.fn, case.args, case.cotangent, ports=case.ports, double=double, part=part)
+    return Case(case.fn, case.args, case.cotangents, ports=case.ports, double=double, part=part)
 
 
 def workloads(quick: bool) -> list[Workload]:

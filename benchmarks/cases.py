@@ -35,9 +35,9 @@ class Case:
     """A workload made concrete: one dtype, one device, one mode.
 
     Attributes:
-        fn: a plain function of `args` returning one tensor.
+        fn: a plain function of `args` returning one tensor, or a tuple of them.
         args: its arguments.
-        cotangent: the gradient of the output; None times the forward alone, without autograd.
+        cotangents: the gradient of each output; none time the forward alone, without autograd.
         leaves: what gradients are taken of; by default the arguments that require one.
         ports: what the providers with a port run instead, by name.
         double: builds the fp64 twin; by default the same function on fp64 arguments.
@@ -47,7 +47,7 @@ class Case:
 
     fn: Function
     args: Tensors
-    cotangent: torch.Tensor | None = None
+    cotangents: Tensors = ()
     leaves: Tensors = ()
     ports: Mapping[str, Port] = field(default_factory=dict[str, Port])
     double: Callable[[], Case] | None = None
@@ -55,25 +55,29 @@ class Case:
     loops: bool = False
 
     def step(self, fn: Function) -> Tensors:
-        """One step of `fn` in this case's mode: `(output, *gradients)`."""
-        if self.cotangent is None:
+        """One step of `fn` in this case's mode: `(*outputs, *gradients)`."""
+        if not self.cotangents:
             with torch.no_grad():
-                return (fn(*self.args),)
-        out = fn(*self.args)
+                return _several(fn(*self.args))
+        outs = _several(fn(*self.args))
         leaves = self.leaves or tuple(a for a in self.args if a.requires_grad)
-        grads = torch.autograd.grad(out, leaves, self.cotangent, allow_unused=True)
-        return (out, *(g for g in grads if g is not None))
+        grads = torch.autograd.grad(outs, leaves, self.cotangents, allow_unused=True)
+        return (*outs, *(g for g in grads if g is not None))
 
     def in_double(self) -> Case:
         """The same case in fp64."""
         if self.double is not None:
             return self.double()
-        cotangent = None if self.cotangent is None else self.cotangent.double()
-        return replace(self, args=tuple(map(as_double, self.args)), cotangent=cotangent)
+        args, cotangents = (tuple(map(as_double, xs)) for xs in (self.args, self.cotangents))
+        return replace(self, args=args, cotangents=cotangents)
 
     def error(self, got: Tensors, expected: Tensors) -> float:
         """`relative_error` of the results of a step, or of the part that `expected` holds."""
         return relative_error(got if self.part is None else self.part(got), expected)
+
+
+def _several(tensors: torch.Tensor | Tensors) -> Tensors:
+    return tensors if isinstance(tensors, tuple) else (tensors,)
 
 
 @dataclass(frozen=True)

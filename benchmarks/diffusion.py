@@ -132,7 +132,7 @@ def build(spec: Model, dtype: torch.dtype, device: torch.device, mode: str) -> C
     if mode == "full":
         with torch.no_grad():
             cotangent = torch.randn_like(case.fn(*args))
-        case = replace(case, cotangent=cotangent, leaves=_matrices(model))
+        case = replace(case, cotangents=(cotangent,), leaves=_matrices(model))
     return replace(case, double=lambda: _in_double(case, spec, model))
 
 
@@ -143,8 +143,9 @@ def _matrices(model: nn.Module) -> Arguments:
 def _in_double(case: Case, spec: Model, model: nn.Module) -> Case:
     twin = copy.deepcopy(model).double()
     changes: dict[str, Any] = {"fn": spec.step(twin), "args": tuple(map(as_double, case.args))}
-    if case.cotangent is not None:
-        changes |= {"cotangent": as_double(case.cotangent), "leaves": _matrices(twin)}
+    if case.cotangents:
+        wide = tuple(map(as_double, case.cotangents))
+        changes |= {"cotangents": wide, "leaves": _matrices(twin)}
     return replace(case, **changes, double=None)
 
 

@@ -67,7 +67,7 @@ def build(fn: Function, of: Sizes, dtype: torch.dtype, device: torch.device, mod
     labels = labels.masked_fill(torch.rand(of.b, of.t, device=device) < 0.1, IGNORED)
     full = mode == "full"
     args = (x.requires_grad_(full), weight.requires_grad_(full), labels)
-    return Case(fn, args, torch.ones((), device=device) if full else None)
+    return Case(fn, args, (torch.ones((), device=device),) if full else ())
 
 
 def work(of: Sizes, dtype: torch.dtype, mode: str) -> limits.Work:

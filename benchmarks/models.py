@@ -135,7 +135,7 @@ def build(spec: Model, dtype: torch.dtype, device: torch.device, mode: str) -> C
     case = Case(step_of(model), (ids,))
     if mode == "full":
         cotangent = torch.randn(*shape, spec.size.hidden).to(device, dtype)
-        case = replace(case, cotangent=cotangent, leaves=tuple(model.parameters()))
+        case = replace(case, cotangents=(cotangent,), leaves=tuple(model.parameters()))
     return replace(case, double=lambda: _in_double(case, model))
 
 
@@ -144,8 +144,9 @@ def _in_double(case: Case, model: nn.Module) -> Case:
     if isinstance(twin, transformers.GptOssModel):
         twin.set_experts_implementation("eager")  # grouped_mm takes no fp64
     changes: dict[str, Any] = {"fn": step_of(twin), "double": None}
-    if case.cotangent is not None:
-        changes |= {"cotangent": as_double(case.cotangent), "leaves": tuple(twin.parameters())}
+    if case.cotangents:
+        wide = tuple(map(as_double, case.cotangents))
+        changes |= {"cotangents": wide, "leaves": tuple(twin.parameters())}
     return replace(case, **changes)
 
 

@@ -101,13 +101,14 @@ def build(
     if spelling.separate:
         gates, ups = gate_up.chunk(2, dim=1)
         experts = tuple(m.clone() for stack in (gates, ups, down) for m in stack)
-    args = tuple(a.requires_grad_(mode == "full") for a in (x, router, *experts))
-    cotangent = torch.randn(of.t, of.h, device=device).to(dtype) if mode == "full" else None
-    case = Case(spelling.make(of), args, cotangent, loops=spelling.kind == LOOP)
+    full = mode == "full"
+    args = tuple(a.requires_grad_(full) for a in (x, router, *experts))
+    cotangents = (torch.randn(of.t, of.h, device=device).to(dtype),) if full else ()
+    case = Case(spelling.make(of), args, cotangents, loops=spelling.kind == LOOP)
     if spelling.twin is None:
         return case
     twin = spelling.twin(of)
-    wide = None if cotangent is None else cotangent.double()
+    wide = tuple(c.double() for c in cotangents)
     return replace(case, double=lambda: Case(twin, tuple(map(as_double, args)), wide))
 
 

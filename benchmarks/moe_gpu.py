@@ -91,7 +91,7 @@ def build(program: Program, dtype: torch.dtype, device: torch.device, mode: str)
     train, of = mode == "full", program.of
     x, router = (a.to(dtype) for a in tokens(of, device))
     args = tuple(a.requires_grad_(train) for a in (x, router, *matrices(of, device, dtype)))
-    cotangent = torch.randn(of.t, of.h, device=device).to(dtype) if train else None
+    cotangents = (torch.randn(of.t, of.h, device=device).to(dtype),) if train else ()
     count = program.part()
 
     def part(results: Tensors) -> Tensors:
@@ -103,11 +103,11 @@ def build(program: Program, dtype: torch.dtype, device: torch.device, mode: str)
         exact = tuple(map(as_double, (x, router, *(m[:count] for m in (gate_up, down)))))
         leaves = tuple(a.detach().requires_grad_(train) for a in exact)
         rest = tuple(m[count:].detach() for m in (gate_up, down))
-        wide = None if cotangent is None else cotangent.double()
+        wide = tuple(c.double() for c in cotangents)
         return Case(expert_by_expert(of, rest), leaves, wide)
 
     made = program.make(of)
-    return Case(made, args, cotangent, ports=ports_moe.of(of), double=double, part=part)
+    return Case(made, args, cotangents, ports=ports_moe.of(of), double=double, part=part)
 
 
 def expert_by_expert(of: limits.Mixture, rest: Tensors) -> Function:

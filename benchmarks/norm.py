@@ -102,7 +102,7 @@ def build(spec: Norm, dtype: torch.dtype, device: torch.device, mode: str) -> Ca
     if spec.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     args = tuple(a.requires_grad_(mode == "full") for a in (x, *rest))
-    return Case(spec.fn, args, torch.randn_like(x.detach()) if mode == "full" else None)
+    return Case(spec.fn, args, (torch.randn_like(x.detach()),) if mode == "full" else ())
 
 
 def workloads(quick: bool) -> list[Workload]:

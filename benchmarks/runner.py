@@ -178,7 +178,7 @@ def _compile(
             cold()
         return
     again = provider.prepare(source, label=f"{provider.name}_again", loops=case.loops)
-    backward = case.cotangent is not None
+    backward = bool(case.cotangents)
     seconds = first_calls([cold, lambda: case.step(again)], backward=backward)
     record.compile_s, record.warm_s = seconds
 

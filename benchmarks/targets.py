@@ -51,6 +51,19 @@ MOE_SHARE: Mapping[tuple[str, str], float] = {
     ("decode_128", "forward"): 0.85,
 }
 """Of the limit."""
+NORM_ON_GPU: Mapping[tuple[str, str], float] = {
+    ("residual_rms", "forward"): 0.97,
+    ("layer_norm", "full"): 1.0,
+    ("rms_norm", "full"): 1.5,
+    ("group_norm_video", "forward"): 1.1,
+    ("group_norm_last", "forward"): 1.1,
+    ("qk_norm_rope", "full"): 1.2,
+    ("adaptive", "forward"): 0.97,
+    ("swiglu", "forward"): 0.97,
+    ("cross_entropy", "full"): 1.3,
+    ("rms_norm_fp8", "forward"): 1.3,
+}
+"""Times over Inductor that are asked of chains around norms."""
 OF_DENSE, LOOP_CAPTURED = 0.6, 1.2
 """Of E / K, where all experts ran on all tokens; over Inductor, where a loop broke the graph for it
 and was one region for us."""
@@ -170,6 +183,16 @@ def gpu_moe_checks(results: Sequence[Result]) -> list[Check]:
         if key in MOE_SHARE and (share := r.share_of_limit(FUSER, RATES["H200"])) is not None:
             text = f"{label}, fuser's share of the limit"
             checks += _at_least(text, [share[1]], MOE_SHARE[key], min)
+    return checks + _peer_checks(results) + _error_checks(results)
+
+
+def gpu_norm_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for chains around norms at the sizes of GPUs, over Inductor and the best peer."""
+    checks: list[Check] = []
+    for r in results:
+        bound = NORM_ON_GPU.get((r.workload.name, r.mode), NEVER_BELOW)
+        text = f"{r.workload.name} {r.mode}, fuser over inductor"
+        checks += _at_least(text, _speedups([r]), bound, min)
     return checks + _peer_checks(results) + _error_checks(results)
 
 

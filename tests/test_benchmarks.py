@@ -122,7 +122,7 @@ def test_reference_runs_fp32_steps_in_fp64() -> None:
 
 def test_step_with_a_cotangent_returns_gradients() -> None:
     x = torch.ones(3, requires_grad=True)
-    case = Case(double, (x,), cotangent=torch.full((3,), 5.0))
+    case = Case(double, (x,), cotangents=(torch.full((3,), 5.0),))
     out, grad = case.step(case.fn)
     assert out.tolist() == [2.0] * 3
     assert grad.tolist() == [10.0] * 3
@@ -245,7 +245,7 @@ def test_spellings_agree_with_plain_attention_where_they_should(name: str) -> No
     shape = attention.Shape(s=16, d=8)
     case = attention.build(attention.SPELLINGS[name], shape, torch.float32, CPU, "full")
     out, *grads = case.step(case.fn)
-    assert out.shape == case.cotangent.shape
+    assert out.shape == case.cotangents[0].shape
     assert len(grads) == sum(a.requires_grad for a in case.args)
     assert cases.relative_error((out, *grads), cases.reference(case)) < 1e-5
     assert case.step(case.ports[SDPA].fn)[0].shape == out.shape

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from .pointwise import RULES
 from .trace import NotPrintable
-from .values import HALVES, Number, Value, held, literal, type_name
+from .values import EIGHTHS, HALVES, Number, Value, held, literal, type_name
 
 _CALL = re.compile(r"(?<![\w.])(?!float\()([a-z]\w*)\(")
 """Functions that are not `tl.something`."""
@@ -69,6 +69,11 @@ class Emitter:
         source, target = held(value.dtype), held(dtype)
         if value.dtype == dtype:
             return value
+        if value.dtype in EIGHTHS:
+            raise NotPrintable(f"{value.dtype} is only stored by a generated kernel")
+        if dtype in EIGHTHS:
+            wide = self.cast(value, torch.float32)
+            return self.let(f"{str(dtype).removeprefix('torch.')}({self.tensor(wide).text})", dtype)
         if value.number is not None:
             return literal(value.number, dtype)
         if dtype is torch.bool:

@@ -18,6 +18,8 @@ TYPES: dict[torch.dtype, str] = {
     torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 """Names that Triton has for the dtypes of tensors."""
+BYTES: dict[torch.dtype, str] = {torch.float8_e4m3fn: "u8", torch.float8_e5m2: "u8"}
+"""Of tensors that are written alone, as bytes."""
 
 
 class NoKernel(ValueError):
@@ -78,13 +80,13 @@ class Numbers:
         return replace(kernel, signature=signature, constants=constants, divisible=divisible)
 
 
-def require_dtypes(dtypes: Iterable[torch.dtype]) -> None:
-    """Whether kernels that compute in fp32 take tensors of these dtypes.
+def require_dtypes(dtypes: Iterable[torch.dtype], *, written: Iterable[torch.dtype] = ()) -> None:
+    """Whether kernels that compute in fp32 take tensors of these dtypes, and write the others.
 
     Raises:
         NoKernel: they do not.
     """
-    for dtype in dtypes:
+    for dtype in (*dtypes, *(w for w in written if w not in BYTES)):
         if dtype not in TYPES:
             raise NoKernel(f"{str(dtype).removeprefix('torch.')} is no dtype of its kernels")
         if dtype is torch.float64:
@@ -93,4 +95,4 @@ def require_dtypes(dtypes: Iterable[torch.dtype]) -> None:
 
 def pointer(dtype: torch.dtype) -> str:
     """The Triton type of a pointer to elements of a tensor."""
-    return f"*{TYPES[dtype]}"
+    return f"*{(TYPES | BYTES)[dtype]}"

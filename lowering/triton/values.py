@@ -12,6 +12,8 @@ from .trace import NotPrintable
 
 Number = bool | int | float
 HALVES = (torch.float16, torch.bfloat16)
+EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Only stored: as bytes, which nothing computes with."""
 _PLAIN = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int16,
     torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,

@@ -15,7 +15,7 @@ from fuser.lowering.triton.emitter import Emitter, Value, held
 from fuser.lowering.triton.kernel import pointer
 from fuser.lowering.triton.source import load
 from fuser.lowering.triton.trace import Input
-from fuser.lowering.triton.values import type_name
+from fuser.lowering.triton.values import EIGHTHS, type_name
 
 IMPORTS = """import triton
 import triton.language as tl
@@ -71,7 +71,7 @@ def text(jobs: Sequence[Job], dtypes: Mapping[str, torch.dtype], scalars: Sequen
             made.append(value.dtype)
         functions |= emitter.functions
     pointers = {f"{name}_ptr": pointer(held(dtype)) for name, dtype in dtypes.items()}
-    pointers |= {f"out{i}": pointer(held(dtype)) for i, dtype in enumerate(made)}
+    pointers |= {f"out{i}": pointer(stored(dtype)) for i, dtype in enumerate(made)}
     source = IMPORTS.format(functions=", ".join(sorted(functions)))
     source += HEAD.format(parameters=", ".join(pointers))
     source += "".join(f"    {line}\n" for line in body)
@@ -86,8 +86,9 @@ def operands(job: Job) -> dict[str, Value]:
 
 def tile(value: Value, shape: str) -> str:
     """What can be stored: a literal fills the shape."""
-    kind = type_name(held(value.dtype))
-    return value.text if value.number is None else f"tl.full({shape}, {value.text}, tl.{kind})"
+    if value.number is None:
+        return value.text
+    return f"tl.full({shape}, {value.text}, tl.{type_name(held(value.dtype))})"
 
 
 def described(tensors: Mapping[str, Tensor]) -> dict[str, Input]:
@@ -101,14 +102,21 @@ def run(jobs: Sequence[Job], tensors: Mapping[str, Tensor]) -> list[Tensor]:
     scalars = [name for name, x in tensors.items() if x.ndim == 0]
     kernel = text(jobs, {name: x.dtype for name, x in tensors.items()}, scalars)
     given = [x.to(held(x.dtype)) for x in tensors.values()]
-    results = [torch.zeros(size, dtype=held(dtype)) for dtype in kernel.made]
+    results = [torch.zeros(size, dtype=stored(dtype)) for dtype in kernel.made]
     with np.errstate(all="ignore"):
         kernel.function[(1,)](*given, *results, N=size)
     return [rounded(r, dtype) for r, dtype in zip(results, kernel.made, strict=True)]
 
 
+def stored(dtype: torch.dtype) -> torch.dtype:
+    """In which results lie in memory: of eight bits as bytes."""
+    return torch.uint8 if dtype in EIGHTHS else held(dtype)
+
+
 def rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
     """A result in its dtype, which must hold it exactly."""
+    if dtype in EIGHTHS:
+        return result.view(dtype)
     narrow = result.to(dtype)
     torch.testing.assert_close(narrow.to(result.dtype), result, rtol=0, atol=0, equal_nan=True)
     return narrow

@@ -15,7 +15,6 @@ from tests.norm.forms_dynamic import (
     beside_another_reader,
     in_float64,
     swiglu,
-    to_fp8,
 )
 from tests.norm.test_norm import DTYPES, inputs
 from tests.norm.test_quantised import LOWERINGS, check, like
@@ -30,7 +29,6 @@ def region(ours: Run) -> Rewritten:
 
 @pytest.mark.parametrize(("form", "dtype", "lowering"), crossed(FORMS, DTYPES, LOWERINGS), **NAMES)
 def test_quantisations(form: Form, dtype: torch.dtype, lowering: str) -> None:
-    lowering = "reference" if form is to_fp8 else lowering
     ours = compiled(form, like(dtype), **{"fuser.lowering": lowering})
     assert "p" in region(ours).facts["after"], ours.reasons()
     check(ours, run(form, like(dtype)), run(form, wide(like(dtype))))

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.compiled import Run, assert_near, compiled, run, wide
 from tests.every import crossed, some
 from tests.norm.forms import FEATURES, ROWS, Form
-from tests.norm.forms_quantised import FORMS, GROUPS, OTHERS, deepseek, to_fp8
+from tests.norm.forms_quantised import FORMS, GROUPS, OTHERS
 from tests.norm.test_norm import DTYPES, inputs
 from tests.norm.test_results import NAMES, region
 
@@ -41,7 +41,6 @@ def check(ours: Run, eager: Run, exact: Run) -> None:
     ("form", "dtype", "lowering"), crossed([*FORMS, *GROUPS], DTYPES, LOWERINGS), **NAMES
 )
 def test_quantisations(form: Form, dtype: torch.dtype, lowering: str) -> None:
-    lowering = "reference" if form in (to_fp8, deepseek) else lowering
     ours = compiled(form, like(dtype), **{"fuser.lowering": lowering})
     found = region(ours)
     assert "abs" in found.facts["largest"]

@@ -51,7 +51,7 @@ class GeneratedNorm(GeneratedLowering):
 
 def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     """Writes kernels for rows of one tile: whether there is text depends on the programs alone."""
-    require_dtypes((*dtypes, *spec.results, spec.norm_dtype))
+    require_dtypes((*dtypes, spec.norm_dtype), written=spec.results)
     read = {n for program in spec.after for n in program.inputs}
     own = [f"c{i}" for i, _ in enumerate(dtypes)]
     own = [m for n in own for m in ([n] if n in read or not spec.paired else [f"{n}a", f"{n}b"])]

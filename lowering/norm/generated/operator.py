@@ -31,7 +31,7 @@ def interpreted_norm(
 @interpreted_norm.register_fake
 def _(captured: Sequence[Tensor], spec: str, origin: str, keep: bool) -> list[Tensor]:
     of = problem(captured, spec, origin)
-    return [*of.results(), *of.statistics(keep=keep).tensors]
+    return [*of.typed(of.results()), *of.statistics(keep=keep).tensors]
 
 
 @torch.library.custom_op("fuser::interpreted_norm_backward", mutates_args=(), device_types="cpu")

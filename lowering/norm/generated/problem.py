@@ -12,7 +12,7 @@ from torch import Tensor
 from fuser.specs import NormSpec
 from fuser.torch_private import hint, known_true
 
-from ...triton.kernel import require_dtypes
+from ...triton.kernel import BYTES, require_dtypes
 from ...triton.launch import Target, target_of
 from ...triton.space import space_of
 from ..reference import shape_of, shape_of_result, spec_of
@@ -89,12 +89,18 @@ class Problem:
         return torch.empty_like(self.captured[self.model], dtype=dtype)
 
     def results(self) -> list[Tensor]:
-        """Empty ones: y_0, y_1, ... and, where it is kept, x."""
+        """Empty ones: y_0, y_1, ... and, where it is kept, x; of eight bits as bytes."""
+        stored = [torch.uint8 if d in BYTES else d for d in self.spec.results]
         return [
             self.captured[0].new_empty(shape_of_result(self.spec, i, self.shape), dtype=dtype)
             if i in self.spec.by_row else self.result(dtype)
-            for i, dtype in enumerate(self.spec.results)
+            for i, dtype in enumerate(stored)
         ]  # fmt: skip
+
+    def typed(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """The results in the dtypes that they have."""
+        pairs = zip(results, self.spec.results, strict=True)
+        return [r if r.dtype is dtype else r.view(dtype) for r, dtype in pairs]
 
     def apart(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """A tensor by the names that kernels have for it: its members of pairs, where there are."""
@@ -291,7 +297,7 @@ def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
         NoKernel: there are no kernels for it.
     """
     of = spec_of(spec)
-    require_dtypes((*(c.dtype for c in captured), *of.results, of.norm_dtype))
+    require_dtypes((*(c.dtype for c in captured), of.norm_dtype), written=of.results)
     shape = shape_of(captured)
     shape = shape[:-1] if of.paired else shape
     return Problem(of, captured, shape, origin, target_of(captured[0].device))

@@ -17,7 +17,7 @@ def forward(of: Problem, keep: bool) -> list[Tensor]:
     results, found = of.results(), of.statistics(keep=keep)
     if not of.empty:
         of.forward(results, found, keep=keep)
-    return [*results, *found.tensors]
+    return [*of.typed(results), *found.tensors]
 
 
 def backward(

@@ -5,6 +5,7 @@ scalars of Triton (not bare numbers) in fp32 or fp64 unless they say otherwise, 
 few units in the last place of PyTorch's.
 
 - `basic.py`: rounding, signs, choices and divisions.
+- `eight_bits.py`: floating-point numbers of eight bits, as bytes.
 - `elementary.py`: exponentials, logarithms, hyperbolic functions, arcs, powers.
 - `order.py`: numbers in the order of `topk`.
 - `special.py`: error and gamma functions, by way of fp64.
@@ -35,6 +36,7 @@ from .basic import (
     signbit,
     trunc,
 )
+from .eight_bits import float8_e4m3fn, float8_e5m2
 from .elementary import (
     acos,
     acosh,
@@ -79,6 +81,8 @@ __all__ = [
     "erfc",
     "erfinv",
     "expm1",
+    "float8_e4m3fn",
+    "float8_e5m2",
     "float16",
     "fmax",
     "fmin",
