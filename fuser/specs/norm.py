@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
+from ..graph.derivative import read_by_gradient
 from ..graph.program import Program
 from .names import name_of
 
@@ -87,6 +90,15 @@ class NormSpec:
         each = len(self.members)
         return self.after[each * result : each * (result + 1)]
 
+    def read_by_gradient(self, wanted: Collection[int]) -> frozenset[int]:
+        """The operands that gradients of the `wanted` ones are computed from, or may be; others
+        need not be kept for the backward.
+
+        Of a rotation that is nothing but cosines and sines. What is normalised is read by its own
+        gradient, since its statistics alone are kept.
+        """
+        return _read_by_gradient(self, frozenset(wanted))
+
     def to_text(self) -> str:
         fields = {
             **{n: getattr(self, n) for n in ("captured", "inner", "centred", "summed", "floor")},
@@ -115,3 +127,27 @@ class NormSpec:
             data["peak"], data["by_row"] = Program(data["peak"]), tuple(data["by_row"])
         data["after"] = tuple(map(Program, data["after"]))
         return NormSpec(**data)
+
+
+def operand_of(name: str) -> int:
+    """The number of an operand, by the name of it or of a member of its pairs."""
+    return int(name.strip("cab"))
+
+
+@lru_cache(maxsize=1024)
+def _read_by_gradient(spec: NormSpec, wanted: frozenset[int]) -> frozenset[int]:
+    def named(program: Program) -> list[str]:
+        own = [n for n in program.inputs if n.startswith("c")]
+        return [n for n in own if operand_of(n) in wanted]
+
+    if spec.peak is not None:
+        return frozenset(range(spec.captured))
+    before, read = named(spec.before), set[str]()
+    for program in spec.after:
+        rows = [n for n in program.inputs if n.startswith("n")] if before else []
+        read |= read_by_gradient(program, [*named(program), *rows])
+    normalised = before and not spec.bare
+    if normalised or any(name.startswith("n") for name in read):
+        read.update(spec.before.inputs)
+    read |= read_by_gradient(spec.before, before)
+    return frozenset(operand_of(name) for name in read if name.startswith("c"))

@@ -142,15 +142,32 @@ def _(
     return [x.new_empty(x.shape) for x, n in zip(captured, needs, strict=True) if n]
 
 
+def save(ctx: Any, captured: Sequence[Tensor], spec: str, *more: Tensor) -> None:
+    """Saves the operands that gradients are computed from, of others what they are like; and more
+    tensors."""
+    ctx.spec, ctx.like = spec, [(c.shape, c.dtype) for c in captured]
+    ctx.needs = [c.is_floating_point() and c.requires_grad for c in captured]
+    ctx.read = spec_of(spec).read_by_gradient([i for i, need in enumerate(ctx.needs) if need])
+    ctx.save_for_backward(*more, *(c for i, c in enumerate(captured) if i in ctx.read))
+
+
+def saved(ctx: Any, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """The operands, of those `tensors` that were saved; zeros without memory for the others."""
+    like = next(g for g in grads if g is not None)
+    kept = iter(tensors)
+    return [
+        next(kept) if i in ctx.read else like.new_zeros((), dtype=dtype).expand(shape)
+        for i, (shape, dtype) in enumerate(ctx.like)
+    ]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    captured, ctx.spec = inputs
     ctx.shapes = [y.shape for y in output]
-    ctx.save_for_backward(*captured)
+    save(ctx, *inputs)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    captured = list(ctx.saved_tensors)
-    needs = [x.is_floating_point() and x.requires_grad for x in captured]
+    captured, needs = saved(ctx, ctx.saved_tensors, grads), ctx.needs
     dtypes = spec_of(ctx.spec).results
     given = [
         captured[0].new_zeros(shape, dtype=dtype) if g is None else g

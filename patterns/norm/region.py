@@ -114,10 +114,15 @@ class _Region:
         )  # fmt: skip
         nodes = {*core.interior, *self.after[core.bare :], *self.before}
         short = (*arrangement[: len(arrangement) - single], *(() for _ in range(single)))
+        differ = [i for i, (node, _) in enumerate(captured.operands) if value(node).requires_grad]
+        saved = spec.read_by_gradient(differ)
         operands = {
-            f"c{i}": Operand(node, resolve(axes), arrangement, read_at=self._read_at(node, nodes))
+            f"c{i}": Operand(
+                node, resolve(axes), arrangement,
+                read_at=self._read_at(node, nodes), saved=i in saved,
+            )
             for i, (node, axes) in enumerate(captured.operands)
-        }
+        }  # fmt: skip
         parts = [
             (short if node in rows else arrangement, resolve(dims[node])) for node in self.results
         ]

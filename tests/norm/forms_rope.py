@@ -164,6 +164,23 @@ def both_at_once(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     return (q * cos + rotate_half(q) * sin).chunk(2, 2)
 
 
+def exchanged(x: Tensor) -> Tensor:
+    """Of neighbours, as diffusers does it."""
+    real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    return torch.stack([-imaginary, real], dim=-1).flatten(3)
+
+
+@form(1)
+def cogvideox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Rows behind those of the text are replaced. What was rotated is not there for the backward,
+    which reads cosines and sines alone."""
+    q = heads(x * w).transpose(1, 2).contiguous()
+    cos, sin = (t[None, None, 3:] for t in tables(x, near=True))
+    part = q[:, :, 3:]
+    q[:, :, 3:] = (part.float() * cos + exchanged(part).float() * sin).to(x.dtype)
+    return q
+
+
 @form(1)
 def features_first(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Sana's: what is rotated is a view whose last dimension is another's."""
@@ -285,14 +302,22 @@ def written_between(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @lookalike("mutated after the region, but kept for the backward")
-def cogvideox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Rows behind those of the text are replaced: what is rotated is not there for the backward."""
+def learned_angles_of_replaced_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Gradients of cosines read what was rotated."""
+    q = heads(x * w).transpose(1, 2).contiguous()
+    cos, sin = (t[None, None, 3:] for t in tables(x, near=True))
+    part = q[:, :, 3:]
+    q[:, :, 3:] = (part * 1.5) * (cos * b[:WIDTH]) + exchanged(part) * sin
+    return q
+
+
+@lookalike("mutated after the region, but kept for the backward")
+def angles_of_replaced_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Cosines are made of what is rotated, element by element."""
     q = heads(x * w).transpose(1, 2).contiguous()
     part = q[:, :, 3:]
-    cos, sin = (t[None, None, 3:] for t in tables(x, near=True))
-    real, imaginary = part.reshape(*part.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    q[:, :, 3:] = (part.float() * cos + turned.float() * sin).to(x.dtype)
+    angle = part * 1.5
+    q[:, :, 3:] = angle * angle.cos() + exchanged(part) * angle.sin()
     return q
 
 

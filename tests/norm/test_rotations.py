@@ -99,16 +99,6 @@ def test_lookalikes(case: tuple[Form, str], dtype: torch.dtype) -> None:
     assert_near(found, eager, exact)
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
-def test_rows_that_are_replaced_by_what_they_are_rotated_to(lowering: str) -> None:
-    """In inference nothing is kept for a backward, and what was read may be written to."""
-    (fn,) = [form for form, _ in LOOKALIKES if form.__name__ == "cogvideox"]
-    args = tuple(t.detach() for t in like(torch.float32))
-    found = compiled(fn, args, **{"fuser.lowering": lowering})
-    assert found.rewrites("rope") == 1, found.reasons()
-    assert_near(found, run(fn, args), run(fn, wide(args)))
-
-
 def test_a_half_that_is_put_back_is_no_near_miss() -> None:
     (fn,) = [form for form, _ in FORMS if form.__name__ == "half_of_it"]
     found = compiled(fn, like(torch.float32))

@@ -12,6 +12,7 @@ from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import NormSpec
+from fuser.specs.norm import operand_of
 
 from ...base import Context, Emission, register_lowering
 from ...triton.kernel import NoKernel, require_dtypes
@@ -20,7 +21,7 @@ from ..reference import emit_operator
 from .backward import Needs
 from .build import build
 from .config import BACKWARD, FORWARD, Config
-from .layout import Layout, operand_of
+from .layout import Layout
 
 _UNMEASURED = "it was measured on no GPU yet, and Inductor fuses a norm with its neighbours itself"
 

@@ -73,7 +73,8 @@ class Problem:
     @property
     def model(self) -> int | None:
         """The first operand that is not broadcast, whose order in memory results have."""
-        return next((i for i, c in enumerate(self.captured) if self._has_shape(c)), None)
+        every = enumerate(self.captured)
+        return next((i for i, c in every if self._has_shape(c) and not is_stand_in(c)), None)
 
     @property
     def full_shape(self) -> tuple[Any, ...]:
@@ -165,7 +166,10 @@ class Problem:
         each = {i: [*self.apart(f"c{i}", self.captured[i])] for i in wanted}
         read = self._read(grads)
         names = tuple(n for i in wanted for n in each[i] if n in read)
-        whole = {i: self._gradient(self.captured[i], by) for i in wanted if set(each[i]) & read}
+        like = [*grads.values()]
+        whole = {
+            i: self._gradient(self.captured[i], like, by) for i in wanted if set(each[i]) & read
+        }
         for i, tensor in whole.items():
             given |= {} if tensor is None else self.apart(f"dc{i}", tensor)
         launch = self._launching(given, backward=True, lead=self._lead(names, given, by), by=by)
@@ -216,10 +220,10 @@ class Problem:
     def _columns(self, tensor: Tensor) -> bool:
         return self._varies(tensor, range(len(self.rows), len(self.shape)))
 
-    def _gradient(self, operand: Tensor, by: Way) -> Tensor | None:
+    def _gradient(self, operand: Tensor, grads: Sequence[Tensor], by: Way) -> Tensor | None:
         """An empty tensor for the gradient of every element, where kernels leave that."""
         if self._varies(operand, range(len(self.shape))):
-            return torch.empty_like(operand)
+            return gradient_like(operand, grads)
         if by is Way.SPLIT and self._columns(operand):
             found = self.result(torch.float32)
             return found[..., : operand.shape[-1]] if self.spec.paired else found
@@ -282,6 +286,25 @@ class Problem:
 def _known(size: Any) -> int:
     found = hint(size)
     return MANY if found is None else found
+
+
+def is_stand_in(operand: Tensor) -> bool:
+    """Whether an operand has no memory: it was not saved, as gradients do not read it."""
+    sizes = zip(operand.shape, operand.stride(), strict=True)
+    return any(known_true(stride == 0) and not known_true(size == 1) for size, stride in sizes)
+
+
+def gradient_like(operand: Tensor, grads: Sequence[Tensor]) -> Tensor:
+    """An empty gradient in the order in memory of what it is of; where that was not saved, in the
+    order of that of a result."""
+    same = [grad for grad in grads if _same_shape(grad, operand)]
+    like = same[0] if same and is_stand_in(operand) else operand
+    return torch.empty_like(like, dtype=operand.dtype)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    sizes = zip(a.shape, b.shape, strict=a.dim() == b.dim())
+    return a.dim() == b.dim() and all(known_true(s == t) for s, t in sizes)
 
 
 def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
