@@ -48,10 +48,11 @@ class Reader:
         self.view, self.inside, self.captured, self.pair = view, inside, captured, pair
         self.member = member
         self.builder = ProgramBuilder()
+        self.column: int | None = None
         self.core_dims: Dims | None = None
         self.peaks: dict[Node, Dims] = {}
         self._inputs: dict[str, Node] = {}
-        self._seen: dict[tuple[Node, int | None], tuple[Dims, Any]] = {}
+        self._seen: dict[tuple[Node, int | None, int | None], tuple[Dims, Any]] = {}
 
     def program(self, node: Node, dims: Dims, core: Core | None) -> Program:
         """What computes a value with these axes."""
@@ -67,13 +68,16 @@ class Reader:
 
     def dims(self, node: Node) -> Dims:
         """The axes that a value was visited with."""
-        return resolve(next(dims for (n, _), (dims, _) in self._seen.items() if n is node))
+        return resolve(next(dims for (n, *_), (dims, _) in self._seen.items() if n is node))
 
     def _once(
         self, node: Node, dims: Dims, core: Core | None, member: int | None, make: Any
     ) -> Any:
         dims = resolve(dims)
-        key = node, member if self.pair.has(dims) else None
+        spread = self.pair.column in leaves(dims)
+        if spread and not self.pair.has(dims) and (node in self.inside or self._is(core, node)):
+            dims, member, spread = resolve(self.pair.of_column(dims)), self.column, False
+        key = node, member if self.pair.has(dims) else None, self.column if spread else None
         if key in self._seen:
             known, made = self._seen[key]
             if resolve(known) != dims:
@@ -84,7 +88,7 @@ class Reader:
         return made
 
     def _made(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
-        if core is not None and node is core.node:
+        if core is not None and self._is(core, node):
             return self._core(core, dims, member)
         if node not in self.inside:
             return self._input(node, dims, member)
@@ -96,11 +100,14 @@ class Reader:
             return self.visit(op.args["input"], dims, core, member)
         if op.kind is Kind.VIEW:
             return self.visit(*pull_view(op, node, dims), core, member)
-        part = pairs.member(self.view, node)
-        whole = pairs.both(self.view, node) or pairs.written(self.view, node)
+        view, part = self.view, pairs.member(self.view, node)
+        whole = pairs.both(view, node) or pairs.written(view, node)
         if part is not None:
-            return self.visit(part.source, self.pair.apart(part, dims), core, part.index)
-        if whole is not None:
+            axes = self.pair.apart(part, dims)
+            if self._is_written(pairs.written_to(view, node)):  # the source as it was before
+                return self._pointwise(part.source, axes, core, part.index)
+            return self.visit(part.source, axes, core, part.index)
+        if whole is not None and (not whole.writes or self._is_written(whole)):
             each, own = self.pair.together(whole, dims), whole.parts[_known(member)]
             made = self.visit(own, each, core, member)
             return (
@@ -113,13 +120,48 @@ class Reader:
             return self._complex(op.args["input"], dims[:-1], core)[_known(member)]
         if value(node).is_complex():
             raise Unproven(_COMPLEX)
-        pulled = pull_pointwise(op, node, dims)
+        added = pairs.added(self.view, node)
+        if added is not None:
+            return self._sum(op.args["input"], self.pair.spread(added, dims), core, member)
+        return self._pointwise(node, dims, core, member)
+
+    def _pointwise(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        op, pulled = self.view.op(node), self._pulled(node, dims, core)
+        mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
+        return self.builder.pointwise(op, node, mapped)
+
+    def _pulled(self, node: Node, dims: Dims, core: Core | None) -> dict[Node, Dims]:
+        """Axes of what a pointwise operator reads, which tell whether it has both members."""
+        pulled = pull_pointwise(self.view.op(node), node, dims)
         known = {*self.inside, *([] if core is None else [core.node])}
         if pairs.widens(self.view, node, known):
             read = next(axes for n, axes in pulled.items() if n in known)
             self.pair.require(tuple(a for a in leaves(dims) if a not in leaves(read)))
-        mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
-        return self.builder.pointwise(op, node, mapped)
+        return pulled
+
+    def _is_written(self, whole: pairs.Both | None) -> bool:
+        """Whether there is all that was written into a tensor.
+
+        Raises:
+            Unproven: there is a part of it.
+        """
+        there = [write in self.inside for write in (whole.writes if whole else ())]
+        if any(there) and not all(there):
+            raise Unproven("one member of each pair alone is written to")
+        return any(there)
+
+    def _sum(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        """Of two elements."""
+        self._pulled(node, dims, core)
+        terms, outer = list[Node](), self.column
+        for self.column in (0, 1):
+            terms.append(self.visit(node, dims, core, member))
+        self.column = outer
+        return self.builder.call(torch.add, *terms)
+
+    @staticmethod
+    def _is(core: Core | None, node: Node) -> bool:
+        return core is not None and node is core.node
 
     def _complex(self, node: Node, dims: Dims, core: Core | None) -> tuple[Node, Node]:
         """The real and the imaginary part of a value."""
@@ -150,7 +192,9 @@ class Reader:
 
     def _input(self, node: Node, dims: Dims, member: int | None) -> Node:
         own = self._member(dims, member)
-        name = self.captured.add(node, dims) + own
+        column = self.pair.column
+        fixed = ((column, _known(self.column)),) if column in leaves(dims) else ()
+        name = self.captured.add(node, dims, fixed) + own
         if name not in self._inputs:
             self._inputs[name] = self.builder.input(name)
         return self._inputs[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from fuser.specs import NormSpec
 from ..captured import Captured
 from ..declined import Declined
 from ..neighbours import DTYPES, rearranges, same_shape
-from . import growth, peaks
+from . import growth, pairs, peaks
 from .core import Core, Space, resolved
 from .growth import After
 from .pairs import Pair
@@ -119,7 +118,7 @@ class _Region:
         operands = {
             f"c{i}": Operand(
                 node, resolve(axes), arrangement,
-                read_at=self._read_at(node, nodes), saved=i in saved,
+                read_at=self._read_at(node, nodes), fixed=captured.fixed[i], saved=i in saved,
             )
             for i, (node, axes) in enumerate(captured.operands)
         }  # fmt: skip
@@ -137,7 +136,7 @@ class _Region:
             keeps_result=False,  # no lowering of ours differentiates by what it gave
             native=core.native,
             parts=tuple(parts),
-            followed=frozenset(node for node in nodes if node.target is operator.setitem),
+            followed=frozenset(node for node in nodes if pairs.is_write(view, node)),
         )
 
     def _axes(self, pair: Pair) -> dict[Node, Dims]:

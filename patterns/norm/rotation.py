@@ -71,7 +71,7 @@ def _computes(found: Match) -> bool:
 def _puts_together(view: GraphView, node: Node) -> bool:
     if not is_tensor(node):
         return False
-    real = view.op(node).name == "view_as_real"
+    real = view.op(node).name == "view_as_real" or bool(_added(view, node))
     return real or _whole(view, node) is not None or bool(_widened(view, node))
 
 
@@ -79,6 +79,14 @@ def _widened(view: GraphView, node: Node) -> list[Node]:
     """Members that an operator reads, each of which is in both members of its result."""
     given = [n for n in node.all_input_nodes if is_tensor(n) and pairs.widens(view, node, [n])]
     return [n for n in given if pairs.member(view, n) is not None]
+
+
+def _added(view: GraphView, node: Node) -> list[Node]:
+    """What has the members that are added up, each times a number of its own."""
+    if pairs.added(view, node) is None:
+        return []
+    product = view.op(node).args["input"]
+    return [n for n in product.all_input_nodes if is_tensor(n) and pairs.widens(view, product, [n])]
 
 
 def _whole(view: GraphView, node: Node) -> pairs.Both | None:
@@ -90,12 +98,13 @@ def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
     where the other was. Else a half is rotated and put back before the one that is not."""
     whole = _whole(view, anchor)
     parts = _widened(view, anchor) if whole is None else whole.parts
-    parts = parts or (view.op(anchor).args["input"],)
+    parts = parts or ((anchor,) if _added(view, anchor) else (view.op(anchor).args["input"],))
     found = [_divided(view, part) for part in parts]
     common = [n for n in found[0] if all(n in each for each in found)]
     crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))
     tops = [_top(view, n) for n in common]  # of which another dimension may be the last one
-    return [*dict.fromkeys([*tops, *common])], crosses
+    above = [_top(view, view.op(n).args["input"]) for n in common if _is_same(view, n)]
+    return [*dict.fromkeys([*tops, *common, *above])], crosses
 
 
 def _top(view: GraphView, node: Node) -> Node:
@@ -121,6 +130,8 @@ def _divided(view: GraphView, node: Node) -> dict[Node, set[int]]:
             found.setdefault(part.source, set()).add(part.index)
         elif op.name == "view_as_complex":
             found[op.args["input"]] = {0, 1}
+        elif _added(view, node):
+            found |= {n: {0, 1} for n in _added(view, node)}
         elif op.kind is Kind.POINTWISE or rearranges(view, node):
             pending += [n for n in node.all_input_nodes if is_tensor(n) and n not in seen][::-1]
     return found

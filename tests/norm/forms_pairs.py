@@ -156,6 +156,27 @@ def gptj(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @rotation
+def kandinsky(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """By matrices, with a sum over what is read."""
+    q = F.rms_norm(heads(x).float(), (WIDTH,), w[:WIDTH].float()).type_as(x)
+    pairs = q.reshape(*q.shape[:-1], -1, 1, 2).to(torch.float32)
+    return (matrices(x)[:, None] * pairs).sum(dim=-1).reshape(*q.shape).type_as(x)
+
+
+@rotation
+def ltx2(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Halves are written to in place; the norm is of all heads."""
+    q = heads(F.rms_norm(x, (FEATURES,), w)).swapaxes(1, 2)
+    pairs = q.reshape(*q.shape[:-1], 2, WIDTH // 2).float()
+    first, second = pairs[..., :1, :], pairs[..., 1:, :]
+    cos, sin = (t[:, None] for t in (angles(x).cos(), angles(x).sin()))
+    out = pairs * cos
+    out[..., :1, :].addcmul_(-sin, second)
+    out[..., 1:, :].addcmul_(sin, first)
+    return out.reshape(*out.shape[:-2], -1).swapaxes(1, 2).flatten(2).to(x.dtype)
+
+
+@rotation
 def interleaved(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Wan's, with a stack in place of its writes."""
     q = F.rms_norm(x, (FEATURES,), w).unflatten(2, (2, -1))
