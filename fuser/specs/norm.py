@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from string import ascii_lowercase
 
 import torch
 
@@ -15,6 +16,8 @@ from .names import name_of
 
 PAIR = ("a", "b")
 """Members of a pair, as names of what programs read end."""
+MEMBERS = (*PAIR, "c", "d", "e", "f", "g", "h")
+"""Those of all sections, pair by pair."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,11 @@ class NormSpec:
 
         y_i[..., 0] = after_2i(na, nb, c_ja, c_jb, c_k, ...),   y_i[..., 1] = after_2i+1(...)
 
-    with c_k for an operand whose last dimension has one element. Where it is `bare`, nothing is
+    with c_k for an operand whose last dimension has one element. Where pairs are those of several
+    `sections` of a row, as where a part of each head is rotated and the rest is not, the dimension
+    before the last one counts sections, and members go on with c, d, ...: there are as many
+    programs for each result. An operand with one element in that dimension has the same two
+    members, a and b, in all sections. Where it is `bare`, nothing is
     normalised, and n is x: pairs, or a largest value, are all that there is.
 
     Where there is a `peak`, what comes after may read the largest value of it in each row, as a
@@ -69,6 +76,7 @@ class NormSpec:
     peak: Program | None = None
     by_row: tuple[int, ...] = ()
     groups: int = 0
+    sections: int = 1
 
     @property
     def results(self) -> list[torch.dtype]:
@@ -83,7 +91,16 @@ class NormSpec:
     @property
     def members(self) -> tuple[str, ...]:
         """What a name ends in that stands for one element of a pair, if there are pairs."""
-        return PAIR if self.paired else ("",)
+        return MEMBERS[: 2 * self.sections] if self.paired else ("",)
+
+    @property
+    def apart(self) -> int:
+        """How many dimensions members have, after those of rows and along them."""
+        return self.paired + (self.sections > 1)
+
+    def own(self, member: str) -> str:
+        """The same member of the first section."""
+        return member and PAIR[MEMBERS.index(member) % 2]
 
     def programs(self, result: int) -> tuple[Program, ...]:
         """Of one result, for each member."""
@@ -106,6 +123,7 @@ class NormSpec:
             **{name: True for name in ("paired", "bare") if getattr(self, name)},
             **({"peak": self.peak.text, "by_row": self.by_row} if self.peak else {}),
             **({"groups": self.groups} if self.groups else {}),
+            **({"sections": self.sections} if self.sections > 1 else {}),
             "before": self.before.text,
             "after": [program.text for program in self.after],
             "eps": self.eps.hex(),
@@ -131,7 +149,7 @@ class NormSpec:
 
 def operand_of(name: str) -> int:
     """The number of an operand, by the name of it or of a member of its pairs."""
-    return int(name.strip("cab"))
+    return int(name.strip(ascii_lowercase))
 
 
 @lru_cache(maxsize=1024)

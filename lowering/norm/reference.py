@@ -70,7 +70,7 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
 
 def _normalised(spec: NormSpec, wide: Tensor) -> Tensor:
     shape = wide.shape
-    dims = list(range(len(shape) - spec.inner - spec.paired, len(shape)))
+    dims = list(range(len(shape) - spec.inner - spec.apart, len(shape)))
     if spec.centred:
         wide = wide - wide.mean(dims, keepdim=True)
         wide = wide - wide.mean(dims, keepdim=True)  # what rounding left of a large mean
@@ -88,11 +88,29 @@ def _result(
 ) -> Tensor:
     if not spec.paired:
         return _computed(spec.after[index], named).expand(shape_of_result(spec, index, shape))
-    apart = {f"{n}{m}": t[..., i] for n, t in named.items() if t.shape[-1] == 2
-             for i, m in enumerate(spec.members)}  # fmt: skip
-    apart |= {n: t[..., 0] for n, t in named.items() if t.shape[-1] == 1}
-    each = [_computed(program, apart).expand(shape[:-1]) for program in spec.programs(index)]
-    return torch.stack(each, -1)
+    apart = {name: t for n, tensor in named.items() for name, t in members(spec, n, tensor).items()}
+    outer = shape[: len(shape) - spec.apart]
+    each = [_computed(program, apart).expand(outer) for program in spec.programs(index)]
+    return together(spec, each)
+
+
+def members(spec: NormSpec, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor by the names that programs have for it: its members of pairs, where there are."""
+    if not spec.paired:
+        return {name: tensor}
+    sections = tensor.unbind(-2) if spec.sections > 1 else (tensor,)
+    every = [member for section in sections for member in section.unbind(-1)]
+    if len(every) == 1:
+        return {name: every[0]}
+    return {f"{name}{m}": t for m, t in zip(spec.members, every, strict=False)}
+
+
+def together(spec: NormSpec, each: Sequence[Tensor]) -> Tensor:
+    """One tensor, given its members."""
+    if not spec.paired:
+        return each[0]
+    found = torch.stack([*each], -1)
+    return found.unflatten(-1, (-1, 2)) if spec.apart > 1 and len(each) > 1 else found
 
 
 def _computed(program: Program, named: Mapping[str, Tensor]) -> Tensor:

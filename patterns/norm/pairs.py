@@ -25,6 +25,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from ..parts import LISTS, Part, part_at, part_of
+from .sections import Row, row_around, row_of
 from .statistic import dims_of
 
 _NEW = (torch.empty_like, torch.zeros_like, "new_empty", "new_zeros")
@@ -55,14 +56,26 @@ class Pair:
     Attributes:
         axis: None before anything told which it is.
         column: that of what is added up over both members, of a matrix for each pair.
+        section: that of the sections of a row, and `count` how many there are.
     """
 
     def __init__(self) -> None:
         self.axis: Axis | None = None
         self.column = Axis(2, "column")
+        self.section: Axis | None = None
+        self.count = 1
+
+    @property
+    def axes(self) -> list[Axis]:
+        """That of sections, if there are any, and that of members."""
+        return [axis for axis in (self.section, self.axis) if axis is not None]
 
     def has(self, dims: Dims) -> bool:
         return self.axis is not None and self.axis in leaves(dims)
+
+    def has_all(self, dims: Dims) -> bool:
+        """Whether there are all members of all sections."""
+        return {*self.axes} <= {*leaves(dims)}
 
     def apart(self, of: Part, dims: Dims) -> Dims:
         """Axes of the source, given those of one member.
@@ -88,6 +101,30 @@ class Pair:
             dim, rest = (second, first) if of.near else (first, second)
         self.require(dim)
         return (*dims[: of.dim], *(() if of.new else (rest,)), *dims[of.dim + 1 :])
+
+    def cut(self, row: Row, dims: Dims) -> Dims:
+        """Axes of the section that is turned, given those of a row.
+
+        Raises:
+            Unproven: rows have other sections already.
+        """
+        unit = to_expr(value(row.part).shape[row.dim])
+        (first,), rest = resolve(split_dim(dims[row.dim], (row.count, unit)))
+        if first is not (self.section or first):
+            raise Unproven("sections of other rows")
+        self.section, self.count = first, row.count
+        return (*dims[: row.dim], rest, *dims[row.dim + 1 :])
+
+    def whole(self, row: Row, dims: Dims) -> Dims:
+        """Axes of a row, given those of a section of it.
+
+        Raises:
+            Unproven: the row was not put together.
+        """
+        if self.section is None or self.section in leaves(dims):
+            raise Unproven("sections of sections")
+        along = (self.section, *dims[row.dim])
+        return (*dims[: row.dim], along, *dims[row.dim + 1 :])
 
     def spread(self, dim: int, dims: Dims) -> Dims:
         """Axes of what is added up over a dimension, given those of the sum.
@@ -118,6 +155,12 @@ def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
     op = view.op(node)
     if op.inplace:
         return False
+    if row_of(view, node) is not None:
+        return set(op.args["tensors"]) <= {*inside}
+    if op.name in LISTS and any(row_around(view, part) for part in node.users):
+        return True
+    if row_around(view, node) is not None:
+        return True
     if op.name in LISTS:
         found = value(node)
         return isinstance(found, (tuple, list)) and len(found) == 2
@@ -179,7 +222,8 @@ def member(view: GraphView, node: Node) -> Part | None:
 
 def is_part(view: GraphView, node: Node) -> bool:
     """Whether a node takes members apart and does nothing else."""
-    return view.op(node).name in LISTS or member(view, node) is not None
+    taken = member(view, node) is not None or row_around(view, node) is not None
+    return taken or view.op(node).name in LISTS
 
 
 def both(view: GraphView, node: Node) -> Both | None:

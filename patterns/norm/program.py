@@ -13,13 +13,14 @@ from fuser.graph.ops import Kind, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
-from fuser.specs.norm import PAIR
+from fuser.specs.norm import MEMBERS, PAIR
 
 from ..captured import Captured
 from ..parts import Part
 from . import pairs
 from .core import Core
 from .peaks import is_peak
+from .sections import Row, range_of, row_around, row_of
 
 _COMPLEX = "complex numbers that something else than a product reads"
 
@@ -35,7 +36,7 @@ class Reader:
 
     def __init__(
         self, view: GraphView, inside: Collection[Node], captured: Captured, pair: pairs.Pair,
-        member: int | None = None,
+        member: int | None = None, section: int | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -44,9 +45,10 @@ class Reader:
             captured: tensors that it reads from outside.
             pair: what its pairs are.
             member: whose program it is; None where a program is the same for both.
+            section: of a row that has several; None for that which is turned.
         """
         self.view, self.inside, self.captured, self.pair = view, inside, captured, pair
-        self.member = member
+        self.member, self.section = member, section
         self.builder = ProgramBuilder()
         self.column: int | None = None
         self.core_dims: Dims | None = None
@@ -100,7 +102,12 @@ class Reader:
             return self.visit(op.args["input"], dims, core, member)
         if op.kind is Kind.VIEW:
             return self.visit(*pull_view(op, node, dims), core, member)
-        view, part = self.view, pairs.member(self.view, node)
+        view, row, around = self.view, row_of(self.view, node), row_around(self.view, node)
+        if row is not None:
+            return self._row(row, node, dims, core, member)
+        if around is not None and around[0] in self.inside:
+            return self._section(around[1], node, dims, core, member)
+        part = pairs.member(view, node)
         whole = pairs.both(view, node) or pairs.written(view, node)
         if part is not None:
             axes = self.pair.apart(part, dims)
@@ -138,6 +145,25 @@ class Reader:
             read = next(axes for n, axes in pulled.items() if n in known)
             self.pair.require(tuple(a for a in leaves(dims) if a not in leaves(read)))
         return pulled
+
+    def _row(self, row: Row, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        """A section of a row that was put together: what was made of it, or what it was."""
+        each = self.pair.cut(row, dims)
+        self.section = row.turned if self.section is None else self.section
+        if self.section == row.turned:
+            own, made = row.part, self.visit(row.part, each, core, member)
+        else:
+            own, made = row.source, self.visit(row.source, dims, core, member)
+        same = value(own).dtype is value(node).dtype
+        return made if same else self._cast(made, value(node).dtype)
+
+    def _section(
+        self, row: Row, node: Node, dims: Dims, core: Core | None, member: int | None
+    ) -> Node:
+        part = range_of(self.view, node)
+        if part is None or not row.has(part) or self.section != row.turned:
+            raise Unproven("one section of a row is made of another")
+        return self.visit(row.source, self.pair.whole(row, dims), core, member)
 
     def _is_written(self, whole: pairs.Both | None) -> bool:
         """Whether there is all that was written into a tensor.
@@ -200,7 +226,13 @@ class Reader:
         return self._inputs[name]
 
     def _member(self, dims: Dims, member: int | None) -> str:
-        return PAIR[member] if member is not None and self.pair.has(dims) else ""
+        if member is None:
+            return ""
+        if self.pair.section not in leaves(dims) or self.pair.axis is None:
+            return PAIR[member] if self.pair.has(dims) else ""
+        if not self.pair.has(dims):
+            raise Unproven("sections of a row that have no pairs")
+        return MEMBERS[2 * _known(self.section) + member]
 
     def _core(self, core: Core, dims: Dims, member: int | None) -> Node:
         if self.core_dims is not None and resolve(self.core_dims) != dims:

@@ -72,7 +72,8 @@ class Layout:
 
     def own(self, name: str, member: str) -> str:
         """The tensor that has an operand's elements of one member of pairs."""
-        return name + member if name + member in self.operands else name
+        names = (name + member, name + self.spec.own(member))
+        return next((own for own in names if own in self.operands), name)
 
     @property
     def read_before(self) -> list[str]:

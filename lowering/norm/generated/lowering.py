@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import torch
@@ -55,7 +56,7 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     require_dtypes((*dtypes, *spec.results, spec.norm_dtype))
     read = {n for program in spec.after for n in program.inputs}
     own = [f"c{i}" for i, _ in enumerate(dtypes)]
-    own = [m for n in own for m in ([n] if n in read or not spec.paired else [f"{n}a", f"{n}b"])]
+    own = [m for n in own for m in _members(spec, n, read)]
     names = [n for n in own if dtypes[operand_of(n)].is_floating_point]
     results = [f"{name}{i}" for i, _ in enumerate(spec.dtypes) for name in ("y_", "grad")]
     results = [f"{name}{m}" for name in (*results, "x_out", "grad_x") for m in spec.members]
@@ -76,10 +77,18 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
         build(layout, "whole_backward", (needs,), config)
 
 
+def _members(spec: NormSpec, name: str, read: Collection[str]) -> list[str]:
+    """The names of an operand, given what programs read."""
+    if name in read or not spec.paired:
+        return [name]
+    every = [f"{name}{member}" for member in spec.members]
+    return every if name in spec.before.inputs else [n for n in every if n in read]
+
+
 def _is_short(call: Call) -> bool:
     """Whether a row is known to fit a tile; there is a backward where nothing is rounded."""
     dims, spec = next(iter(call.operands.values())).target, call.spec
-    row = leaves(dims[len(dims) - spec.inner - spec.paired :])
+    row = leaves(dims[len(dims) - spec.inner - spec.apart :])
     wide = sum({*row} <= {*leaves(operand.dims)} for operand in call.operands.values())
     most = FORWARD.longest(wide, spec.inner) if spec.peak else BACKWARD.whole // 2
     length = size_of(row)

@@ -15,7 +15,7 @@ from fuser.torch_private import hint, known_true
 from ...triton.kernel import require_dtypes
 from ...triton.launch import Target, target_of
 from ...triton.space import space_of
-from ..reference import shape_of, shape_of_result, spec_of
+from ..reference import members, shape_of, shape_of_result, spec_of, together
 from .backward import Needs, Sum, sum_of
 from .config import Sizes, Way, cut, way
 from .launching import Launching, product
@@ -78,7 +78,8 @@ class Problem:
 
     @property
     def full_shape(self) -> tuple[Any, ...]:
-        return (*self.shape, 2) if self.spec.paired else self.shape
+        own = (self.spec.sections, 2)
+        return (*self.shape, *own[2 - self.spec.apart :])
 
     def _has_shape(self, tensor: Tensor) -> bool:
         return all(known_true(a == b) for a, b in zip(tensor.shape, self.full_shape, strict=True))
@@ -97,17 +98,11 @@ class Problem:
             for i, dtype in enumerate(self.spec.results)
         ]  # fmt: skip
 
-    def apart(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A tensor by the names that kernels have for it: its members of pairs, where there are."""
-        if not self.spec.paired:
-            return {name: tensor}
-        if tensor.shape[-1] == 1:
-            return {name: tensor.select(-1, 0)}
-        return {f"{name}{m}": tensor.select(-1, i) for i, m in enumerate(self.spec.members)}
-
     def _all_apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            n: t for name, tensor in tensors.items() for n, t in self.apart(name, tensor).items()
+            n: t
+            for name, tensor in tensors.items()
+            for n, t in members(self.spec, name, tensor).items()
         }
 
     def statistics(self, *, keep: bool) -> Statistics:
@@ -163,7 +158,7 @@ class Problem:
         given |= {} if grad_x is None else {"grad_x": grad_x}
         given = self._operands() | self._all_apart(given) | self._stored(found)
         by = self._launching(given, backward=True).way
-        each = {i: [*self.apart(f"c{i}", self.captured[i])] for i in wanted}
+        each = {i: [*members(self.spec, f"c{i}", self.captured[i])] for i in wanted}
         read = self._read(grads)
         names = tuple(n for i in wanted for n in each[i] if n in read)
         like = [*grads.values()]
@@ -171,7 +166,7 @@ class Problem:
             i: self._gradient(self.captured[i], like, by) for i in wanted if set(each[i]) & read
         }
         for i, tensor in whole.items():
-            given |= {} if tensor is None else self.apart(f"dc{i}", tensor)
+            given |= {} if tensor is None else members(self.spec, f"dc{i}", tensor)
         launch = self._launching(given, backward=True, lead=self._lead(names, given, by), by=by)
         needs = Needs(names, tuple(grads), grad_x is not None)
         sums = {f"d{n}": launch.sums(n) for n in names if f"d{n}" not in given}
@@ -209,7 +204,8 @@ class Problem:
             else self._finished(name, launch, given)
             for name, here in zip(names, made, strict=True)
         ]  # fmt: skip
-        return torch.stack(found, -1) if self.spec.paired else found[0]
+        kept = self.captured[number].shape
+        return together(self.spec, found).reshape(kept)
 
     def _varies(self, tensor: Tensor, dims: range) -> bool:
         """Whether a tensor has all elements along some dimensions."""
@@ -226,7 +222,9 @@ class Problem:
             return gradient_like(operand, grads)
         if by is Way.SPLIT and self._columns(operand):
             found = self.result(torch.float32)
-            return found[..., : operand.shape[-1]] if self.spec.paired else found
+            for dim in range(-self.spec.apart, 0):
+                found = found.narrow(dim, 0, operand.shape[dim])
+            return found
         return None
 
     def _lead(self, names: Sequence[str], given: Mapping[str, Tensor], by: Way) -> frozenset[int]:
@@ -316,5 +314,5 @@ def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
     of = spec_of(spec)
     require_dtypes((*(c.dtype for c in captured), *of.results, of.norm_dtype))
     shape = shape_of(captured)
-    shape = shape[:-1] if of.paired else shape
+    shape = shape[: len(shape) - of.apart]
     return Problem(of, captured, shape, origin, target_of(captured[0].device))
