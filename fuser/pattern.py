@@ -27,7 +27,7 @@ class Operand:
     `dims` are the axes of the tensor as it is, `target` those wanted. An axis of `target` that the
     tensor lacks is broadcast: a dimension of size one where all its axes are missing. `dtype`,
     where given, is a cast that the original region made (autocast). Where there is an `index`, the
-    tensor is `node[index]`.
+    tensor is `node[index]`. Where it is not `saved`, no backward of the operator reads it.
     """
 
     node: Node
@@ -39,6 +39,7 @@ class Operand:
     fixed: tuple[tuple[Axis, int], ...] = ()
     """Axes of the tensor at which only one index is read."""
     index: tuple[slice, ...] = ()
+    saved: bool = True
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,8 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
         for operand in call.operands.values():
             read = operand.read_at if operand.read_at >= 0 else first
             start = max(read, view.order[operand.node])
-            writer = view.mutated_between(operand.node, start + 1, end)
+            until = end if operand.saved else last
+            writer = view.mutated_between(operand.node, start + 1, until)
             if writer is not None and writer not in inside:
                 return Decline(_MUTATED if view.order[writer] < last else _KEPT, writer)
     for node in inputs_of(match):
@@ -204,11 +205,24 @@ def _mutates(view: GraphView, match: Match) -> Decline | None:
             writer = view.mutated_between(output, last + 1, len(view.nodes))
             if writer is not None:
                 return Decline("the result is mutated, but kept for the backward", writer)
+    unsaved = _unsaved(view, match)
     for node in match.nodes:  # after the region nobody reads them, but perhaps a backward
-        writer = view.mutated_between(node, view.order[node] + 1, end)
+        until = last if view.storages.get(node, node) in unsaved else end
+        writer = view.mutated_between(node, view.order[node] + 1, until)
         if writer is not None and writer not in inside and node not in match.outputs:
             return Decline("an intermediate value is mutated outside the region", writer)
     return _mutates_result(view, match)
+
+
+def _unsaved(view: GraphView, match: Match) -> set[Any]:
+    """Memory of operands that no backward reads, neither the replacement's nor, as it computes the
+    same, that of views of them within the region."""
+    every = [operand for call in match.calls for operand in call.operands.values()]
+    saved, unsaved = (
+        {view.storages.get(o.node, o.node) for o in every if o.saved is kept}
+        for kept in (True, False)
+    )
+    return unsaved - saved
 
 
 def _mutates_result(view: GraphView, match: Match) -> Decline | None:

@@ -7,23 +7,29 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, resolve
+from fuser.graph.axes import Axis, Dims, resolve
 from fuser.graph.ops import Op, is_tensor, value
 from fuser.graph.program import ProgramBuilder
 
 
 @dataclass
 class Captured:
-    """Tensors that a program reads, each once for each arrangement."""
+    """Tensors that a program reads, each once for each arrangement.
+
+    Attributes:
+        fixed: of each, the axes of which it reads one index alone.
+    """
 
     operands: list[tuple[Node, Dims]] = field(default_factory=list)
+    fixed: list[tuple[tuple[Axis, int], ...]] = field(default_factory=list)
 
-    def add(self, node: Node, dims: Dims) -> str:
+    def add(self, node: Node, dims: Dims, fixed: tuple[tuple[Axis, int], ...] = ()) -> str:
         dims = resolve(dims)
         for i, (known, axes) in enumerate(self.operands):
-            if known is node and resolve(axes) == dims:
+            if known is node and resolve(axes) == dims and self.fixed[i] == fixed:
                 return f"c{i}"
         self.operands.append((node, dims))
+        self.fixed.append(fixed)
         return f"c{len(self.operands) - 1}"
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
+from string import ascii_lowercase
 
 import torch
 
+from ..graph.derivative import read_by_gradient
 from ..graph.program import Program
 from .names import name_of
 
 PAIR = ("a", "b")
 """Members of a pair, as names of what programs read end."""
+MEMBERS = (*PAIR, "c", "d", "e", "f", "g", "h")
+"""Those of all sections, pair by pair."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,11 @@ class NormSpec:
 
         y_i[..., 0] = after_2i(na, nb, c_ja, c_jb, c_k, ...),   y_i[..., 1] = after_2i+1(...)
 
-    with c_k for an operand whose last dimension has one element. Where it is `bare`, nothing is
+    with c_k for an operand whose last dimension has one element. Where pairs are those of several
+    `sections` of a row, as where a part of each head is rotated and the rest is not, the dimension
+    before the last one counts sections, and members go on with c, d, ...: there are as many
+    programs for each result. An operand with one element in that dimension has the same two
+    members, a and b, in all sections. Where it is `bare`, nothing is
     normalised, and n is x: pairs, or a largest value, are all that there is.
 
     Where there is a `peak`, what comes after may read the largest value of it in each row, as a
@@ -66,6 +76,7 @@ class NormSpec:
     peak: Program | None = None
     by_row: tuple[int, ...] = ()
     groups: int = 0
+    sections: int = 1
 
     @property
     def results(self) -> list[torch.dtype]:
@@ -80,12 +91,30 @@ class NormSpec:
     @property
     def members(self) -> tuple[str, ...]:
         """What a name ends in that stands for one element of a pair, if there are pairs."""
-        return PAIR if self.paired else ("",)
+        return MEMBERS[: 2 * self.sections] if self.paired else ("",)
+
+    @property
+    def apart(self) -> int:
+        """How many dimensions members have, after those of rows and along them."""
+        return self.paired + (self.sections > 1)
+
+    def own(self, member: str) -> str:
+        """The same member of the first section."""
+        return member and PAIR[MEMBERS.index(member) % 2]
 
     def programs(self, result: int) -> tuple[Program, ...]:
         """Of one result, for each member."""
         each = len(self.members)
         return self.after[each * result : each * (result + 1)]
+
+    def read_by_gradient(self, wanted: Collection[int]) -> frozenset[int]:
+        """The operands that gradients of the `wanted` ones are computed from, or may be; others
+        need not be kept for the backward.
+
+        Of a rotation that is nothing but cosines and sines. What is normalised is read by its own
+        gradient, since its statistics alone are kept.
+        """
+        return _read_by_gradient(self, frozenset(wanted))
 
     def to_text(self) -> str:
         fields = {
@@ -94,6 +123,7 @@ class NormSpec:
             **{name: True for name in ("paired", "bare") if getattr(self, name)},
             **({"peak": self.peak.text, "by_row": self.by_row} if self.peak else {}),
             **({"groups": self.groups} if self.groups else {}),
+            **({"sections": self.sections} if self.sections > 1 else {}),
             "before": self.before.text,
             "after": [program.text for program in self.after],
             "eps": self.eps.hex(),
@@ -115,3 +145,27 @@ class NormSpec:
             data["peak"], data["by_row"] = Program(data["peak"]), tuple(data["by_row"])
         data["after"] = tuple(map(Program, data["after"]))
         return NormSpec(**data)
+
+
+def operand_of(name: str) -> int:
+    """The number of an operand, by the name of it or of a member of its pairs."""
+    return int(name.strip(ascii_lowercase))
+
+
+@lru_cache(maxsize=1024)
+def _read_by_gradient(spec: NormSpec, wanted: frozenset[int]) -> frozenset[int]:
+    def named(program: Program) -> list[str]:
+        own = [n for n in program.inputs if n.startswith("c")]
+        return [n for n in own if operand_of(n) in wanted]
+
+    if spec.peak is not None:
+        return frozenset(range(spec.captured))
+    before, read = named(spec.before), set[str]()
+    for program in spec.after:
+        rows = [n for n in program.inputs if n.startswith("n")] if before else []
+        read |= read_by_gradient(program, [*named(program), *rows])
+    normalised = before and not spec.bare
+    if normalised or any(name.startswith("n") for name in read):
+        read.update(spec.before.inputs)
+    read |= read_by_gradient(spec.before, before)
+    return frozenset(operand_of(name) for name in read if name.startswith("c"))

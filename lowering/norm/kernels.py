@@ -92,15 +92,20 @@ def _define(
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, bias, ctx.size, _ = inputs
+        ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, bias, *output[1:])
+        ctx.save_for_backward(x, weight, *output[1:])
 
     def differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
+        x, weight, mean, rstd = ctx.saved_tensors
+        bias = None
+        if ctx.bias is not None:  # of which the kernel reads no number: a stand-in without memory
+            shape, dtype = ctx.bias
+            bias = x.new_zeros((), dtype=dtype).expand(shape)
         given = backward if half_open and x.dtype is not torch.float32 else gradients
-        found = iter(given(grad, mean, rstd, x, weight, bias, ctx.size, needs))
-        return *(next(found) if n else None for n in needs), None, None
+        found = iter(given(grad, mean, rstd, x, weight, bias, ctx.size, ctx.needs))
+        return *(next(found) if n else None for n in ctx.needs), None, None
 
     made.register_autograd(differentiate, setup_context=save)
 

@@ -70,7 +70,7 @@ def normalise(spec: NormSpec, captured: Sequence[Tensor]) -> list[Tensor]:
 
 def _normalised(spec: NormSpec, wide: Tensor) -> Tensor:
     shape = wide.shape
-    dims = list(range(len(shape) - spec.inner - spec.paired, len(shape)))
+    dims = list(range(len(shape) - spec.inner - spec.apart, len(shape)))
     if spec.centred:
         wide = wide - wide.mean(dims, keepdim=True)
         wide = wide - wide.mean(dims, keepdim=True)  # what rounding left of a large mean
@@ -88,11 +88,29 @@ def _result(
 ) -> Tensor:
     if not spec.paired:
         return _computed(spec.after[index], named).expand(shape_of_result(spec, index, shape))
-    apart = {f"{n}{m}": t[..., i] for n, t in named.items() if t.shape[-1] == 2
-             for i, m in enumerate(spec.members)}  # fmt: skip
-    apart |= {n: t[..., 0] for n, t in named.items() if t.shape[-1] == 1}
-    each = [_computed(program, apart).expand(shape[:-1]) for program in spec.programs(index)]
-    return torch.stack(each, -1)
+    apart = {name: t for n, tensor in named.items() for name, t in members(spec, n, tensor).items()}
+    outer = shape[: len(shape) - spec.apart]
+    each = [_computed(program, apart).expand(outer) for program in spec.programs(index)]
+    return together(spec, each)
+
+
+def members(spec: NormSpec, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor by the names that programs have for it: its members of pairs, where there are."""
+    if not spec.paired:
+        return {name: tensor}
+    sections = tensor.unbind(-2) if spec.sections > 1 else (tensor,)
+    every = [member for section in sections for member in section.unbind(-1)]
+    if len(every) == 1:
+        return {name: every[0]}
+    return {f"{name}{m}": t for m, t in zip(spec.members, every, strict=False)}
+
+
+def together(spec: NormSpec, each: Sequence[Tensor]) -> Tensor:
+    """One tensor, given its members."""
+    if not spec.paired:
+        return each[0]
+    found = torch.stack([*each], -1)
+    return found.unflatten(-1, (-1, 2)) if spec.apart > 1 and len(each) > 1 else found
 
 
 def _computed(program: Program, named: Mapping[str, Tensor]) -> Tensor:
@@ -142,15 +160,32 @@ def _(
     return [x.new_empty(x.shape) for x, n in zip(captured, needs, strict=True) if n]
 
 
+def save(ctx: Any, captured: Sequence[Tensor], spec: str, *more: Tensor) -> None:
+    """Saves the operands that gradients are computed from, of others what they are like; and more
+    tensors."""
+    ctx.spec, ctx.like = spec, [(c.shape, c.dtype) for c in captured]
+    ctx.needs = [c.is_floating_point() and c.requires_grad for c in captured]
+    ctx.read = spec_of(spec).read_by_gradient([i for i, need in enumerate(ctx.needs) if need])
+    ctx.save_for_backward(*more, *(c for i, c in enumerate(captured) if i in ctx.read))
+
+
+def saved(ctx: Any, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """The operands, of those `tensors` that were saved; zeros without memory for the others."""
+    like = next(g for g in grads if g is not None)
+    kept = iter(tensors)
+    return [
+        next(kept) if i in ctx.read else like.new_zeros((), dtype=dtype).expand(shape)
+        for i, (shape, dtype) in enumerate(ctx.like)
+    ]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    captured, ctx.spec = inputs
     ctx.shapes = [y.shape for y in output]
-    ctx.save_for_backward(*captured)
+    save(ctx, *inputs)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    captured = list(ctx.saved_tensors)
-    needs = [x.is_floating_point() and x.requires_grad for x in captured]
+    captured, needs = saved(ctx, ctx.saved_tensors, grads), ctx.needs
     dtypes = spec_of(ctx.spec).results
     given = [
         captured[0].new_zeros(shape, dtype=dtype) if g is None else g

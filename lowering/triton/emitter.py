@@ -46,7 +46,8 @@ class Emitter:
 
         Args:
             graph: of ATen pointwise operators.
-            inputs: a value for each placeholder, held as this module says; they may broadcast.
+            inputs: a value for each placeholder that is read, held as this module says; they may
+                broadcast.
 
         Raises:
             NotPrintable: an operator or a dtype has no Triton text here.
@@ -54,6 +55,8 @@ class Emitter:
         values: dict[Node, Value] = {}
         outputs: list[Value] = []
         for node in graph.nodes:
+            if node.op == "placeholder" and not node.users:
+                continue
             if node.op == "placeholder":
                 given = inputs[str(node.target)]
                 values[node] = Value(_atom(given.text), given.dtype)

@@ -96,27 +96,30 @@ class Space:
     outer: list[Axis] = field(default_factory=list)
     inner: list[Axis] = field(default_factory=list)
 
-    def arranged(self, operands: Sequence[Dims], pair: Axis | None = None) -> tuple[Dims, int]:
-        """One dimension for each run of axes that every operand has, or lacks, as a whole; and one
-        for the members of pairs.
+    def arranged(self, operands: Sequence[Dims], members: Sequence[Axis] = ()) -> tuple[Dims, int]:
+        """One dimension for each run of axes that every operand has, or lacks, as a whole; and
+        those of sections and of the members of pairs.
 
         Returns:
             The dimensions, and how many are normalised, those before the members.
         """
         outer, inner = (
-            [run for part in _around(axes, pair) for run in runs(part, operands)]
+            [run for part in _around(axes, members) for run in runs(part, operands)]
             for axes in (self.outer, self.inner)
         )
         inner = inner or [()]  # rows of one element
-        return (*outer, *inner, *([] if pair is None else [(pair,)])), len(inner)
+        return (*outer, *inner, *((axis,) for axis in members)), len(inner)
 
 
-def _around(axes: Sequence[Axis], pair: Axis | None) -> list[Sequence[Axis]]:
-    """Axes before those of pairs, and after: what these stand between stays apart."""
-    if pair not in axes:
-        return [axes]
-    at = [axis is pair for axis in axes].index(True)
-    return [axes[:at], axes[at + 1 :]]
+def _around(axes: Sequence[Axis], members: Sequence[Axis]) -> list[list[Axis]]:
+    """Axes before those of sections and pairs, and after: what these stand between stays apart."""
+    found = [list[Axis]()]
+    for axis in axes:
+        if axis in members:
+            found.append([])
+        else:
+            found[-1].append(axis)
+    return found
 
 
 def resolved(space: Space) -> Space:

@@ -49,7 +49,7 @@ def after(view: GraphView, core: Core, allowed: After) -> list[Node]:
         node = min(pending, key=view.order.__getitem__)
         pending.discard(node)
         read = next(source for source in node.all_input_nodes if source in taken)
-        if allowed is After.PAIRS and pairs.written(view, node) is not None:
+        if allowed is After.PAIRS and pairs.is_new(node) and pairs.written(view, node) is not None:
             continue  # it joins with what is written into it
         paired = allowed is After.PAIRS and (
             pairs.joins(view, node, taken) or _widens(view, node, taken)

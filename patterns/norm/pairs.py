@@ -2,7 +2,9 @@
 
     what `parts` reads of two equal parts, view_as_complex                     take one member
     cat, stack, view_as_real, out[..., ::2] = and out[..., 1::2] =             have both again
+    two members of a tensor that are written to in place                       as well
     one member times a row, or a column, of a matrix for each pair             as well
+    a sum over both members, each times an element of such a matrix            is of both
 
 Nothing is assumed of what is done between: each member of a result is a program of its own.
 """
@@ -23,6 +25,8 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from ..parts import LISTS, Part, part_at, part_of
+from .sections import Row, row_around, row_of
+from .statistic import dims_of
 
 _NEW = (torch.empty_like, torch.zeros_like, "new_empty", "new_zeros")
 
@@ -51,13 +55,27 @@ class Pair:
 
     Attributes:
         axis: None before anything told which it is.
+        column: that of what is added up over both members, of a matrix for each pair.
+        section: that of the sections of a row, and `count` how many there are.
     """
 
     def __init__(self) -> None:
         self.axis: Axis | None = None
+        self.column = Axis(2, "column")
+        self.section: Axis | None = None
+        self.count = 1
+
+    @property
+    def axes(self) -> list[Axis]:
+        """That of sections, if there are any, and that of members."""
+        return [axis for axis in (self.section, self.axis) if axis is not None]
 
     def has(self, dims: Dims) -> bool:
         return self.axis is not None and self.axis in leaves(dims)
+
+    def has_all(self, dims: Dims) -> bool:
+        """Whether there are all members of all sections."""
+        return {*self.axes} <= {*leaves(dims)}
 
     def apart(self, of: Part, dims: Dims) -> Dims:
         """Axes of the source, given those of one member.
@@ -84,6 +102,45 @@ class Pair:
         self.require(dim)
         return (*dims[: of.dim], *(() if of.new else (rest,)), *dims[of.dim + 1 :])
 
+    def cut(self, row: Row, dims: Dims) -> Dims:
+        """Axes of the section that is turned, given those of a row.
+
+        Raises:
+            Unproven: rows have other sections already.
+        """
+        unit = to_expr(value(row.part).shape[row.dim])
+        (first,), rest = resolve(split_dim(dims[row.dim], (row.count, unit)))
+        if first is not (self.section or first):
+            raise Unproven("sections of other rows")
+        self.section, self.count = first, row.count
+        return (*dims[: row.dim], rest, *dims[row.dim + 1 :])
+
+    def whole(self, row: Row, dims: Dims) -> Dims:
+        """Axes of a row, given those of a section of it.
+
+        Raises:
+            Unproven: the row was not put together.
+        """
+        if self.section is None or self.section in leaves(dims):
+            raise Unproven("sections of sections")
+        along = (self.section, *dims[row.dim])
+        return (*dims[: row.dim], along, *dims[row.dim + 1 :])
+
+    def spread(self, dim: int, dims: Dims) -> Dims:
+        """Axes of what is added up over a dimension, given those of the sum.
+
+        Raises:
+            Unproven: it is a sum of such sums.
+        """
+        if self.column in leaves(dims):
+            raise Unproven("sums over pairs of pairs")
+        return (*dims[:dim], (self.column,), *dims[dim:])
+
+    def of_column(self, dims: Dims) -> Dims:
+        """Axes of something that has the members which are added up, and no others."""
+        axis = self.axis = self.axis or Axis(2, "pair")
+        return tuple(tuple(axis if a is self.column else a for a in dim) for dim in resolve(dims))
+
     def require(self, dim: Dim) -> None:
         """That a dimension stands for the member."""
         (dim,) = resolve((dim,))
@@ -98,10 +155,18 @@ def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
     op = view.op(node)
     if op.inplace:
         return False
+    if row_of(view, node) is not None:
+        return set(op.args["tensors"]) <= {*inside}
+    if op.name in LISTS and any(row_around(view, part) for part in node.users):
+        return True
+    if row_around(view, node) is not None:
+        return True
     if op.name in LISTS:
         found = value(node)
         return isinstance(found, (tuple, list)) and len(found) == 2
     if op.name in ("view_as_complex", "view_as_real") or is_product(op, node):
+        return True
+    if added(view, node) is not None:
         return True
     if node.target is operator.setitem:
         return written(view, node.args[0]) is not None
@@ -136,6 +201,19 @@ def is_product(op: Op, node: Node) -> bool:
     )
 
 
+def added(view: GraphView, node: Node) -> int | None:
+    """The dimension of two elements over which a node adds up, and which it has no more."""
+    op = view.op(node)
+    source = op.args.get("input")
+    if op.name != "sum" or not is_tensor(node) or not is_tensor(source):
+        return None
+    dims = dims_of(op, value(source).ndim)
+    if dims is None or len(dims) != 1 or op.args.get("keepdim", False) is not False:
+        return None
+    same = value(source).dtype is value(node).dtype and node.kwargs.get("dtype") is None
+    return dims[0] if same and same_size(to_expr(value(source).shape[dims[0]]), 2) else None
+
+
 def member(view: GraphView, node: Node) -> Part | None:
     """Of what a node is a member."""
     part = part_of(view, node)
@@ -144,7 +222,8 @@ def member(view: GraphView, node: Node) -> Part | None:
 
 def is_part(view: GraphView, node: Node) -> bool:
     """Whether a node takes members apart and does nothing else."""
-    return view.op(node).name in LISTS or member(view, node) is not None
+    taken = member(view, node) is not None or row_around(view, node) is not None
+    return taken or view.op(node).name in LISTS
 
 
 def both(view: GraphView, node: Node) -> Both | None:
@@ -161,9 +240,12 @@ def both(view: GraphView, node: Node) -> Both | None:
 
 
 def written(view: GraphView, node: Any) -> Both | None:
-    """What two tensors were written into a new one, one for each member, before anybody read it."""
-    if not is_tensor(node) or node.target not in _NEW:
+    """What two tensors were written into a new one, one for each member, before anybody read it; or
+    were made of its members in place."""
+    if not is_tensor(node):
         return None
+    if not is_new(node):
+        return _overwritten(view, node)
     writes = [u for u in node.users if u.target is operator.setitem and u.args[0] is node]
     parts = [part for write in writes if (part := part_at(node, write.args[1])) is not None]
     if len(writes) != 2 or len(parts) != 2 or parts[0].count != 2 or not parts[0].kept:
@@ -181,6 +263,57 @@ def written(view: GraphView, node: Any) -> Both | None:
         return None
     first, second = tensors if parts[0].index == 0 else tensors[::-1]
     return Both((first, second), dim, near=parts[0].in_turn, writes=tuple(writes))
+
+
+def is_new(node: Node) -> bool:
+    """Whether a tensor is nothing but memory that is written to."""
+    return node.target in _NEW
+
+
+def _overwritten(view: GraphView, node: Node) -> Both | None:
+    """What two operators made in place of the members of a tensor, which nothing else read."""
+    writes = [w for u in node.users for w in u.users if view.op(w).inplace]
+    parts = [part for w in writes if (part := _target(view, w)) is not None]
+    if len(writes) != 2 or len(parts) != 2 or view.op(node).kind is not Kind.POINTWISE:
+        return None
+    first = view.sharing[view.storages[node]][0]
+    if first is not node or any(part.source is not node or not part.kept for part in parts):
+        return None
+    if parts[0].cut != parts[1].cut or parts[0].index == parts[1].index:
+        return None
+    last = max(view.order[write] for write in writes)
+    before = {view.op(write).args["input"] for write in writes}
+    if any(view.order[user] < last for user in node.users if user not in before):
+        return None
+    ordered = writes if parts[0].index == 0 else writes[::-1]
+    return Both((ordered[0], ordered[1]), parts[0].dim, near=parts[0].in_turn, writes=(*writes,))
+
+
+def written_to(view: GraphView, node: Node) -> Both | None:
+    """What is made in place of both members of a tensor, of which a node is one."""
+    for write in node.users:
+        part = _target(view, write)
+        if part is not None and view.op(write).args["input"] is node:
+            return written(view, part.source)
+    return None
+
+
+def is_write(view: GraphView, node: Node) -> bool:
+    """Whether a node makes one member of a tensor in place, and another node makes the other."""
+    given = view.op(node).args.get("input")
+    if node.target is operator.setitem:
+        return True
+    whole = written_to(view, given) if view.op(node).inplace and is_tensor(given) else None
+    return whole is not None and node in whole.writes
+
+
+def _target(view: GraphView, write: Node) -> Part | None:
+    """The member that a pointwise operator writes to in place, and that only it reads."""
+    op = view.op(write)
+    given = op.args.get("input")
+    if op.kind is not Kind.POINTWISE or not op.inplace or not is_tensor(given):
+        return None
+    return member(view, given) if [*given.users] == [write] else None
 
 
 def _has_shape(node: Node, shape: Sequence[Any]) -> bool:

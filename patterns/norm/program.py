@@ -13,13 +13,14 @@ from fuser.graph.ops import Kind, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
-from fuser.specs.norm import PAIR
+from fuser.specs.norm import MEMBERS, PAIR
 
 from ..captured import Captured
 from ..parts import Part
 from . import pairs
 from .core import Core
 from .peaks import is_peak
+from .sections import Row, range_of, row_around, row_of
 
 _COMPLEX = "complex numbers that something else than a product reads"
 
@@ -35,7 +36,7 @@ class Reader:
 
     def __init__(
         self, view: GraphView, inside: Collection[Node], captured: Captured, pair: pairs.Pair,
-        member: int | None = None,
+        member: int | None = None, section: int | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -44,14 +45,16 @@ class Reader:
             captured: tensors that it reads from outside.
             pair: what its pairs are.
             member: whose program it is; None where a program is the same for both.
+            section: of a row that has several; None for that which is turned.
         """
         self.view, self.inside, self.captured, self.pair = view, inside, captured, pair
-        self.member = member
+        self.member, self.section = member, section
         self.builder = ProgramBuilder()
+        self.column: int | None = None
         self.core_dims: Dims | None = None
         self.peaks: dict[Node, Dims] = {}
         self._inputs: dict[str, Node] = {}
-        self._seen: dict[tuple[Node, int | None], tuple[Dims, Any]] = {}
+        self._seen: dict[tuple[Node, int | None, int | None], tuple[Dims, Any]] = {}
 
     def program(self, node: Node, dims: Dims, core: Core | None) -> Program:
         """What computes a value with these axes."""
@@ -67,13 +70,16 @@ class Reader:
 
     def dims(self, node: Node) -> Dims:
         """The axes that a value was visited with."""
-        return resolve(next(dims for (n, _), (dims, _) in self._seen.items() if n is node))
+        return resolve(next(dims for (n, *_), (dims, _) in self._seen.items() if n is node))
 
     def _once(
         self, node: Node, dims: Dims, core: Core | None, member: int | None, make: Any
     ) -> Any:
         dims = resolve(dims)
-        key = node, member if self.pair.has(dims) else None
+        spread = self.pair.column in leaves(dims)
+        if spread and not self.pair.has(dims) and (node in self.inside or self._is(core, node)):
+            dims, member, spread = resolve(self.pair.of_column(dims)), self.column, False
+        key = node, member if self.pair.has(dims) else None, self.column if spread else None
         if key in self._seen:
             known, made = self._seen[key]
             if resolve(known) != dims:
@@ -84,7 +90,7 @@ class Reader:
         return made
 
     def _made(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
-        if core is not None and node is core.node:
+        if core is not None and self._is(core, node):
             return self._core(core, dims, member)
         if node not in self.inside:
             return self._input(node, dims, member)
@@ -96,11 +102,19 @@ class Reader:
             return self.visit(op.args["input"], dims, core, member)
         if op.kind is Kind.VIEW:
             return self.visit(*pull_view(op, node, dims), core, member)
-        part = pairs.member(self.view, node)
-        whole = pairs.both(self.view, node) or pairs.written(self.view, node)
+        view, row, around = self.view, row_of(self.view, node), row_around(self.view, node)
+        if row is not None:
+            return self._row(row, node, dims, core, member)
+        if around is not None and around[0] in self.inside:
+            return self._section(around[1], node, dims, core, member)
+        part = pairs.member(view, node)
+        whole = pairs.both(view, node) or pairs.written(view, node)
         if part is not None:
-            return self.visit(part.source, self.pair.apart(part, dims), core, part.index)
-        if whole is not None:
+            axes = self.pair.apart(part, dims)
+            if self._is_written(pairs.written_to(view, node)):  # the source as it was before
+                return self._pointwise(part.source, axes, core, part.index)
+            return self.visit(part.source, axes, core, part.index)
+        if whole is not None and (not whole.writes or self._is_written(whole)):
             each, own = self.pair.together(whole, dims), whole.parts[_known(member)]
             made = self.visit(own, each, core, member)
             return (
@@ -113,13 +127,67 @@ class Reader:
             return self._complex(op.args["input"], dims[:-1], core)[_known(member)]
         if value(node).is_complex():
             raise Unproven(_COMPLEX)
-        pulled = pull_pointwise(op, node, dims)
+        added = pairs.added(self.view, node)
+        if added is not None:
+            return self._sum(op.args["input"], self.pair.spread(added, dims), core, member)
+        return self._pointwise(node, dims, core, member)
+
+    def _pointwise(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        op, pulled = self.view.op(node), self._pulled(node, dims, core)
+        mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
+        return self.builder.pointwise(op, node, mapped)
+
+    def _pulled(self, node: Node, dims: Dims, core: Core | None) -> dict[Node, Dims]:
+        """Axes of what a pointwise operator reads, which tell whether it has both members."""
+        pulled = pull_pointwise(self.view.op(node), node, dims)
         known = {*self.inside, *([] if core is None else [core.node])}
         if pairs.widens(self.view, node, known):
             read = next(axes for n, axes in pulled.items() if n in known)
             self.pair.require(tuple(a for a in leaves(dims) if a not in leaves(read)))
-        mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
-        return self.builder.pointwise(op, node, mapped)
+        return pulled
+
+    def _row(self, row: Row, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        """A section of a row that was put together: what was made of it, or what it was."""
+        each = self.pair.cut(row, dims)
+        self.section = row.turned if self.section is None else self.section
+        if self.section == row.turned:
+            own, made = row.part, self.visit(row.part, each, core, member)
+        else:
+            own, made = row.source, self.visit(row.source, dims, core, member)
+        same = value(own).dtype is value(node).dtype
+        return made if same else self._cast(made, value(node).dtype)
+
+    def _section(
+        self, row: Row, node: Node, dims: Dims, core: Core | None, member: int | None
+    ) -> Node:
+        part = range_of(self.view, node)
+        if part is None or not row.has(part) or self.section != row.turned:
+            raise Unproven("one section of a row is made of another")
+        return self.visit(row.source, self.pair.whole(row, dims), core, member)
+
+    def _is_written(self, whole: pairs.Both | None) -> bool:
+        """Whether there is all that was written into a tensor.
+
+        Raises:
+            Unproven: there is a part of it.
+        """
+        there = [write in self.inside for write in (whole.writes if whole else ())]
+        if any(there) and not all(there):
+            raise Unproven("one member of each pair alone is written to")
+        return any(there)
+
+    def _sum(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
+        """Of two elements."""
+        self._pulled(node, dims, core)
+        terms, outer = list[Node](), self.column
+        for self.column in (0, 1):
+            terms.append(self.visit(node, dims, core, member))
+        self.column = outer
+        return self.builder.call(torch.add, *terms)
+
+    @staticmethod
+    def _is(core: Core | None, node: Node) -> bool:
+        return core is not None and node is core.node
 
     def _complex(self, node: Node, dims: Dims, core: Core | None) -> tuple[Node, Node]:
         """The real and the imaginary part of a value."""
@@ -150,13 +218,21 @@ class Reader:
 
     def _input(self, node: Node, dims: Dims, member: int | None) -> Node:
         own = self._member(dims, member)
-        name = self.captured.add(node, dims) + own
+        column = self.pair.column
+        fixed = ((column, _known(self.column)),) if column in leaves(dims) else ()
+        name = self.captured.add(node, dims, fixed) + own
         if name not in self._inputs:
             self._inputs[name] = self.builder.input(name)
         return self._inputs[name]
 
     def _member(self, dims: Dims, member: int | None) -> str:
-        return PAIR[member] if member is not None and self.pair.has(dims) else ""
+        if member is None:
+            return ""
+        if self.pair.section not in leaves(dims) or self.pair.axis is None:
+            return PAIR[member] if self.pair.has(dims) else ""
+        if not self.pair.has(dims):
+            raise Unproven("sections of a row that have no pairs")
+        return MEMBERS[2 * _known(self.section) + member]
 
     def _core(self, core: Core, dims: Dims, member: int | None) -> Node:
         if self.core_dims is not None and resolve(self.core_dims) != dims:

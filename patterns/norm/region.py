@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from fuser.specs import NormSpec
 from ..captured import Captured
 from ..declined import Declined
 from ..neighbours import DTYPES, rearranges, same_shape
-from . import growth, peaks
+from . import growth, pairs, peaks
 from .core import Core, Space, resolved
 from .growth import After
 from .pairs import Pair
@@ -100,10 +99,11 @@ class _Region:
         start = Reader(view, self.before, captured, pair)
         first = start.program(core.x, dims[core.node], None)
         space = self._space(dims, peak)
-        if pair.axis not in ([*space.inner] if core.bare and not peak else [*space.inner, None]):
+        members = pair.axes
+        if not {*members} <= {*space.inner} or (core.bare and not peak and pair.axis is None):
             raise Unproven("members of pairs are in different rows")
         cuts = [dims for _, dims in captured.operands] + ([peak.dims] if peak else [])
-        arrangement, inner = space.arranged(cuts, pair.axis)
+        arrangement, inner = space.arranged(cuts, members)
         single = inner if peak is None else inner - _counting(arrangement[-inner:], peak)
         spec = NormSpec(
             len(captured.operands), inner, first, programs, core.centred, core.summed, core.floor,
@@ -111,13 +111,19 @@ class _Region:
             value(self.kept).dtype if self.kept else None, pair.axis is not None, core.bare,
             peak.program if peak else None,
             tuple(i for i, node in enumerate(self.results) if node in rows), inner - single,
+            pair.count,
         )  # fmt: skip
         nodes = {*core.interior, *self.after[core.bare :], *self.before}
         short = (*arrangement[: len(arrangement) - single], *(() for _ in range(single)))
+        differ = [i for i, (node, _) in enumerate(captured.operands) if value(node).requires_grad]
+        saved = spec.read_by_gradient(differ)
         operands = {
-            f"c{i}": Operand(node, resolve(axes), arrangement, read_at=self._read_at(node, nodes))
+            f"c{i}": Operand(
+                node, resolve(axes), arrangement,
+                read_at=self._read_at(node, nodes), fixed=captured.fixed[i], saved=i in saved,
+            )
             for i, (node, axes) in enumerate(captured.operands)
-        }
+        }  # fmt: skip
         parts = [
             (short if node in rows else arrangement, resolve(dims[node])) for node in self.results
         ]
@@ -132,7 +138,7 @@ class _Region:
             keeps_result=False,  # no lowering of ours differentiates by what it gave
             native=core.native,
             parts=tuple(parts),
-            followed=frozenset(node for node in nodes if node.target is operator.setitem),
+            followed=frozenset(node for node in nodes if pairs.is_write(view, node)),
         )
 
     def _axes(self, pair: Pair) -> dict[Node, Dims]:
@@ -148,7 +154,9 @@ class _Region:
         if reader.core_dims is None:
             raise Unproven("a result that does not depend on all that was normalised")
         dims[self.core.node] = reader.core_dims
-        if pair.axis is not None and not all(map(pair.has, (resolve(d) for d in dims.values()))):
+        if pair.section is not None and pair.axis is None:
+            raise Unproven("sections of a row that have no pairs")
+        if not all(map(pair.has_all, (resolve(d) for d in dims.values()))):
             raise Unproven("one member of each pair alone is computed")
         if len(self.results) > 1 or peaks.rows(self.view, self.after):
             dims = {**self._pushed(reader.core_dims), **dims}
@@ -213,19 +221,20 @@ class _Region:
         self, dims: dict[Node, Dims], pair: Pair, captured: Captured, read: dict[Node, Dims]
     ) -> tuple[Program, ...]:
         """One for each result, or for each member of its pairs."""
-        programs, axis = list[Program](), pair.axis
+        programs, axes_before = list[Program](), pair.axes
         for node in self.results:
             if node not in dims:
                 raise Unproven("a result that is made of members of pairs, beside another")
-            for member in (None,) if pair.axis is None else (0, 1):
-                reader = self._reader(captured, pair, member)
+            every = [(m, s) for s in range(pair.count) for m in (0, 1)]
+            for member, section in every if pair.axis else [(None, None)]:
+                reader = self._reader(captured, pair, member, section)
                 programs.append(reader.program(node, dims[node], self.core))
                 for peak, axes in reader.peaks.items():
                     _require_own(resolve(read.setdefault(peak, axes)), resolve(axes))
                 if reader.core_dims is None and reader.peaks:
                     continue
                 self._require_same(reader, dims)
-        if pair.axis is not axis:
+        if pair.axes != axes_before:
             raise Unproven("a result of pairs, beside one that is none")
         return tuple(programs)
 
@@ -234,9 +243,11 @@ class _Region:
         if resolve(reader.core_dims or ()) != resolve(dims[self.core.node]):
             raise Unproven("results are made of rearranged copies of what was normalised")
 
-    def _reader(self, captured: Captured, pair: Pair, member: int | None) -> Reader:
+    def _reader(
+        self, captured: Captured, pair: Pair, member: int | None, section: int | None = None
+    ) -> Reader:
         inside = set(self.after) - {self.core.node}
-        return Reader(self.view, inside, captured, pair, member)
+        return Reader(self.view, inside, captured, pair, member, section)
 
     def _read_at(self, node: Node, nodes: set[Node]) -> int:
         order = self.view.order

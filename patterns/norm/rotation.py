@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import ClassVar
 
 from torch.fx import Node
@@ -12,7 +13,6 @@ from fuser.graph.ops import Kind, is_tensor
 from fuser.graph.view import GraphView
 from fuser.pattern import Decline, Match, Pattern
 from fuser.registry import register_pattern
-from fuser.specs.norm import PAIR
 
 from ..captured import loses_nothing
 from ..declined import Declined
@@ -21,6 +21,7 @@ from . import pairs
 from .core import Core
 from .growth import After
 from .region import grown
+from .sections import Row, row_around, row_of
 
 _LIMIT = 16
 _SIDES = ((False, After.PAIRS),)
@@ -65,13 +66,14 @@ def _computes(found: Match) -> bool:
     (call,) = found.calls
     read = {name for program in call.spec.after for name in program.inputs}
     computed = any(node.op.startswith("call") for p in call.spec.after for node in p.graph.nodes)
-    return computed and read >= {f"n{member}" for member in PAIR}
+    return computed and read >= {f"n{member}" for member in call.spec.members}
 
 
 def _puts_together(view: GraphView, node: Node) -> bool:
     if not is_tensor(node):
         return False
-    real = view.op(node).name == "view_as_real"
+    real = view.op(node).name == "view_as_real" or bool(_added(view, node))
+    real = real or row_of(view, node) is not None
     return real or _whole(view, node) is not None or bool(_widened(view, node))
 
 
@@ -81,6 +83,14 @@ def _widened(view: GraphView, node: Node) -> list[Node]:
     return [n for n in given if pairs.member(view, n) is not None]
 
 
+def _added(view: GraphView, node: Node) -> list[Node]:
+    """What has the members that are added up, each times a number of its own."""
+    if pairs.added(view, node) is None:
+        return []
+    product = view.op(node).args["input"]
+    return [n for n in product.all_input_nodes if is_tensor(n) and pairs.widens(view, product, [n])]
+
+
 def _whole(view: GraphView, node: Node) -> pairs.Both | None:
     return pairs.both(view, node) or pairs.written(view, node)
 
@@ -88,14 +98,25 @@ def _whole(view: GraphView, node: Node) -> pairs.Both | None:
 def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
     """The tensors of which a member is in either part of what is put together; and whether one is
     where the other was. Else a half is rotated and put back before the one that is not."""
+    row = row_of(view, anchor)
+    if row is not None:
+        return [*dict.fromkeys([_top(view, row.source), row.source])], False
     whole = _whole(view, anchor)
     parts = _widened(view, anchor) if whole is None else whole.parts
-    parts = parts or (view.op(anchor).args["input"],)
+    parts = parts or ((anchor,) if _added(view, anchor) else (view.op(anchor).args["input"],))
     found = [_divided(view, part) for part in parts]
     common = [n for n in found[0] if all(n in each for each in found)]
     crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))
     tops = [_top(view, n) for n in common]  # of which another dimension may be the last one
-    return [*dict.fromkeys([*tops, *common])], crosses
+    rows = [row.source for n in common if (row := _row_around(view, n)) is not None]
+    tops = [*map(partial(_top, view), rows), *rows, *tops]
+    above = [_top(view, view.op(n).args["input"]) for n in common if _is_same(view, n)]
+    return [*dict.fromkeys([*tops, *common, *above])], crosses
+
+
+def _row_around(view: GraphView, node: Node) -> Row | None:
+    found = row_around(view, node)
+    return None if found is None else found[1]
 
 
 def _top(view: GraphView, node: Node) -> Node:
@@ -121,6 +142,8 @@ def _divided(view: GraphView, node: Node) -> dict[Node, set[int]]:
             found.setdefault(part.source, set()).add(part.index)
         elif op.name == "view_as_complex":
             found[op.args["input"]] = {0, 1}
+        elif _added(view, node):
+            found |= {n: {0, 1} for n in _added(view, node)}
         elif op.kind is Kind.POINTWISE or rearranges(view, node):
             pending += [n for n in node.all_input_nodes if is_tensor(n) and n not in seen][::-1]
     return found

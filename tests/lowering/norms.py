@@ -66,6 +66,7 @@ def norm(
     dtype: torch.dtype = FP32,
     kept: torch.dtype | None = None,
     paired: bool = False,
+    bare: bool = False,
 ) -> NormSpec:
     """A spec whose programs are these functions."""
     first, last = program(before), tuple(map(program, after or (affine_silu,)))
@@ -73,7 +74,7 @@ def norm(
     dtypes = (dtype,) * (len(last) // (1 + paired))
     return NormSpec(
         len(names), inner, first, last, centred, summed, floor, eps, norm_dtype, dtypes, kept,
-        paired,
+        paired, bare,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from fuser.lowering.norm.generated import launching
 from fuser.lowering.triton import launch
 from fuser.specs import NormSpec
+from tests.lowering.generated import program
 from tests.lowering.norms import (
     FP32,
     HALF,
@@ -115,6 +116,48 @@ def test_pairs() -> None:
         torch.autograd.grad(y, x[:2], torch.randn_like(y))
     must += _bytes(y)
     assert must - 4 * len(x) <= moved.bytes <= MOST * must, _told(moved)
+
+
+def as_it_is_c(nc: Tensor) -> Tensor:
+    return nc
+
+
+def as_it_is_d(nd: Tensor) -> Tensor:
+    return nd
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_sections(bare: bool) -> None:
+    """Half of each row is rotated: all of it is read and written once, and tables as well; counted
+    as where there are pairs."""
+    half = norm(itself, rotated, rotated_back, paired=True, bare=bare, centred=False)
+    rest = (program(as_it_is_c), program(as_it_is_d))
+    spec = replace(half, after=(*half.after, *rest), sections=2)
+    x = operands((4, 48, 16, 2, 2), (1, 1, 16, 1, 2), *[(1, 48, 16, 1, 2)] * 2)
+    x = [*x[:2], *(t.detach() for t in x[2:])]
+    gaps = 4 * (3 + 1 + 1 + 1)  # the last elements, of other members than the first one
+    with traffic(launching, _cached(x)) as moved:
+        (y,) = generated(spec, x)
+    must = least(x, [y], 1)
+    assert must - gaps <= moved.bytes <= MOST * must, _told(moved)
+    with traffic(launching, _cached(x)) as moved:
+        torch.autograd.grad(y, x[:2], torch.randn_like(y))
+    must += _bytes(y)
+    assert must - gaps <= moved.bytes <= MOST * must, _told(moved)
+
+
+def test_queries_and_keys_share_little() -> None:
+    """Of two launches the second one reads tables again: for 32 and 8 heads 1/42 of all bytes."""
+    spec = norm(itself, rotated, rotated_back, paired=True, centred=False)
+    bytes_moved = 0
+    for heads in (32, 8):
+        x = operands((24, heads, 32, 2), (1, 1, 32, 2), *[(24, 1, 32, 2)] * 2)
+        x = [t.detach() for t in x]
+        with traffic(launching, _cached(x)) as moved:
+            generated(spec, x, keep=False)
+        bytes_moved += moved.bytes
+    tables = sum(map(_bytes, x[2:]))
+    assert bytes_moved <= 1.025 * (bytes_moved - tables)
 
 
 def test_channels_that_come_last_are_read_as_they_lie() -> None:

@@ -156,6 +156,27 @@ def gptj(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @rotation
+def kandinsky(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """By matrices, with a sum over what is read."""
+    q = F.rms_norm(heads(x).float(), (WIDTH,), w[:WIDTH].float()).type_as(x)
+    pairs = q.reshape(*q.shape[:-1], -1, 1, 2).to(torch.float32)
+    return (matrices(x)[:, None] * pairs).sum(dim=-1).reshape(*q.shape).type_as(x)
+
+
+@rotation
+def ltx2(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Halves are written to in place; the norm is of all heads."""
+    q = heads(F.rms_norm(x, (FEATURES,), w)).swapaxes(1, 2)
+    pairs = q.reshape(*q.shape[:-1], 2, WIDTH // 2).float()
+    first, second = pairs[..., :1, :], pairs[..., 1:, :]
+    cos, sin = (t[:, None] for t in (angles(x).cos(), angles(x).sin()))
+    out = pairs * cos
+    out[..., :1, :].addcmul_(-sin, second)
+    out[..., 1:, :].addcmul_(sin, first)
+    return out.reshape(*out.shape[:-2], -1).swapaxes(1, 2).flatten(2).to(x.dtype)
+
+
+@rotation
 def interleaved(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Wan's, with a stack in place of its writes."""
     q = F.rms_norm(x, (FEATURES,), w).unflatten(2, (2, -1))
@@ -241,7 +262,7 @@ def gated_half(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.silu(first) * second
 
 
-@other
+@rotation
 def in_part(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """A quarter of a head is rotated."""
     q = _normed(x, w)
@@ -250,13 +271,64 @@ def in_part(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.cat((turned * cos + rotate_half(turned) * sin, rest), -1)
 
 
-@other
+@rotation
 def half_of_it(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Of a half that is rotated, members are quarters."""
+    """Of a half that is rotated members are quarters, and the other half has two as well."""
     q = _normed(x, w)
     cos, sin = (t[:, None, : WIDTH // 2] for t in tables(x))
     turned, rest = q[..., : WIDTH // 2], q[..., WIDTH // 2 :]
     return torch.cat((turned * cos + rotate_half(turned) * sin, rest), -1)
+
+
+@rotation
+def in_the_middle(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Neighbours of a quarter, in what was split."""
+    q = _normed(x, w).transpose(1, 2)
+    before, turned, rest = q.split([2, 2, 4], -1)
+    cos, sin = (t[:, :2].float() for t in tables(x, near=True))
+    real, imaginary = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    other = torch.stack((-imaginary, real), -1).flatten(-2)
+    turned = (turned.float() * cos + other.float() * sin).type_as(x)
+    return torch.cat((before, turned, rest), -1) * 2
+
+
+@other
+def exchanged_sections(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """What was turned is not where it was."""
+    q = _normed(x, w)
+    turned, rest = q[..., :2], q[..., 2:]
+    return torch.cat((rest, turned * 0.6 + rotate_half(turned) * 0.8), -1)
+
+
+@other
+def a_section_of_another(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """What is put beside it was not normalised."""
+    turned = _normed(x, w)[..., :2]
+    return torch.cat((turned * 0.6 + rotate_half(turned) * 0.8, heads(x)[..., 2:]), -1)
+
+
+@other
+def a_section_that_reads_the_rest(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = _normed(x, w)
+    turned, rest = q[..., :2], q[..., 2:]
+    return torch.cat((turned * 0.6 + rotate_half(turned) * rest[..., :1], rest), -1)
+
+
+@other
+def uneven_sections(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Three of eight have no pairs."""
+    q = _normed(x, w)
+    turned, rest = q[..., :3], q[..., 3:]
+    other = torch.cat((-turned[..., 1:], turned[..., :1]), -1)
+    return torch.cat((turned * 0.6 + other * 0.8, rest), -1)
+
+
+@other
+def three_quarters(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Whose length does not divide the row."""
+    q = _normed(x, w)
+    turned, rest = q[..., :6], q[..., 6:]
+    return torch.cat((turned * 0.6 + rotate_half(turned) * 0.8, rest), -1)
 
 
 @other

@@ -15,8 +15,6 @@ from .forms_pairs import WIDTH, angles, heads, matrices, rotate_half, tables
 
 FORMS: list[tuple[Form, int]] = []
 """With how many tensors are rotated."""
-LOOKALIKES: list[tuple[Form, str]] = []
-"""With a part of the reason that is told, or nothing where nothing is claimed to be near."""
 WIDTHS: list[tuple[Form, int]] = []
 """What finds pairs in rows of any width, with how many tensors are rotated."""
 
@@ -24,14 +22,6 @@ WIDTHS: list[tuple[Form, int]] = []
 def form(count: int) -> Callable[[Form], Form]:
     def add(fn: Form) -> Form:
         FORMS.append((fn, count))
-        return fn
-
-    return add
-
-
-def lookalike(reason: str) -> Callable[[Form], Form]:
-    def add(fn: Form) -> Form:
-        LOOKALIKES.append((fn, reason))
         return fn
 
     return add
@@ -164,6 +154,81 @@ def both_at_once(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     return (q * cos + rotate_half(q) * sin).chunk(2, 2)
 
 
+def exchanged(x: Tensor) -> Tensor:
+    """Of neighbours, as diffusers does it."""
+    real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    return torch.stack([-imaginary, real], dim=-1).flatten(3)
+
+
+@form(1)
+def cogvideox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Rows behind those of the text are replaced. What was rotated is not there for the backward,
+    which reads cosines and sines alone."""
+    q = heads(x * w).transpose(1, 2).contiguous()
+    cos, sin = (t[None, None, 3:] for t in tables(x, near=True))
+    part = q[:, :, 3:]
+    q[:, :, 3:] = (part.float() * cos + exchanged(part).float() * sin).to(x.dtype)
+    return q
+
+
+@form(2)
+def kandinsky(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    """By matrices, with a sum over what is read."""
+    turns = matrices(x)[None, :, None]
+
+    def turned(q: Tensor) -> Tensor:
+        pairs = q.reshape(*q.shape[:-1], -1, 1, 2).to(torch.float32)
+        return (turns * pairs).sum(dim=-1).reshape(*q.shape).to(torch.bfloat16).type_as(q)
+
+    return [turned(heads(x * t)) for t in (w, b)]
+
+
+@form(1)
+def learned_matrices(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Columns are read with the other member, and rows added up."""
+    turns = (matrices(x)[:, None] * b[:4].float().view(2, 2)).to(x.dtype)
+    pairs = heads(x * w).unflatten(-1, (-1, 2, 1))
+    return (pairs * turns).sum(-2).flatten(-2)
+
+
+def split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """LTX-2's: members are written to in place."""
+    pairs = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).float()
+    first, second = pairs[..., :1, :], pairs[..., 1:, :]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    out = pairs * cos
+    first_out, second_out = out[..., :1, :], out[..., 1:, :]
+    first_out.addcmul_(-sin, second)
+    second_out.addcmul_(sin, first)
+    return out.reshape(*out.shape[:-2], -1).swapaxes(1, 2).flatten(2).to(x.dtype)
+
+
+@form(2)
+def ltx2(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = (t[None, None] for t in (angles(x).cos(), angles(x).sin()))
+    q, k = (heads(t).swapaxes(1, 2) for t in (x * w, x * b))
+    return split(q, cos, sin), split(k, cos, sin)
+
+
+@form(1)
+def in_place_one_after_the_other(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """What is written last reads what was written before."""
+    pairs = heads(x * w).unflatten(-1, (2, -1))
+    out = pairs * 0.6
+    first, second = out[..., :1, :], out[..., 1:, :]
+    first.addcmul_(pairs[..., 1:, :], pairs[..., 1:, :].cos())
+    second.add_(first * 0.5)
+    return out.flatten(-2)
+
+
+@form(1)
+def two_heads(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Members are heads, which lie in one row of what they are a view of."""
+    q = heads(x * w)
+    first, second = q.chunk(2, 2)
+    return q * 0.6 + torch.cat((-second, first), 2) * 0.8
+
+
 @form(1)
 def features_first(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Sana's: what is rotated is a view whose last dimension is another's."""
@@ -186,135 +251,6 @@ def quarters(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q = heads(x * w)
     halves = rotate_half(q)
     return q * 0.6 + torch.stack((-halves[..., 1::2], halves[..., ::2]), -1).flatten(-2) * 0.8
-
-
-# -- others
-
-
-@lookalike("")
-def gated(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """SwiGLU."""
-    first, second = (x * w).chunk(2, -1)
-    return torch.nn.functional.silu(first) * second
-
-
-@lookalike("")
-def halves_of_two(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q, k = heads(x * w), heads(x * b)
-    return torch.cat((-q[..., WIDTH // 2 :], k[..., : WIDTH // 2]), -1) * 0.8
-
-
-@lookalike("")
-def thirds(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = (x * w)[..., :12]
-    first, second, third = q.chunk(3, -1)
-    return q * 0.6 + torch.cat((-second, third, first), -1) * 0.8
-
-
-@lookalike("")
-def unequal(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = heads(x * w)
-    return q * 0.6 + torch.cat((-q[..., 3:], q[..., :3]), -1) * 0.8
-
-
-@lookalike("")
-def by_matrices_of_three_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Of two numbers three are made."""
-    pairs = heads(x * w).unflatten(-1, (-1, 1, 2))
-    turns = torch.cat([matrices(x), matrices(x)[:, :, :1]], 2)[:, None].to(x.dtype)
-    return turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]
-
-
-@lookalike("")
-def matrices_of_one_member(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    pairs, turns = heads(x * w).unflatten(-1, (-1, 1, 2)), matrices(x)[:, None].to(x.dtype)
-    return (turns[..., 0] * pairs[..., 0]).flatten(-2)
-
-
-@lookalike("beside another")
-def matrices_beside_a_member(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    pairs, turns = heads(x * w).unflatten(-1, (-1, 1, 2)), matrices(x)[:, None].to(x.dtype)
-    first = pairs[..., 0]
-    turned = turns[..., 0] * first + turns[..., 1] * pairs[..., 1]
-    return turned.flatten(-2), first.cumsum(1)
-
-
-@lookalike("different rows")
-def of_rows(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = heads(x * w)
-    first, second = q.chunk(2, 2)
-    return q * 0.6 + torch.cat((-second, first), 2) * 0.8
-
-
-@lookalike("no members of pairs")
-def two_ways(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = heads(x * w)
-    near = torch.stack((-q[..., 1::2], q[..., ::2]), -1).flatten(-2)
-    return near * 0.6 + rotate_half(q) * 0.8
-
-
-@lookalike("beside another")
-def member_escapes(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    q = heads(x * w)
-    first, second = q.chunk(2, -1)
-    turned = torch.cat((-second, first), -1)
-    return q * 0.6 + turned * 0.8, first.flip(-1)
-
-
-@lookalike("float64")
-def in_float64(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = heads(x * w).double()
-    cos, sin = (t.double()[None, :, None] for t in tables(x))
-    return (q * cos + rotate_half(q) * sin).to(x.dtype)
-
-
-@lookalike("complex numbers that something else")
-def squared_length(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = heads(x * w).float()
-    z = torch.view_as_complex(q.reshape(*q.shape[:-1], -1, 2))
-    return torch.view_as_real(z * z.conj()).flatten(-2)
-
-
-@lookalike("mutated")
-def written_between(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    q = heads(x * w).detach()
-    cos, sin = (t[None, :, None] for t in tables(x))
-    plain = q * cos * b[:WIDTH]
-    q[0] = 1
-    return plain + rotate_half(q) * sin
-
-
-@lookalike("mutated after the region, but kept for the backward")
-def cogvideox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Rows behind those of the text are replaced: what is rotated is not there for the backward."""
-    q = heads(x * w).transpose(1, 2).contiguous()
-    part = q[:, :, 3:]
-    cos, sin = (t[None, None, 3:] for t in tables(x, near=True))
-    real, imaginary = part.reshape(*part.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    q[:, :, 3:] = (part.float() * cos + turned.float() * sin).to(x.dtype)
-    return q
-
-
-@lookalike("")
-def written_in_part(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """One of each pair is zero."""
-    q = heads(x * w)
-    out = torch.zeros_like(q)
-    out[..., 0::2] = q[..., 1::2] * 2
-    return out
-
-
-@lookalike("")
-def written_twice(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """What is written last is there."""
-    q = heads(x * w)
-    first, second = q.unflatten(-1, (-1, 2)).unbind(-1)
-    out = torch.zeros_like(q)
-    out[..., 0::2] = first * 0.6 - second * 0.8
-    out[..., 1::2] = second * 0.6 + first * 0.8
-    out[..., 0::2] = second
-    return out
 
 
 # -- rows whose width is not known while compiling

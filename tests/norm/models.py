@@ -11,10 +11,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from tests import models
-from tests.models.case import BATCH, LAYERS, SDPA_ONLY, ModelCase, itself, logits, normal, seeded
+from tests.models.case import (
+    BATCH,
+    LAYERS,
+    SDPA_ONLY,
+    ModelCase,
+    itself,
+    logits,
+    normal,
+    seeded,
+)
 from tests.models.language import grouped, text
 from tests.models.vision import timm_model
 
@@ -61,6 +71,31 @@ def _phi(implementation: str) -> nn.Module:
     return PhiForCausalLM(PhiConfig(**grouped(implementation, **sizes)))
 
 
+def _kandinsky(_: str) -> nn.Module:
+    """By matrices, with a sum over what is read; queries and keys are normalised."""
+    from diffusers.models.transformers.transformer_kandinsky import Kandinsky5Attention
+
+    return Kandinsky5Attention(48, 16)
+
+
+def _kandinsky_inputs() -> dict[str, Any]:
+    cos, sin = (angles := normal(7, 1, 8)).cos(), angles.sin()
+    turns = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))
+    return {"hidden_states": normal(2, 7, 48), "rotary_emb": turns}
+
+
+def _ltx2(_: str) -> nn.Module:
+    """Halves of each head are written to in place; the norm is of all heads."""
+    from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
+
+    return LTX2Attention(48, heads=3, kv_heads=3, dim_head=16, rope_type="split")
+
+
+def _ltx2_inputs() -> dict[str, Any]:
+    angles = normal(2, 3, 7, 8)
+    return {"hidden_states": normal(2, 7, 48), "query_rotary_emb": (angles.cos(), angles.sin())}
+
+
 CASES: dict[str, ModelCase] = {
     **{name: models.CASES[name] for name in FROM_THE_ZOO},
     "convnext": ModelCase("convnext", seeded(_convnext), _convnext_inputs, SDPA_ONLY, 0, itself),
@@ -70,6 +105,11 @@ CASES: dict[str, ModelCase] = {
 ROTATED: dict[str, tuple[ModelCase, int]] = {
     **{n: (CASES[n], 2 * LAYERS) for n in ("llama", "gemma", "gemma3", "qwen3", "flux", "wan")},
     "cogvideox": (CASES["cogvideox"], 2 * LAYERS),
+    "kandinsky": (
+        ModelCase("kandinsky", seeded(_kandinsky), _kandinsky_inputs, SDPA_ONLY, 1, itself),
+        2,
+    ),
+    "ltx2": (ModelCase("ltx2", seeded(_ltx2), _ltx2_inputs, SDPA_ONLY, 1, itself), 2),
     **{
         name: (ModelCase(name, seeded(build), text, SDPA_ONLY, LAYERS, logits), 2 * LAYERS)
         for name, build in {"glm": _glm, "neox": _neox, "phi": _phi}.items()

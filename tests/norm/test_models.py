@@ -87,6 +87,7 @@ def _rotates(region: Rewritten) -> bool:
     return region.pattern == "rope.rotation" or "nb" in region.facts.get("after", "")
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # Kandinsky's norms are in fp32 whatever comes
 @pytest.mark.parametrize("name", some([*ROTATED], 3))
 def test_rotations(name: str) -> None:
     case, count = ROTATED[name]
@@ -98,9 +99,11 @@ def test_rotations(name: str) -> None:
     assert_near(ours, run(Outputs(case, model), (), inputs), exact)
 
 
-def test_rotations_that_are_written_back_are_told_of_in_training() -> None:
+def test_rotations_that_are_written_back_in_training() -> None:
+    """Of what is overwritten no backward reads anything."""
     case, count = ROTATED["cogvideox"]
-    model = case.build(case.implementations[-1]).train()
-    ours = compiled(Outputs(case, model), (), case.inputs(), grad=True)
-    told = [n.reason for n in ours.record.near_misses if n.pattern == "rope.rotation"]
-    assert told == ["an input is mutated after the region, but kept for the backward"] * count
+    model, inputs = case.build(case.implementations[-1]).train(), case.inputs()
+    ours = compiled(Outputs(case, model), (), inputs, grad=True)
+    assert sum(r.count for r in ours.record.rewritten if _rotates(r)) == count, ours.reasons()
+    exact = run(Outputs(case, wide(model)), (), wide(inputs), grad=True)
+    assert_near(ours, run(Outputs(case, model), (), inputs, grad=True), exact)

@@ -10,7 +10,8 @@ from tests.compiled import assert_near, compiled, run, wide
 from tests.every import crossed, some
 from tests.norm.forms import FEATURES, ROWS, Form
 from tests.norm.forms_pairs import OTHERS, ROTATIONS
-from tests.norm.forms_rope import FORMS, LOOKALIKES, WIDTHS
+from tests.norm.forms_rope import FORMS, WIDTHS
+from tests.norm.lookalikes_rope import LOOKALIKES
 from tests.norm.test_norm import DTYPES, inputs
 from tests.norm.test_results import NAMES, region
 
@@ -97,16 +98,6 @@ def test_lookalikes(case: tuple[Form, str], dtype: torch.dtype) -> None:
     eager = run(form, args, grad=True)
     exact = eager if "float64" in reason else run(form, wide(args), grad=True)
     assert_near(found, eager, exact)
-
-
-@pytest.mark.parametrize("lowering", LOWERINGS)
-def test_rows_that_are_replaced_by_what_they_are_rotated_to(lowering: str) -> None:
-    """In inference nothing is kept for a backward, and what was read may be written to."""
-    (fn,) = [form for form, _ in LOOKALIKES if form.__name__ == "cogvideox"]
-    args = tuple(t.detach() for t in like(torch.float32))
-    found = compiled(fn, args, **{"fuser.lowering": lowering})
-    assert found.rewrites("rope") == 1, found.reasons()
-    assert_near(found, run(fn, args), run(fn, wide(args)))
 
 
 def test_a_half_that_is_put_back_is_no_near_miss() -> None:

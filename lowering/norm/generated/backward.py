@@ -26,9 +26,9 @@ from fuser.graph.program import Program
 
 from ...triton.emitter import Emitter, Value
 from ...triton.kernel import pointer
-from ...triton.trace import trace_gradient, unrounded
 from ...triton.values import literal
 from .config import Config, Way
+from .derivative import derived, read_by_gradients, rows
 from .forward import (
     at_row,
     before,
@@ -167,7 +167,7 @@ def _rows_of_program(text: Text) -> Generator[None]:
 def _place(text: Text, needs: Needs) -> None:
     """Where rows begin, and their statistics."""
     layout, spec, write = text.layout, text.layout.spec, text.write
-    text.place_operands(layout.read)
+    text.place_operands(read_by_gradients(text, needs.results, needs.operands))
     for i in needs.results:
         for member in spec.members:
             text.place(f"grad{i}{member}", pointer(spec.dtypes[i]))
@@ -235,20 +235,23 @@ class _Gradients:
 
     def __init__(self, text: Text, emitter: Emitter, needs: Needs) -> None:
         self._text, self._emitter, self._needs = text, emitter, needs
-        spec, layout, write = text.layout.spec, text.layout, text.write
-        self._values = text.operands(layout.read)
-        before(text, emitter, self._values)
-        for member in spec.members if not spec.bare else ():
-            write(f"d{member} = {text.full(less_mean(text, member))}")
-        n = normalised(text, emitter)
-        self._terms = {name: list[str]() for name in (*n, *needs.operands)}
+        spec, write = text.layout.spec, text.write
+        read = read_by_gradients(text, needs.results, needs.operands)
+        self._values, n = text.operands(read), dict[str, Value]()
+        if set(text.layout.read_before) <= {*read}:
+            before(text, emitter, self._values)
+            for member in spec.members if not spec.bare else ():
+                write(f"d{member} = {text.full(less_mean(text, member))}")
+            n = normalised(text, emitter)
+        self._terms = {name: list[str]() for name in (*rows(text.layout), *needs.operands)}
         for i in needs.results:
             for member, program in zip(spec.members, spec.programs(i), strict=True):
                 grad = text.load(f"grad{i}{member}", spec.dtypes[i], f"grad{i}{member}_tile")
                 self._derive(program, {**self._values, **n}, grad)
-        for name in n:
+        for name in rows(text.layout):
             terms = " + ".join(self._terms.pop(name))
-            write(f"d{name} = {text.full(terms) if terms else f'tl.zeros_like({name})'}")
+            zero = f"tl.zeros({text.shape()}, tl.float32)"
+            write(f"d{name} = {text.full(terms) if terms else zero}")
 
     def _derive(self, program: Program, given: dict[str, Value], grad: Value) -> None:
         """Adds what a program's result gives to the gradients of what it reads."""
@@ -257,8 +260,7 @@ class _Gradients:
         if not wanted:
             return
         cotangent = emitter.cast(grad, text.result_dtype(program))
-        derived = unrounded(trace_gradient(program, text.inputs(program), wanted))
-        found = emitter.run(derived, {**given, "grad": cotangent})
+        found = emitter.run(derived(text, program, wanted), {**given, "grad": cotangent})
         for name, value in zip(wanted, found, strict=True):
             self._terms[name].append(self._wide(value))
 
@@ -277,10 +279,9 @@ class _Gradients:
             own = {name: layout.own(name, member) for name in program.inputs}
             wanted = [name for name, tensor in own.items() if tensor in self._needs.operands]
             text.write(f"dx{member} = {self._of_x(member)}")
-            derived = unrounded(trace_gradient(program, text.inputs(program), wanted))
             dx = emitter.cast(Value(f"dx{member}", torch.float32), text.result_dtype(program))
-            given = {name: self._values[tensor] for name, tensor in own.items()}
-            found = emitter.run(derived, {**given, "grad": dx})
+            given = {n: self._values[tensor] for n, tensor in own.items() if tensor in self._values}
+            found = emitter.run(derived(text, program, wanted), {**given, "grad": dx})
             for name, value in zip(wanted, found, strict=True):
                 self._terms[own[name]].append(self._wide(value))
         return self._terms

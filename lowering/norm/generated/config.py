@@ -117,7 +117,8 @@ def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool
     """The tiles of a kernel."""
     own = limits(target, backward=backward)
     each = len(layout.spec.members)
-    own = replace(own, tile=own.tile // each, thread=own.thread // each**2)  # else 255 registers
+    few = max(1, own.thread // each**2)  # else 255 registers
+    own = replace(own, tile=own.tile // each, thread=few)
     u, f, rows = map(power_of_two, (prod(sizes.inner[:-1]), sizes.inner[-1], sizes.rest))
     if by is not Way.WHOLE:
         f = min(f, own.tile)

@@ -10,6 +10,7 @@ import torch
 
 from fuser.graph.program import Program
 from fuser.specs import NormSpec
+from fuser.specs.norm import operand_of
 from fuser.torch_private import known_true
 
 from ...triton.space import Space
@@ -71,7 +72,8 @@ class Layout:
 
     def own(self, name: str, member: str) -> str:
         """The tensor that has an operand's elements of one member of pairs."""
-        return name + member if name + member in self.operands else name
+        names = (name + member, name + self.spec.own(member))
+        return next((own for own in names if own in self.operands), name)
 
     @property
     def read_before(self) -> list[str]:
@@ -124,11 +126,6 @@ def result_dtype(program: Program, dtype_of: Callable[[str], torch.dtype]) -> to
     """Of what a program computes, from dtypes by names of its inputs."""
     graph = trace(program, {name: Input(dtype_of(name)) for name in program.inputs})
     return next(n for n in graph.nodes if n.op == "output").args[0].meta["val"].dtype
-
-
-def operand_of(name: str) -> int:
-    """The number of an operand, by the name of it or of a member of its pairs."""
-    return int(name.strip("cab"))
 
 
 def layout_of(spec: NormSpec, dtypes: Mapping[str, torch.dtype], space: Space) -> Layout:

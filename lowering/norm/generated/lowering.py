@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from fuser.graph.axes import leaves, size_of
 from fuser.graph.ops import value
 from fuser.pattern import Call
 from fuser.specs import NormSpec
+from fuser.specs.norm import operand_of
 
 from ...base import Context, Emission, register_lowering
 from ...triton.kernel import NoKernel, require_dtypes
@@ -20,7 +22,7 @@ from ..reference import emit_operator
 from .backward import Needs
 from .build import build
 from .config import BACKWARD, FORWARD, Config
-from .layout import Layout, operand_of
+from .layout import Layout
 
 _UNMEASURED = "it was measured on no GPU yet, and Inductor fuses a norm with its neighbours itself"
 
@@ -54,7 +56,7 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
     require_dtypes((*dtypes, spec.norm_dtype), written=spec.results)
     read = {n for program in spec.after for n in program.inputs}
     own = [f"c{i}" for i, _ in enumerate(dtypes)]
-    own = [m for n in own for m in ([n] if n in read or not spec.paired else [f"{n}a", f"{n}b"])]
+    own = [m for n in own for m in _members(spec, n, read)]
     names = [n for n in own if dtypes[operand_of(n)].is_floating_point]
     results = [f"{name}{i}" for i, _ in enumerate(spec.dtypes) for name in ("y_", "grad")]
     results = [f"{name}{m}" for name in (*results, "x_out", "grad_x") for m in spec.members]
@@ -75,10 +77,18 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
         build(layout, "whole_backward", (needs,), config)
 
 
+def _members(spec: NormSpec, name: str, read: Collection[str]) -> list[str]:
+    """The names of an operand, given what programs read."""
+    if name in read or not spec.paired:
+        return [name]
+    every = [f"{name}{member}" for member in spec.members]
+    return every if name in spec.before.inputs else [n for n in every if n in read]
+
+
 def _is_short(call: Call) -> bool:
     """Whether a row is known to fit a tile; there is a backward where nothing is rounded."""
     dims, spec = next(iter(call.operands.values())).target, call.spec
-    row = leaves(dims[len(dims) - spec.inner - spec.paired :])
+    row = leaves(dims[len(dims) - spec.inner - spec.apart :])
     wide = sum({*row} <= {*leaves(operand.dims)} for operand in call.operands.values())
     most = FORWARD.longest(wide, spec.inner) if spec.peak else BACKWARD.whole // 2
     length = size_of(row)

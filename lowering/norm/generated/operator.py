@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import spec_of
-from .problem import Statistics, problem
+from ..reference import save, saved, spec_of
+from .problem import Statistics, gradient_like, problem
 from .run import backward, forward
 
 _STATISTICS = 3
@@ -47,13 +47,11 @@ def interpreted_norm_backward(
     """`generated_norm_backward` in Triton's interpreter."""
     of, given = problem(captured, spec, origin), dict(zip(results, grads, strict=True))
     found = backward(of, given, Statistics(*statistics), needs)
-    return [like(g, captured[i]) for g, i in zip(found, _wanted(needs), strict=True)]
-
-
-def like(grad: Tensor, operand: Tensor) -> Tensor:
-    """A gradient with the strides that `empty_like` says."""
-    own = torch.empty_like(operand)
-    return grad if grad.stride() == own.stride() else own.copy_(grad)
+    like = [gradient_like(captured[i], grads) for i in _wanted(needs)]
+    return [
+        g if g.stride() == own.stride() else own.copy_(g)
+        for g, own in zip(found, like, strict=True)
+    ]
 
 
 def _wanted(needs: Sequence[bool]) -> list[int]:
@@ -65,7 +63,7 @@ def _(
     grads: Sequence[Tensor], results: Sequence[int], captured: Sequence[Tensor],
     statistics: Sequence[Tensor], spec: str, origin: str, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    return [torch.empty_like(captured[i]) for i in _wanted(needs)]
+    return [gradient_like(captured[i], grads) for i in _wanted(needs)]
 
 
 @torch.library.triton_op("fuser::generated_norm", mutates_args=())
@@ -101,6 +99,8 @@ def generated_norm_backward(
 
     Args:
         grads: of those results that `results` numbers, one of y_0, y_1, ... at the least.
+        captured: as for `generated_norm`, with zeros without memory in place of those that the
+            gradients do not read.
     """
     if captured[0].device.type == "cpu":
         return interpreted_norm_backward(grads, results, captured, statistics, spec, origin, needs)
@@ -109,18 +109,18 @@ def generated_norm_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    captured, ctx.spec, ctx.origin, _ = inputs
+    captured, spec, ctx.origin, _ = inputs
     statistics = output[-_STATISTICS:]
     ctx.mark_non_differentiable(*statistics)
     ctx.set_materialize_grads(False)
     ctx.shape = output[0].shape
-    ctx.save_for_backward(*statistics, *captured)
+    save(ctx, captured, spec, *statistics)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    statistics, captured = ctx.saved_tensors[:_STATISTICS], ctx.saved_tensors[_STATISTICS:]
+    statistics = ctx.saved_tensors[:_STATISTICS]
+    captured, needs = saved(ctx, ctx.saved_tensors[_STATISTICS:], grads), ctx.needs
     spec = spec_of(ctx.spec)
-    needs = [x.is_floating_point() and x.requires_grad for x in captured]
     given = {i: g for i, g in enumerate(grads[:-_STATISTICS]) if g is not None}
     if not any(i < len(spec.dtypes) for i in given):
         given = {0: captured[0].new_zeros(ctx.shape, dtype=spec.dtypes[0]), **given}

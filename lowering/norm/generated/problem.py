@@ -15,7 +15,7 @@ from fuser.torch_private import hint, known_true
 from ...triton.kernel import BYTES, require_dtypes
 from ...triton.launch import Target, target_of
 from ...triton.space import space_of
-from ..reference import shape_of, shape_of_result, spec_of
+from ..reference import members, shape_of, shape_of_result, spec_of, together
 from .backward import Needs, Sum, sum_of
 from .config import Sizes, Way, cut, way
 from .launching import Launching, product
@@ -73,11 +73,13 @@ class Problem:
     @property
     def model(self) -> int | None:
         """The first operand that is not broadcast, whose order in memory results have."""
-        return next((i for i, c in enumerate(self.captured) if self._has_shape(c)), None)
+        every = enumerate(self.captured)
+        return next((i for i, c in every if self._has_shape(c) and not is_stand_in(c)), None)
 
     @property
     def full_shape(self) -> tuple[Any, ...]:
-        return (*self.shape, 2) if self.spec.paired else self.shape
+        own = (self.spec.sections, 2)
+        return (*self.shape, *own[2 - self.spec.apart :])
 
     def _has_shape(self, tensor: Tensor) -> bool:
         return all(known_true(a == b) for a, b in zip(tensor.shape, self.full_shape, strict=True))
@@ -102,17 +104,11 @@ class Problem:
         pairs = zip(results, self.spec.results, strict=True)
         return [r if r.dtype is dtype else r.view(dtype) for r, dtype in pairs]
 
-    def apart(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A tensor by the names that kernels have for it: its members of pairs, where there are."""
-        if not self.spec.paired:
-            return {name: tensor}
-        if tensor.shape[-1] == 1:
-            return {name: tensor.select(-1, 0)}
-        return {f"{name}{m}": tensor.select(-1, i) for i, m in enumerate(self.spec.members)}
-
     def _all_apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            n: t for name, tensor in tensors.items() for n, t in self.apart(name, tensor).items()
+            n: t
+            for name, tensor in tensors.items()
+            for n, t in members(self.spec, name, tensor).items()
         }
 
     def statistics(self, *, keep: bool) -> Statistics:
@@ -168,12 +164,15 @@ class Problem:
         given |= {} if grad_x is None else {"grad_x": grad_x}
         given = self._operands() | self._all_apart(given) | self._stored(found)
         by = self._launching(given, backward=True).way
-        each = {i: [*self.apart(f"c{i}", self.captured[i])] for i in wanted}
+        each = {i: [*members(self.spec, f"c{i}", self.captured[i])] for i in wanted}
         read = self._read(grads)
         names = tuple(n for i in wanted for n in each[i] if n in read)
-        whole = {i: self._gradient(self.captured[i], by) for i in wanted if set(each[i]) & read}
+        like = [*grads.values()]
+        whole = {
+            i: self._gradient(self.captured[i], like, by) for i in wanted if set(each[i]) & read
+        }
         for i, tensor in whole.items():
-            given |= {} if tensor is None else self.apart(f"dc{i}", tensor)
+            given |= {} if tensor is None else members(self.spec, f"dc{i}", tensor)
         launch = self._launching(given, backward=True, lead=self._lead(names, given, by), by=by)
         needs = Needs(names, tuple(grads), grad_x is not None)
         sums = {f"d{n}": launch.sums(n) for n in names if f"d{n}" not in given}
@@ -211,7 +210,8 @@ class Problem:
             else self._finished(name, launch, given)
             for name, here in zip(names, made, strict=True)
         ]  # fmt: skip
-        return torch.stack(found, -1) if self.spec.paired else found[0]
+        kept = self.captured[number].shape
+        return together(self.spec, found).reshape(kept)
 
     def _varies(self, tensor: Tensor, dims: range) -> bool:
         """Whether a tensor has all elements along some dimensions."""
@@ -222,13 +222,15 @@ class Problem:
     def _columns(self, tensor: Tensor) -> bool:
         return self._varies(tensor, range(len(self.rows), len(self.shape)))
 
-    def _gradient(self, operand: Tensor, by: Way) -> Tensor | None:
+    def _gradient(self, operand: Tensor, grads: Sequence[Tensor], by: Way) -> Tensor | None:
         """An empty tensor for the gradient of every element, where kernels leave that."""
         if self._varies(operand, range(len(self.shape))):
-            return torch.empty_like(operand)
+            return gradient_like(operand, grads)
         if by is Way.SPLIT and self._columns(operand):
             found = self.result(torch.float32)
-            return found[..., : operand.shape[-1]] if self.spec.paired else found
+            for dim in range(-self.spec.apart, 0):
+                found = found.narrow(dim, 0, operand.shape[dim])
+            return found
         return None
 
     def _lead(self, names: Sequence[str], given: Mapping[str, Tensor], by: Way) -> frozenset[int]:
@@ -290,6 +292,25 @@ def _known(size: Any) -> int:
     return MANY if found is None else found
 
 
+def is_stand_in(operand: Tensor) -> bool:
+    """Whether an operand has no memory: it was not saved, as gradients do not read it."""
+    sizes = zip(operand.shape, operand.stride(), strict=True)
+    return any(known_true(stride == 0) and not known_true(size == 1) for size, stride in sizes)
+
+
+def gradient_like(operand: Tensor, grads: Sequence[Tensor]) -> Tensor:
+    """An empty gradient in the order in memory of what it is of; where that was not saved, in the
+    order of that of a result."""
+    same = [grad for grad in grads if _same_shape(grad, operand)]
+    like = same[0] if same and is_stand_in(operand) else operand
+    return torch.empty_like(like, dtype=operand.dtype)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    sizes = zip(a.shape, b.shape, strict=a.dim() == b.dim())
+    return a.dim() == b.dim() and all(known_true(s == t) for s, t in sizes)
+
+
 def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
     """Lays out the operands of a norm.
 
@@ -299,5 +320,5 @@ def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
     of = spec_of(spec)
     require_dtypes((*(c.dtype for c in captured), of.norm_dtype), written=of.results)
     shape = shape_of(captured)
-    shape = shape[:-1] if of.paired else shape
+    shape = shape[: len(shape) - of.apart]
     return Problem(of, captured, shape, origin, target_of(captured[0].device))
