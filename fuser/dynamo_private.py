@@ -31,6 +31,7 @@ from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .bytecode import RETURNS, follow, is_read, returned
 from .errors import NotWhole
 from .torch_private import known_true, unbacked
 from .turns import OVER_ALL, UNPROVED, begin, over, turn, turns_of, with_tokens
@@ -44,10 +45,6 @@ _TRANSLATORS: list[Any] = [
     if isinstance(found, type) and hasattr(found, "dispatch_table")
 ]
 
-_JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
-_ENDING = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
-_IDLE = ("NOP", "NOT_TAKEN", "CACHE")
-_MAX_JUMPS = 8
 _NUMBERS = ("item", "tolist", "__int__", "__index__", "__bool__")
 _MUTATORS = ("mutation", "store_attr", "store_cell", "store_global", "store_instance_dict_attr")
 
@@ -170,16 +167,22 @@ class Reader:
             jumps = inst.opname.endswith("TRUE") is not taken
             other = inst.target if jumps else tx.instructions[tx.instruction_pointer]
             branch = self._begin(tx, condition, taken)
-            branch.end = tx.instructions[_next(tx, tx.indexof[other])]
+            branch.end = tx.instructions[follow(tx, tx.indexof[other])]
             self.branches.setdefault(id(tx), []).append(branch)
             tx.stack[-1] = ConstantVariable.create(taken)
         self.truth(usual, tx, inst)
 
     def step(self, usual: Method, tx: Any) -> Any:
-        """One instruction; before it may end what another path has jumped over."""
+        """One instruction; before it may end what another path has jumped over, or left early."""
         branches, at = self.branches.get(id(tx)), tx.instruction_pointer
-        while branches and at is not None and tx.instructions[at] is branches[-1].end:
-            self._end(tx, branches.pop())
+        while branches and at is not None:
+            inst = tx.instructions[at]
+            if inst is branches[-1].end:
+                self._end(tx, branches.pop())
+            elif inst.opname in RETURNS:
+                self._left(tx, branches.pop(), at)
+            else:
+                break
         return usual(tx)
 
     def number(self, usual: Method, found: Any, tx: Any) -> Any:
@@ -209,20 +212,47 @@ class Reader:
         return Supposed(condition, mark, dict(tx.symbolic_locals), self._changes(tx))
 
     def _end(self, tx: Any, part: Supposed) -> None:
-        """What is left behind must be in the graph, where it can be proved.
+        """What is left behind must be in the graph, where it can be proved: beside each tensor that
+        a name is given, the one that it has where this is left out.
 
         Raises:
             NotWhole: objects were changed, or names that are read later and are no tensors.
         """
-        _mark(tx, over, part.condition)
+        pairs = list[Any]()
+        for name, now in tx.symbolic_locals.items():
+            before = part.names.get(name)
+            if now is before or not is_read(tx, name):
+                continue
+            pairs += self._pair(tx, part, before, now, f"`{name}` is read after it")
+        self._over(tx, part, pairs)
+
+    def _left(self, tx: Any, part: Supposed, at: int) -> None:
+        """A function returns at the end of a part, and where that is left out as well.
+
+        Raises:
+            NotWhole: not the same, as far as that is known.
+        """
+        early, last = returned(tx, part.end), tx.instructions[at]
+        why = "what is returned without it is another thing"
+        if early is None:
+            raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
+        before = early.constant if early.name is None else part.names.get(early.name)
+        now = last.argval if last.opname == "RETURN_CONST" else tx.stack[-1]
+        pairs = [] if _same(before, now) else self._pair(tx, part, before, now, why)
+        self._over(tx, part, pairs)
+
+    def _pair(self, tx: Any, part: Supposed, before: Any, now: Any, why: str) -> tuple[Any, Any]:
+        """A tensor of a part, and that which stands for it where the part is left out."""
+        found = [_realized(one) for one in (before, now)]
+        tensors = all(isinstance(one, TensorVariable) for one in found)
+        if not tensors or found[1].as_proxy().node < part.mark:
+            raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
+        return found[0].as_proxy(), found[1].as_proxy()
+
+    def _over(self, tx: Any, part: Supposed, pairs: list[Any]) -> None:
+        _mark(tx, over, part.condition, *pairs)
         if self._changes(tx) > part.changes:
             raise NotWhole(f"{UNPROVED}: it changes objects of Python's", _place(tx), OVER_ALL)
-        for name, now in tx.symbolic_locals.items():
-            if now is part.names.get(name) or not _is_read(tx, name):
-                continue
-            if not isinstance(now, TensorVariable) or now.as_proxy().node < part.mark:
-                why = f"{UNPROVED}: `{name}` is read after it"
-                raise NotWhole(why, _place(tx), OVER_ALL)
 
     @contextlib.contextmanager
     def reading(self) -> Generator[None]:
@@ -265,39 +295,15 @@ def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable
     setattr(owner, name, method)
 
 
-def _is_read(tx: Any, name: str) -> bool:
-    """Whether a function reads a name, from where it is, before it gives it another value."""
-    pending, seen = [tx.instruction_pointer], set[int]()
-    while pending:
-        at = pending.pop()
-        if at in seen or at >= len(tx.instructions):
-            continue
-        seen.add(at)
-        inst = tx.instructions[at]
-        names = inst.argval if isinstance(inst.argval, tuple) else (inst.argval,)
-        if name in names and "LOAD" in inst.opname:
-            return True
-        if name in names and inst.opname.startswith(("STORE", "DELETE")):
-            continue
-        entry = inst.exn_tab_entry
-        others = [inst.target, None if entry is None else entry.target]
-        pending += [tx.indexof[other] for other in others if other is not None]
-        if inst.opname not in _ENDING and inst.opname not in _JUMPS:
-            pending.append(at + 1)
-    return False
+def _realized(found: Any) -> Any:
+    return found.realize() if isinstance(found, VariableTracker) else found
 
 
-def _next(tx: Any, at: int) -> int:
-    """The first instruction from one on that does something."""
-    for _ in range(_MAX_JUMPS):
-        inst = tx.instructions[at]
-        if inst.opname in _JUMPS:
-            at = tx.indexof[inst.target]
-        elif inst.opname in _IDLE:
-            at += 1
-        else:
-            break
-    return at
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are one: the same variable, or `None` and the like."""
+    found = [_realized(each) for each in (one, other)]
+    plain = [each.value if isinstance(each, ConstantVariable) else each for each in found]
+    return plain[0] is plain[1]
 
 
 def _condition(found: Any) -> Any:

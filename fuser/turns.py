@@ -43,8 +43,9 @@ def turn(hit: Tensor, number: int) -> Tensor:
 
 
 @has_side_effect
-def over(hit: Tensor | SymBool | SymInt) -> None:
-    """Here that has ended as it does by itself."""
+def over(hit: Tensor | SymBool | SymInt, *pairs: Tensor) -> None:
+    """Here that has ended as it does by itself. Of each two tensors the first is what stands for
+    the second where nothing of it is done."""
     raise AssertionError(UNPROVED)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sympy
 import torch
@@ -34,6 +35,7 @@ from .writes import Write
 
 _ABOVE = (("gt", 0), ("ne", 0), ("ge", 1))
 _NONE = (("le", 0), ("eq", 0), ("lt", 1))
+_LEFT = "what is read later is another tensor where an expert has no tokens"
 _UNKNOWN = "the experts that a loop runs over may be others than those that tokens chose"
 
 
@@ -47,6 +49,7 @@ class Part:
         first, last: positions of its begin and its end.
         taken: what the condition is for an expert with tokens; None for a part.
         turns: of a loop the positions at which turns begin; number i is that of expert i.
+        left: tensors before it, each with the one that later readers read in its place.
     """
 
     hit: Node
@@ -55,6 +58,7 @@ class Part:
     last: int
     taken: bool | None = None
     turns: tuple[int, ...] = ()
+    left: tuple[tuple[Any, Any], ...] = ()
 
 
 def with_parts(
@@ -75,6 +79,7 @@ def with_parts(
     for part in _parts(view):
         pairs = zip(writes, chosen, strict=True)
         inside = [p for p in pairs if part.first < view.order[p[0].node] < part.last]
+        inside = inside or _behind(match, part, writes, chosen)
         if not inside:
             continue
         if part.taken is None:
@@ -84,6 +89,9 @@ def with_parts(
         else:
             require(len(inside) == 1, "a condition is not that of one expert", part.hit)
             told = _told_alone(view, part, *inside[0])
+        for before, now in part.left:
+            empty = part.taken is not None and _is_empty(inside[0][0].rows, before, now)
+            require(empty or _is_added(view, inside, before, now), _LEFT, now)
         nodes = {*match.nodes, *part.marks, *told}
         nodes |= sizes_of(view, nodes, most)
         match = replace(match, nodes=frozenset(_with_idle(view, match, part, nodes)))
@@ -108,8 +116,36 @@ def _parts(view: GraphView) -> list[Part]:
             continue
         turns = tuple(view.order[m] for m in own if m.target is turn)
         first, last = view.order[start], view.order[own[-1]]
-        found.append(Part(hit, tuple(own), first, last, taken, turns))
+        pairs = own[-1].args[1:]
+        left = tuple(zip(pairs[::2], pairs[1::2], strict=True))
+        found.append(Part(hit, tuple(own), first, last, taken, turns, left))
     return found
+
+
+def _behind(
+    match: Match, part: Part, writes: Sequence[Write], chosen: Sequence[Chosen]
+) -> list[tuple[Write, Chosen]]:
+    """Of what a part is that ends before its rows are written: an expert behind a condition."""
+    if not any(now in match.nodes for _, now in part.left):
+        return []
+    pairs = zip(writes, chosen, strict=True)
+    return [p for p in pairs if all(_is_empty(p[0].rows, *each) for each in part.left)]
+
+
+def _is_empty(rows: Node, before: Any, now: Any) -> bool:
+    """Whether two tensors have as many rows as another, and without rows are the same."""
+    one, other = value(before), value(now)
+    alike = (one.dtype, one.device, one.ndim) == (other.dtype, other.device, other.ndim)
+    sizes = [[to_expr(size) for size in t.shape] for t in (one, other)]
+    return alike and sizes[0] == sizes[1] and sizes[0][:1] == [to_expr(value(rows).shape[0])]
+
+
+def _is_added(
+    view: GraphView, inside: Sequence[tuple[Write, Chosen]], before: Any, now: Any
+) -> bool:
+    """Whether one tensor is another with the rows of a part added up onto it."""
+    first, last = inside[0][0].node, inside[-1][0].node
+    return now is last and view.op(first).args.get("input") is before
 
 
 def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> set[Node]:
@@ -121,11 +157,7 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
     condition = value(part.hit)
     if not isinstance(condition, torch.Tensor):
         rows = to_expr(value(write.rows).shape[0])
-        known = to_expr(condition)
-        some = sympy.Ne(rows, 0) if part.taken else sympy.Eq(rows, 0)
-        above = (rows > 0, rows >= 1) if part.taken else (rows <= 0, rows < 1)
-        counted = part.taken and known == rows
-        require(counted or known in (some, *above), _UNKNOWN, part.hit)
+        require(_counts_rows(to_expr(condition), rows, part.taken), _UNKNOWN, part.hit)
         return _alone(view, _sizes_behind(part.hit), part, 0)
     chain = set[Node]()
     mask = _counted(view, part.hit, chain, bool(part.taken))
@@ -138,6 +170,17 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
     alike = kept is None or (own is not None and own.node is kept.node)
     require(alike, _UNKNOWN, part.hit)
     return _alone(view, chain, part, 0)
+
+
+def _counts_rows(known: Any, rows: Any, taken: bool | None) -> bool:
+    """Whether a condition on a size tells that there are rows, or that there are none."""
+    counted = known.args[0] if isinstance(known, sympy.core.relational.Relational) else known
+    factor = counted / rows
+    if factor.is_Integer and factor > 0:  # elements of all rows
+        known = known.subs(counted, rows)
+    some = sympy.Ne(rows, 0) if taken else sympy.Eq(rows, 0)
+    above = (rows > 0, rows >= 1) if taken else (rows <= 0, rows < 1)
+    return bool(taken and known == rows) or known in (some, *above)
 
 
 def _require_numbers(

@@ -17,14 +17,15 @@ from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
 from tests.every import EVERY
 
-from . import conditions, hits
+from . import conditions, hits, returns
 from .conditions import CONDITIONS, IfAny, IfNone
 from .forms import EXPERTS, Mixture
 from .hits import HITS, Hit, HitStacked, Popular, Used
+from .returns import RETURNS, KeepsOther, ReturnsRows
 from .test_compile import OPTIONS, ours, tokens
 
-ANY = [*HITS, *CONDITIONS]
-LOOK_ALIKES = [*hits.LOOK_ALIKES, *conditions.LOOK_ALIKES]
+ANY = [*HITS, *CONDITIONS, *RETURNS]
+LOOK_ALIKES = [*hits.LOOK_ALIKES, *conditions.LOOK_ALIKES, *returns.LOOK_ALIKES]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -75,7 +76,9 @@ def test_lookalikes(form: type[Mixture], reason: str) -> None:
     assert f"{form.__module__.rpartition('.')[-1]}.py" in line
 
 
-@pytest.mark.parametrize("form", [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used])
+@pytest.mark.parametrize(
+    "form", [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used, KeepsOther]
+)
 def test_lookalikes_run_as_always(form: type[Mixture]) -> None:
     module, x = skewed(form()), tokens().abs()
     compiled = fuser.compile(copy.deepcopy(module), options=OPTIONS)
@@ -92,7 +95,7 @@ def test_fullgraph() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ANY if EVERY else [HitStacked, IfAny, IfNone], ids=lambda f: f.__name__
+    "form", ANY if EVERY else [HitStacked, IfAny, IfNone, ReturnsRows], ids=lambda f: f.__name__
 )
 def test_no_recompile_from_one_routing_to_the_next(form: type[Mixture]) -> None:
     module = form().eval()
