@@ -26,15 +26,25 @@ from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.iter import IteratorVariable
-from torch._dynamo.variables.lists import ListIteratorVariable, SliceVariable
+from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
-from torch.fx import Node
+from torch.fx import Node, Proxy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .bytecode import RETURNS, follow, is_read, returned
 from .errors import NotWhole
 from .torch_private import known_true, unbacked
-from .turns import OVER_ALL, UNPROVED, begin, over, turn, turns_of, with_tokens
+from .turns import (
+    OVER_ALL,
+    UNPROVED,
+    begin,
+    counted_by,
+    number,
+    over,
+    turn,
+    turns_of,
+    with_tokens,
+)
 
 Handler = Callable[[Any, Any], None]
 Method = Callable[..., Any]
@@ -200,7 +210,21 @@ class Reader:
             count = _turns(found) if name == "tolist" and _example(found).ndim == 1 else None
             if count is not None:
                 return Turns(found, count, as_numbers=True)
+            counted = counted_by(found.as_proxy().node) if name == "tolist" else None
+            if counted is not None:
+                return self._numbers(tx, found, *counted)
         return usual(found, tx, name, *rest)
+
+    def _numbers(self, tx: Any, found: Any, count: int, indices: Node) -> Any:
+        """How many tokens each expert has, as a list of Python's numbers."""
+        self.supposed += 1
+        read = list[Any]()
+        for expert in range(count):
+            given = (found.as_proxy(), expert, count, Proxy(indices, tx.output.current_tracer))
+            before = (one.as_proxy() for one in read)
+            made = tx.output.create_proxy("call_function", number, (*given, *before), {})
+            read.append(wrap_fx_proxy(tx, made))
+        return ListVariable(read, mutation_type=ValueMutationNew())
 
     def _changes(self, tx: Any) -> int:
         """How often objects were written to, or a number was drawn by Python's `random`."""
@@ -238,8 +262,8 @@ class Reader:
             raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
         before = early.constant if early.name is None else part.names.get(early.name)
         now = last.argval if last.opname == "RETURN_CONST" else tx.stack[-1]
-        pairs = [] if _same(before, now) else self._pair(tx, part, before, now, why)
-        self._over(tx, part, pairs)
+        same = _same(before, now)
+        self._over(tx, part, [] if same else [*self._pair(tx, part, before, now, why)])
 
     def _pair(self, tx: Any, part: Supposed, before: Any, now: Any, why: str) -> tuple[Any, Any]:
         """A tensor of a part, and that which stands for it where the part is left out."""

@@ -29,6 +29,7 @@ from ..declined import Declined
 from .choices import experts_among
 from .masks import Chosen, hot, peeled
 from .masks import chosen as chosen_by
+from .numbers import holds_counts, numbers_of, with_numbers
 from .selection import Coordinate, coordinate, gives_positions, sizes_of
 from .space import Place, require
 from .writes import Write
@@ -95,7 +96,9 @@ def with_parts(
         nodes = {*match.nodes, *part.marks, *told}
         nodes |= sizes_of(view, nodes, most)
         match = replace(match, nodes=frozenset(_with_idle(view, match, part, nodes)))
-    return match
+    operands = [o.node for call in match.calls for o in call.operands.values()]
+    nodes = with_numbers(view, {*match.nodes}, operands, most)
+    return replace(match, nodes=frozenset(nodes))
 
 
 def _parts(view: GraphView) -> list[Part]:
@@ -156,9 +159,14 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
     """
     condition = value(part.hit)
     if not isinstance(condition, torch.Tensor):
-        rows = to_expr(value(write.rows).shape[0])
-        require(_counts_rows(to_expr(condition), rows, part.taken), _UNKNOWN, part.hit)
-        return _alone(view, _sizes_behind(part.hit), part, 0)
+        sizes = _sizes_behind(part.hit)
+        counted = [read[chosen.expert] for read in numbers_of(view, chosen.indices.node)]
+        known = any(
+            _tells_rows(to_expr(condition), rows, part.taken)
+            for rows in (to_expr(value(write.rows).shape[0]), *counted)
+        )
+        require(known, _UNKNOWN, part.hit)
+        return _alone(view, sizes, part, 0)
     chain = set[Node]()
     mask = _counted(view, part.hit, chain, bool(part.taken))
     known = chosen_by(view, mask, fresh(value(mask).shape, "m"))
@@ -172,15 +180,22 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
     return _alone(view, chain, part, 0)
 
 
-def _counts_rows(known: Any, rows: Any, taken: bool | None) -> bool:
-    """Whether a condition on a size tells that there are rows, or that there are none."""
-    counted = known.args[0] if isinstance(known, sympy.core.relational.Relational) else known
-    factor = counted / rows
-    if factor.is_Integer and factor > 0:  # elements of all rows
-        known = known.subs(counted, rows)
-    some = sympy.Ne(rows, 0) if taken else sympy.Eq(rows, 0)
-    above = (rows > 0, rows >= 1) if taken else (rows <= 0, rows < 1)
-    return bool(taken and known == rows) or known in (some, *above)
+def _tells_rows(known: Any, rows: Any, taken: bool | None) -> bool:
+    """Whether a condition on a size is what it is wherever there are rows, and where there are none
+    the other: it compares `a · rows + b` with zero."""
+    relation: Any = known
+    relational = isinstance(known, sympy.core.relational.Relational)
+    compared = relation.lhs - relation.rhs if relational else known
+    kind = relation.func if relational else sympy.Ne
+    symbols = list(rows.free_symbols)
+    if not symbols:
+        return False
+    by = sympy.expand(compared).coeff(symbols[0]) / sympy.expand(rows).coeff(symbols[0])
+    beside = sympy.expand(compared - by * rows)
+    if not (by.is_Integer and beside.is_Integer):
+        return False
+    told = [bool(kind(by * count + beside, 0)) for count in range(3)]  # and so on
+    return told == [not taken, bool(taken), bool(taken)]
 
 
 def _require_numbers(
@@ -219,6 +234,8 @@ def _told(view: GraphView, part: Part, chosen: Chosen) -> set[Node]:
     experts = fresh(value(found.mask).shape, "e")[0]
     chain = {*found.passed}
     place = _summed(view, found.mask, experts, chain)
+    if holds_counts(view, place.node, chosen.indices.node, len(part.turns)):
+        return _alone(view, {*chain, place.node}, part, len(part.turns))
     known = hot(view, place)
     if known is None:
         raise Declined(_UNKNOWN, part.hit)

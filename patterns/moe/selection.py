@@ -32,6 +32,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
+from fuser.turns import bins_of, name_of
 
 from .branches import column
 from .space import Place, Space
@@ -267,11 +268,19 @@ def _asserted(node: Node, interior: set[Node], most: Size) -> set[Node] | None:
     return found
 
 
+def _least(size: Any) -> int:
+    """What a size is no less than: that of `bincount` no less than it was asked for."""
+    if not isinstance(size, Node) or not name_of(size).startswith("sym_size"):
+        return 0
+    counted = size.args[0]
+    return bins_of(counted) or 0 if is_tensor(counted) and value(counted).ndim == 1 else 0
+
+
 def _always_holds(node: Node, most: Size) -> bool:
     """`size >= 0` or `size <= most`, which is asserted and nothing else; users' assertions may say
     more."""
     if node.target is operator.ge:
-        holds = type(node.args[1]) is int and node.args[1] <= 0
+        holds = type(node.args[1]) is int and node.args[1] <= _least(node.args[0])
     elif node.target is operator.le:
         bound = node.args[1]
         holds = type(bound) is int and isinstance(most, int) and bound >= most

@@ -17,15 +17,21 @@ from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
 from tests.every import EVERY
 
-from . import conditions, hits, returns
+from . import conditions, counted, hits, returns
 from .conditions import CONDITIONS, IfAny, IfNone
+from .counted import COUNTED, Counted, CountedFew, CountedHot
 from .forms import EXPERTS, Mixture
 from .hits import HITS, Hit, HitStacked, Popular, Used
 from .returns import RETURNS, KeepsOther, ReturnsRows
 from .test_compile import OPTIONS, ours, tokens
 
-ANY = [*HITS, *CONDITIONS, *RETURNS]
-LOOK_ALIKES = [*hits.LOOK_ALIKES, *conditions.LOOK_ALIKES, *returns.LOOK_ALIKES]
+ANY = [*HITS, *CONDITIONS, *RETURNS, *COUNTED]
+LOOK_ALIKES = [
+    *hits.LOOK_ALIKES,
+    *conditions.LOOK_ALIKES,
+    *returns.LOOK_ALIKES,
+    *counted.LOOK_ALIKES,
+]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -77,7 +83,7 @@ def test_lookalikes(form: type[Mixture], reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used, KeepsOther]
+    "form", [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used, KeepsOther, CountedFew]
 )
 def test_lookalikes_run_as_always(form: type[Mixture]) -> None:
     module, x = skewed(form()), tokens().abs()
@@ -85,6 +91,16 @@ def test_lookalikes_run_as_always(form: type[Mixture]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), module(x))
     assert counters["fuser"]["moe.loop"] == 0
+
+
+@pytest.mark.parametrize("form", ANY if EVERY else [ReturnsRows, CountedHot])
+def test_no_tokens(form: type[Mixture]) -> None:
+    """There is a graph for them alone, in which no turn is supposed to have some."""
+    module = form().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fuser.compile(module, options=OPTIONS)(tokens(0)), module(tokens(0))
+        )
 
 
 def test_fullgraph() -> None:
@@ -95,7 +111,9 @@ def test_fullgraph() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ANY if EVERY else [HitStacked, IfAny, IfNone, ReturnsRows], ids=lambda f: f.__name__
+    "form",
+    ANY if EVERY else [HitStacked, IfAny, IfNone, ReturnsRows, Counted],
+    ids=lambda f: f.__name__,
 )
 def test_no_recompile_from_one_routing_to_the_next(form: type[Mixture]) -> None:
     module = form().eval()
