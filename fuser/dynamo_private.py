@@ -28,10 +28,12 @@ from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.iter import IteratorVariable
 from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
-from torch.fx import Node, Proxy
+from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .bytecode import RETURNS, follow, is_read, returned
+from .dynamo_runs import kept, numbers, put_together, run_of
 from .errors import NotWhole
 from .torch_private import known_true, unbacked
 from .turns import (
@@ -39,7 +41,6 @@ from .turns import (
     UNPROVED,
     begin,
     counted_by,
-    number,
     over,
     turn,
     turns_of,
@@ -153,6 +154,12 @@ class Reader:
                 tx.stack[-1] = SliceVariable([first, last])
             elif known is not None:
                 tx.stack[-1] = ConstantVariable.create(_alone(known))
+            rows = (
+                run_of(tx, *(each.realize() for each in tx.stack[-2:])) if self.supposed else None
+            )
+            if rows is not None:
+                tx.stack[-2:] = [rows]
+                return
         usual(tx, inst)
 
     def format(self, usual: Handler, tx: Any, inst: Any) -> None:
@@ -212,19 +219,19 @@ class Reader:
                 return Turns(found, count, as_numbers=True)
             counted = counted_by(found.as_proxy().node) if name == "tolist" else None
             if counted is not None:
-                return self._numbers(tx, found, *counted)
+                self.supposed += 1
+                return numbers(tx, found, *counted)
         return usual(found, tx, name, *rest)
 
-    def _numbers(self, tx: Any, found: Any, count: int, indices: Node) -> Any:
-        """How many tokens each expert has, as a list of Python's numbers."""
-        self.supposed += 1
-        read = list[Any]()
-        for expert in range(count):
-            given = (found.as_proxy(), expert, count, Proxy(indices, tx.output.current_tracer))
-            before = (one.as_proxy() for one in read)
-            made = tx.output.create_proxy("call_function", number, (*given, *before), {})
-            read.append(wrap_fx_proxy(tx, made))
-        return ListVariable(read, mutation_type=ValueMutationNew())
+    def append(self, usual: Method, found: Any, tx: Any, name: str, *rest: Any) -> Any:
+        """`outputs.append(rows)`, within what is done for experts with tokens."""
+        open_ = self.branches.get(id(tx))
+        if name == "append" and open_ and rest and kept(tx, found, rest[0], open_[-1].mark):
+            return ConstantVariable.create(None)
+        return usual(found, tx, name, *rest)
+
+    def call_function(self, usual: Method, found: Any, tx: Any, args: Any, *rest: Any) -> Any:
+        return usual(found, tx, put_together(found, args), *rest)
 
     def _changes(self, tx: Any) -> int:
         """How often objects were written to, or a number was drawn by Python's `random`."""
@@ -266,12 +273,15 @@ class Reader:
         self._over(tx, part, [] if same else [*self._pair(tx, part, before, now, why)])
 
     def _pair(self, tx: Any, part: Supposed, before: Any, now: Any, why: str) -> tuple[Any, Any]:
-        """A tensor of a part, and that which stands for it where the part is left out."""
+        """A tensor or a size of a part, and what stands for it where the part is left out."""
         found = [_realized(one) for one in (before, now)]
         tensors = all(isinstance(one, TensorVariable) for one in found)
-        if not tensors or found[1].as_proxy().node < part.mark:
+        if tensors and not found[1].as_proxy().node < part.mark:
+            return found[0].as_proxy(), found[1].as_proxy()
+        sizes = [_size(one) for one in found]
+        if any(size is None for size in sizes):
             raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
-        return found[0].as_proxy(), found[1].as_proxy()
+        return sizes[0], sizes[1]
 
     def _over(self, tx: Any, part: Supposed, pairs: list[Any]) -> None:
         _mark(tx, over, part.condition, *pairs)
@@ -302,6 +312,8 @@ class Reader:
                     _patch(stack, SideEffects, name, self.noted)
             _patch(stack, symbolic_convert.InstructionTranslatorBase, "step", self.step)
             _patch(stack, TensorVariable, "call_method", self.call_method)
+            _patch(stack, ListVariable, "call_method", self.append)
+            _patch(stack, TorchInGraphFunctionVariable, "call_function", self.call_function)
             for name in ("nb_int_impl", "nb_index_impl"):
                 if hasattr(TensorVariable, name):
                     _patch(stack, TensorVariable, name, self.number)
@@ -321,6 +333,13 @@ def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable
 
 def _realized(found: Any) -> Any:
     return found.realize() if isinstance(found, VariableTracker) else found
+
+
+def _size(found: Any) -> Any:
+    if isinstance(found, SymNodeVariable) and isinstance(found.sym_num, torch.SymInt):
+        return found.as_proxy()
+    number: Any = found.value if isinstance(found, ConstantVariable) else None
+    return number if type(number) is int else None
 
 
 def _same(one: Any, other: Any) -> bool:

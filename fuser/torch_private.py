@@ -108,10 +108,10 @@ def is_wrapper(example: object) -> bool:
     return is_traceable_wrapper_subclass(example)
 
 
-def fresh_size(beside: torch.Tensor, most: Any) -> Any:
-    """A size between zero and `most` that nobody knows while compiling, beside a fake tensor."""
+def fresh_size(beside: torch.Tensor, most: Any, least: int = 0) -> Any:
+    """A size between `least` and `most` that nobody knows while compiling, beside a fake tensor."""
     made = beside.fake_mode.shape_env.create_unbacked_symint()  # type: ignore[attr-defined]
-    _constrain_range_for_size(made, min=0, max=most if type(most) is int else None)
+    _constrain_range_for_size(made, min=least, max=most if type(most) is int else None)
     return made
 
 

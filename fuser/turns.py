@@ -66,7 +66,25 @@ def number(counts: Tensor, expert: int, experts: int, indices: Tensor, *before: 
     return most - sum(before) if expert == experts - 1 else fresh_size(counts, most)
 
 
-MARKS: tuple[Any, ...] = (begin, turn, over, number)
+@has_side_effect
+def run(rows: Tensor, start: int, end: int) -> Tensor:
+    """Here Python cuts rows at sums of such numbers."""
+    return rows.sum(0, keepdim=True).expand(end - start, *rows.shape[1:])
+
+
+@has_side_effect
+def piece(rows: Tensor) -> Tensor:
+    """Here Python keeps rows in a list, only where there are some."""
+    return rows.view_as(rows)
+
+
+@has_side_effect
+def held(*pieces: Tensor) -> Any:
+    """Here Python is told how many of them it has kept."""
+    return fresh_size(pieces[0], len(pieces), 1)
+
+
+MARKS: tuple[Any, ...] = (begin, turn, over, number, run, piece, held)
 
 
 def supposed(module: GraphModule) -> list[Node]:

@@ -32,7 +32,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
-from fuser.turns import bins_of, name_of
+from fuser.turns import bins_of, held, name_of
 
 from .branches import column
 from .space import Place, Space
@@ -279,11 +279,15 @@ def _least(size: Any) -> int:
 def _always_holds(node: Node, most: Size) -> bool:
     """`size >= 0` or `size <= most`, which is asserted and nothing else; users' assertions may say
     more."""
+    if len(node.args) < 2 or type(node.args[1]) is not int:
+        return False
+    size, bound = node.args[0], node.args[1]
+    pieces = len(size.args) if isinstance(size, Node) and size.target is held else None
     if node.target is operator.ge:
-        holds = type(node.args[1]) is int and node.args[1] <= _least(node.args[0])
+        holds = bound <= (_least(size) if pieces is None else 1)
     elif node.target is operator.le:
-        bound = node.args[1]
-        holds = type(bound) is int and isinstance(most, int) and bound >= most
+        known = most if pieces is None else pieces
+        holds = isinstance(known, int) and bound >= known
     else:
         return False
     names = {str(getattr(u.target, "__name__", u.target)).partition(".")[0] for u in node.users}
