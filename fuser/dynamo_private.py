@@ -33,14 +33,13 @@ from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .bytecode import RETURNS, follow, is_read, returned
-from .dynamo_runs import kept, numbers, put_together, run_of
+from .dynamo_runs import kept, put_together, read_by, run_of
 from .errors import NotWhole
 from .torch_private import known_true, unbacked
 from .turns import (
     OVER_ALL,
     UNPROVED,
     begin,
-    counted_by,
     over,
     turn,
     turns_of,
@@ -209,7 +208,7 @@ class Reader:
 
     def call_method(self, usual: Method, found: Any, tx: Any, name: str, *rest: Any) -> Any:
         """`hit.tolist()`, and numbers of what is known."""
-        if name in _NUMBERS and not any(rest):
+        if name in (*_NUMBERS, "numpy") and not any(rest):
             known = _known(found)
             if known is not None:
                 value = known if name == "tolist" else _alone(known)
@@ -217,10 +216,10 @@ class Reader:
             count = _turns(found) if name == "tolist" and _example(found).ndim == 1 else None
             if count is not None:
                 return Turns(found, count, as_numbers=True)
-            counted = counted_by(found.as_proxy().node) if name == "tolist" else None
-            if counted is not None:
+            read = read_by(tx, found, name)
+            if read is not None:
                 self.supposed += 1
-                return numbers(tx, found, *counted)
+                return read
         return usual(found, tx, name, *rest)
 
     def append(self, usual: Method, found: Any, tx: Any, name: str, *rest: Any) -> Any:
@@ -279,7 +278,7 @@ class Reader:
         if tensors and not found[1].as_proxy().node < part.mark:
             return found[0].as_proxy(), found[1].as_proxy()
         sizes = [_size(one) for one in found]
-        if any(size is None for size in sizes):
+        if any(size is None for size in sizes) or all(type(size) is int for size in sizes):
             raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
         return sizes[0], sizes[1]
 

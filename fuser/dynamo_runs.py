@@ -17,16 +17,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dynamo.utils import np
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
-from torch._dynamo.variables.lists import ListVariable, SliceVariable
+from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch.fx import Node, Proxy
 
 from .errors import NotWhole
 from .torch_private import unbacked
-from .turns import OVER_ALL, UNPROVED, held, number, piece, run
+from .turns import OVER_ALL, UNPROVED, counted_by, held, number, piece, run
 
 _KEPT = f"{UNPROVED}: a list of what experts gave is read"
 
@@ -46,6 +47,29 @@ class Pieces(ListVariable):
         return wrap_fx_proxy(tx, _call(tx, held, *self.as_proxy()))
 
 
+class Counts(VariableTracker):
+    """NumPy's array of such numbers, which may be iterated over and indexed, and nothing else."""
+
+    def __init__(self, read: list[Any], kind: type) -> None:
+        super().__init__()
+        self.read, self.kind = read, kind
+
+    def python_type(self) -> type:
+        return self.kind
+
+    def has_unpack_var_sequence(self, tx: Any) -> bool:
+        return True
+
+    def unpack_var_sequence(self, tx: Any) -> list[Any]:
+        return list(self.read)
+
+    def tp_iter_impl(self, tx: Any) -> Any:
+        return ListIteratorVariable(list(self.read), mutation_type=ValueMutationNew())
+
+    def mp_subscript_impl(self, tx: Any, key: Any) -> Any:
+        return ListVariable(list(self.read)).mp_subscript_impl(tx, key)
+
+
 def put_together(function: Any, args: Any) -> Any:
     """The arguments of `torch.cat`, to which a list of pieces is one like any other."""
     known = function.value in (torch.cat, torch.concat, torch.concatenate)
@@ -57,13 +81,23 @@ def put_together(function: Any, args: Any) -> Any:
     ]
 
 
-def numbers(tx: Any, counts: Any, count: int, indices: Node) -> Any:
-    """How many tokens each expert has, as a list of Python's numbers."""
+def read_by(tx: Any, counts: Any, name: str) -> Any:
+    """How many tokens each expert has, as a list of Python's numbers, or as an array of NumPy's."""
+    node, example = counts.as_proxy().node, counts.as_proxy().node.meta.get("example_value")
+    known = name == "tolist" or (
+        name == "numpy" and np is not None and example.device.type == "cpu"
+    )
+    found = counted_by(node) if known else None
+    if found is None:
+        return None
+    experts, indices = found
     read = list[Any]()
-    for expert in range(count):
-        given = (counts.as_proxy(), expert, count, Proxy(indices, tx.output.current_tracer))
+    for expert in range(experts):
+        given = (counts.as_proxy(), expert, experts, Proxy(indices, tx.output.current_tracer))
         before = (one.as_proxy() for one in read)
         read.append(wrap_fx_proxy(tx, _call(tx, number, *given, *before)))
+    if name == "numpy":
+        return Counts(read, np.ndarray)
     return ListVariable(read, mutation_type=ValueMutationNew())
 
 

@@ -120,7 +120,8 @@ def counted_by(node: Any) -> tuple[int, Node] | None:
     that; proved later."""
     example = node.meta.get("example_value")
     bins = bins_of(node)
-    if not isinstance(example, Tensor) or example.ndim != 1 or bins is None:
+    whole = isinstance(example, Tensor) and example.dtype in (torch.int32, torch.int64)
+    if not whole or example.ndim != 1 or bins is None:
         return None
     for _ in range(_MAX_STEPS):
         writes = [u for u in node.users if name_of(u) in _WRITING and u.args[:1] == (node,)]

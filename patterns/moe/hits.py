@@ -81,7 +81,7 @@ def with_parts(
         nodes |= sizes_of(view, nodes, most)
         match = replace(match, nodes=frozenset(with_idle(view, match, part, nodes)))
     operands = [o.node for call in match.calls for o in call.operands.values()]
-    nodes = with_numbers(view, {*match.nodes}, operands, most)
+    nodes = with_numbers(view, {*match.nodes}, chosen[0].indices.node, operands, most)
     return replace(match, nodes=frozenset(nodes))
 
 

@@ -92,14 +92,14 @@ def _cut(node: Node) -> tuple[Node, Any, Any] | None:
     source = node.args[0] if node.args else None
     if getattr(node.target, "__name__", "") != "getitem" or not isinstance(source, Node):
         return None
-    sizes = source.args[1] if source.target == "split" and len(source.args) > 1 else None
-    if not isinstance(sizes, (list, tuple)) or source.kwargs or len(source.args) > 2:
+    given, at = source.args, node.args[1]
+    if source.target != "split" or source.kwargs or len(given) != 2 or type(at) is not int:
         return None
-    at = node.args[1]
-    ends = [sum(map(_number, sizes[:n])) for n in range(len(sizes) + 1)]
-    rows = source.args[0]
-    known = type(at) is int and 0 <= at < len(sizes) and isinstance(rows, Node)
-    return (rows, ends[at], ends[at + 1]) if known else None  # type: ignore[return-value]
+    rows, sizes = given
+    known = isinstance(sizes, (list, tuple)) and isinstance(rows, Node)
+    if not known or not 0 <= at < len(sizes):
+        return None
+    return rows, sum(map(_number, sizes[:at])), sum(map(_number, sizes[: at + 1]))
 
 
 def _number(size: Any) -> Any:
@@ -112,11 +112,11 @@ def with_listed(view: GraphView, match: Match) -> Match:
     Raises:
         Declined: what was captured may be other than what eager does.
     """
-    told = [call for call in match.calls if "indices" in call.operands]
-    if not told or not any(node.target is number for node in view.nodes):
+    told = next((call for call in match.calls if "indices" in call.operands), None)
+    if told is None or not any(node.target is number for node in view.nodes):
         return match
     given = [o.node for call in match.calls for o in call.operands.values()]
-    indices = told[0].operands["indices"].node
+    indices = told.operands["indices"].node
     counts = numbers_of(view, indices)
     cats = [node for node in match.nodes if view.op(node).name == "cat"]
     if not counts or len(cats) != 1:
@@ -138,7 +138,7 @@ def with_listed(view: GraphView, match: Match) -> Match:
     total = value(indices).numel()
     nodes = {*match.nodes, *_held(view, [node for node, _ in pieces], total)}
     nodes |= sizes_of(view, nodes, total if isinstance(total, int) else 0)
-    return replace(match, nodes=frozenset(with_numbers(view, nodes, given, total)))
+    return replace(match, nodes=frozenset(with_numbers(view, nodes, indices, given, total)))
 
 
 def _held(view: GraphView, pieces: Sequence[Node], total: Any) -> set[Node]:

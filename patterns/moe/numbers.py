@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Node
 
@@ -67,11 +68,15 @@ def holds_counts(view: GraphView, node: Node, indices: Node, experts: int) -> bo
 
 
 def with_numbers(
-    view: GraphView, nodes: set[Node], operands: Sequence[Node], most: Size
+    view: GraphView, nodes: set[Node], indices: Node, operands: Sequence[Node], most: Size
 ) -> set[Node]:
     """A region with the numbers that nothing else reads, and with what counted them."""
+    read = numbers_of(view, indices)
     found, behind = set(nodes), set[Node]()
-    for node in reversed(view.nodes):
+    for node in reversed(view.nodes) if read else ():
+        if _is_certain(node, read):
+            found.add(node)
+            continue
         size = isinstance(value(node), (torch.SymInt, torch.SymBool)) and node.op != "placeholder"
         counts = node in behind and node not in operands and _only_counts(view, node)
         if node in found or not (size or counts):
@@ -81,6 +86,19 @@ def with_numbers(
             found |= {node, *asserted}
             behind.update(node.all_input_nodes if counts or node.target is number else ())
     return found
+
+
+def _is_certain(node: Node, read: Sequence[Sequence[Any]]) -> bool:
+    """Whether it is asserted that a number is no less than zero."""
+    if not name_of(node).startswith("_assert_scalar") or not isinstance(node.args[0], Node):
+        return False
+    told = value(node.args[0])
+    known: Any = to_expr(told) if isinstance(told, torch.SymBool) else None
+    kind = getattr(known, "func", None)
+    if kind not in (sympy.Le, sympy.Ge):
+        return False
+    more = known.rhs - known.lhs if kind is sympy.Le else known.lhs - known.rhs
+    return any(sympy.expand(more - number) == 0 for numbers in read for number in numbers)
 
 
 def _only_counts(view: GraphView, node: Node) -> bool:

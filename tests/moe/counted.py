@@ -159,5 +159,5 @@ LOOK_ALIKES = [
     (CountedAll, _OTHERS),
     (CountedMean, "not proved"),
     (CountedBeyond, "a token that may choose an expert twice"),
-    (CountedLast, "`most` is read after it"),
+    (CountedLast, "what is read later is another"),
 ]

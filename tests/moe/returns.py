@@ -159,7 +159,7 @@ class KeepsOther(Mixture):
 
 RETURNS = [ReturnsSum, ReturnsNothing, ReturnsRows, ReturnsElements]
 _OTHERS = "may be others than those that tokens chose"
-_LEFT = "what is read later is another tensor where an expert has no tokens"
+_LEFT = "what is read later is another where an expert has no tokens"
 _RETURNED = "what is returned without it is another thing"
 LOOK_ALIKES = [
     (Returns, _RETURNED),
