@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,3 +66,9 @@ def returned(tx: Any, inst: Any) -> Returned | None:
     if inst.opname == "LOAD_CONST":
         return Returned(constant=inst.argval)
     return Returned(str(inst.argval)) if inst.opname.startswith("LOAD_FAST") else None
+
+
+def place(tx: Any) -> str:
+    """Of what is being read: file, line and text."""
+    file, line = str(tx.f_code.co_filename), int(tx.lineno)
+    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"

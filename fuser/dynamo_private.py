@@ -5,6 +5,8 @@ holds the experts that were hit is read as a loop over all experts, and a condit
 as it is for an expert with tokens (see `turns`). The number of a turn is a tensor of which Dynamo
 knows what it holds, so that it may choose a module or be part of a name.
 
+Runs of rows, and numbers of them, are `dynamo_runs`'s.
+
 Versions: written against torch 2.13. What another version does differently makes a try fail, and
 nothing else.
 """
@@ -14,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
-import linecache
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,8 @@ from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .bytecode import RETURNS, follow, is_read, returned
-from .dynamo_runs import kept, put_together, read_by, run_of
+from .bytecode import RETURNS, follow, is_read, place, returned
+from .dynamo_runs import kept, put_together, read_by, realized, run_of, same, size
 from .errors import NotWhole
 from .torch_private import known_true, unbacked
 from .turns import (
@@ -265,27 +266,27 @@ class Reader:
         early, last = returned(tx, part.end), tx.instructions[at]
         why = "what is returned without it is another thing"
         if early is None:
-            raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
+            raise NotWhole(f"{UNPROVED}: {why}", place(tx), OVER_ALL)
         before = early.constant if early.name is None else part.names.get(early.name)
         now = last.argval if last.opname == "RETURN_CONST" else tx.stack[-1]
-        same = _same(before, now)
-        self._over(tx, part, [] if same else [*self._pair(tx, part, before, now, why)])
+        alike = same(before, now)
+        self._over(tx, part, [] if alike else [*self._pair(tx, part, before, now, why)])
 
     def _pair(self, tx: Any, part: Supposed, before: Any, now: Any, why: str) -> tuple[Any, Any]:
         """A tensor or a size of a part, and what stands for it where the part is left out."""
-        found = [_realized(one) for one in (before, now)]
+        found = [realized(one) for one in (before, now)]
         tensors = all(isinstance(one, TensorVariable) for one in found)
         if tensors and not found[1].as_proxy().node < part.mark:
             return found[0].as_proxy(), found[1].as_proxy()
-        sizes = [_size(one) for one in found]
-        if any(size is None for size in sizes) or all(type(size) is int for size in sizes):
-            raise NotWhole(f"{UNPROVED}: {why}", _place(tx), OVER_ALL)
+        sizes = [size(one) for one in found]
+        if any(one is None for one in sizes) or all(type(one) is int for one in sizes):
+            raise NotWhole(f"{UNPROVED}: {why}", place(tx), OVER_ALL)
         return sizes[0], sizes[1]
 
     def _over(self, tx: Any, part: Supposed, pairs: list[Any]) -> None:
         _mark(tx, over, part.condition, *pairs)
         if self._changes(tx) > part.changes:
-            raise NotWhole(f"{UNPROVED}: it changes objects of Python's", _place(tx), OVER_ALL)
+            raise NotWhole(f"{UNPROVED}: it changes objects of Python's", place(tx), OVER_ALL)
 
     @contextlib.contextmanager
     def reading(self) -> Generator[None]:
@@ -330,24 +331,6 @@ def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable
     setattr(owner, name, method)
 
 
-def _realized(found: Any) -> Any:
-    return found.realize() if isinstance(found, VariableTracker) else found
-
-
-def _size(found: Any) -> Any:
-    if isinstance(found, SymNodeVariable) and isinstance(found.sym_num, torch.SymInt):
-        return found.as_proxy()
-    number: Any = found.value if isinstance(found, ConstantVariable) else None
-    return number if type(number) is int else None
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are one: the same variable, or `None` and the like."""
-    found = [_realized(each) for each in (one, other)]
-    plain = [each.value if isinstance(each, ConstantVariable) else each for each in found]
-    return plain[0] is plain[1]
-
-
 def _condition(found: Any) -> Any:
     """What a branch depends on, if nothing but data tells it."""
     if isinstance(found, SymNodeVariable):
@@ -359,12 +342,6 @@ def _condition(found: Any) -> Any:
     if example is None or example.ndim != 0 or example.dtype not in (torch.bool, torch.int64):
         return None
     return found.as_proxy() if getattr(example, "constant", None) is None else None
-
-
-def _place(tx: Any) -> str:
-    """Of a loop that has ended."""
-    file, line = str(tx.f_code.co_filename), int(tx.lineno)
-    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"
 
 
 def _mark(tx: Any, what: Callable[..., Any], *args: Any) -> Node:

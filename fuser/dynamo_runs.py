@@ -25,6 +25,7 @@ from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, Sl
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch.fx import Node, Proxy
 
+from .bytecode import place
 from .errors import NotWhole
 from .torch_private import unbacked
 from .turns import OVER_ALL, UNPROVED, counted_by, held, number, piece, run
@@ -37,7 +38,7 @@ class Pieces(ListVariable):
 
     @property
     def items(self) -> list[Any]:  # type: ignore[override]
-        raise NotWhole(_KEPT, "", OVER_ALL)
+        raise NotWhole(_KEPT, self.__dict__["place"], OVER_ALL)
 
     def as_proxy(self) -> Any:
         """For an operator, in whose arguments each of the pieces is marked."""
@@ -131,9 +132,28 @@ def kept(tx: Any, where: Any, given: Any, since: Node) -> bool:
     if not new or rows.as_proxy().node < since:
         return False
     where.__class__ = Pieces
+    where.__dict__["place"] = place(tx)
     where.__dict__["items"].append(wrap_fx_proxy(tx, _call(tx, piece, rows.as_proxy())))
     return True
 
 
 def _call(tx: Any, what: Callable[..., Any], *args: Any) -> Any:
     return tx.output.create_proxy("call_function", what, args, {})
+
+
+def realized(found: Any) -> Any:
+    return found.realize() if isinstance(found, VariableTracker) else found
+
+
+def size(found: Any) -> Any:
+    if isinstance(found, SymNodeVariable) and isinstance(found.sym_num, torch.SymInt):
+        return found.as_proxy()
+    number: Any = found.value if isinstance(found, ConstantVariable) else None
+    return number if type(number) is int else None
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are one: the same variable, or `None` and the like."""
+    found = [realized(each) for each in (one, other)]
+    plain = [each.value if isinstance(each, ConstantVariable) else each for each in found]
+    return plain[0] is plain[1]

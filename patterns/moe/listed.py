@@ -92,7 +92,8 @@ def _cut(node: Node) -> tuple[Node, Any, Any] | None:
     source = node.args[0] if node.args else None
     if getattr(node.target, "__name__", "") != "getitem" or not isinstance(source, Node):
         return None
-    given, at = source.args, node.args[1]
+    given: Any = source.args
+    at: Any = node.args[1]
     if source.target != "split" or source.kwargs or len(given) != 2 or type(at) is not int:
         return None
     rows, sizes = given
