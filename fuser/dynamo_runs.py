@@ -92,6 +92,8 @@ def read_by(tx: Any, counts: Any, name: str) -> Any:
     if found is None:
         return None
     experts, indices = found
+    if experts < 2 or _is_empty(indices):
+        return None  # a number that is known would leave no mark behind
     read = list[Any]()
     for expert in range(experts):
         given = (counts.as_proxy(), expert, experts, Proxy(indices, tx.output.current_tracer))
@@ -102,11 +104,18 @@ def read_by(tx: Any, counts: Any, name: str) -> Any:
     return ListVariable(read, mutation_type=ValueMutationNew())
 
 
+def _is_empty(indices: Node) -> bool:
+    count = indices.meta["example_value"].numel()
+    return type(count) is int and count == 0
+
+
 def run_of(tx: Any, rows: Any, index: Any) -> Any:
     """`rows[start:end]`, where that is told by how many tokens experts have."""
     if type(rows) is not TensorVariable or type(index) is not SliceVariable:
         return None
     start, end, step = (bound.realize() for bound in index.items)
+    if isinstance(end, ConstantVariable) and end.value is None:
+        return None
     ends = [_bound(bound) for bound in (start, end)]
     plain = isinstance(step, ConstantVariable) and step.value is None
     if not plain or any(bound is None for bound in ends):
