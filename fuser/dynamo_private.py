@@ -5,7 +5,7 @@ holds the experts that were hit is read as a loop over all experts, and a condit
 as it is for an expert with tokens (see `turns`). The number of a turn is a tensor of which Dynamo
 knows what it holds, so that it may choose a module or be part of a name.
 
-Runs of rows, and numbers of them, are `dynamo_runs`'s.
+Runs of rows, and numbers of them, are `runs_private`'s.
 
 Versions: written against torch 2.13. What another version does differently makes a try fail, and
 nothing else.
@@ -34,8 +34,8 @@ from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .bytecode import RETURNS, follow, is_read, place, returned
-from .dynamo_runs import kept, put_together, read_by, realized, run_of, same, size
 from .errors import NotWhole
+from .runs_private import kept, put_together, read_by, realized, run_of, same, size
 from .torch_private import known_true, unbacked
 from .turns import (
     OVER_ALL,

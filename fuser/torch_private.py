@@ -1,5 +1,5 @@
 """What is private in torch is touched here alone, each with its reason; Dynamo's reading of
-bytecode in `dynamo_private` and `dynamo_runs`.
+bytecode in `dynamo_private` and `runs_private`.
 
 Versions: written against torch 2.13, meant to work from 2.11.
 """
