@@ -41,8 +41,9 @@ def compile(model: Any = None, /, **kwargs: Any) -> Any:
       functions for which it fails are compiled as `torch.compile` would. No setting of Dynamo is
       changed outside of the compilation of this model's functions.
     - loops over the experts that were hit, and conditions that leave out experts without tokens,
-      are captured for all experts where that is proved to be the same. Parameters of an expert
-      without tokens then have a gradient of zeros, not None.
+      are captured for all experts where that is proved to be the same, also where Python is told
+      how many tokens each expert has. Parameters of an expert without tokens then have a gradient
+      of zeros, not None.
     - experts of transformers' models for which `experts_implementation="eager"` was chosen, a loop
       over the experts that were hit, run as a loop over all experts within compiled code. The
       configuration still says "eager", and so does the model when it is called without compiling.

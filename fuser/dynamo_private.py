@@ -5,6 +5,8 @@ holds the experts that were hit is read as a loop over all experts, and a condit
 as it is for an expert with tokens (see `turns`). The number of a turn is a tensor of which Dynamo
 knows what it holds, so that it may choose a module or be part of a name.
 
+Runs of rows, and numbers of them, are `runs_private`'s.
+
 Versions: written against torch 2.13. What another version does differently makes a try fail, and
 nothing else.
 """
@@ -14,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
-import linecache
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +27,25 @@ from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.iter import IteratorVariable
-from torch._dynamo.variables.lists import ListIteratorVariable, SliceVariable
+from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
+from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .bytecode import RETURNS, follow, is_read, place, returned
 from .errors import NotWhole
+from .runs_private import kept, put_together, read_by, realized, run_of, same, size
 from .torch_private import known_true, unbacked
-from .turns import OVER_ALL, UNPROVED, begin, over, turn, turns_of, with_tokens
+from .turns import (
+    OVER_ALL,
+    UNPROVED,
+    begin,
+    over,
+    turn,
+    turns_of,
+    with_tokens,
+)
 
 Handler = Callable[[Any, Any], None]
 Method = Callable[..., Any]
@@ -44,10 +56,6 @@ _TRANSLATORS: list[Any] = [
     if isinstance(found, type) and hasattr(found, "dispatch_table")
 ]
 
-_JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
-_ENDING = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
-_IDLE = ("NOP", "NOT_TAKEN", "CACHE")
-_MAX_JUMPS = 8
 _NUMBERS = ("item", "tolist", "__int__", "__index__", "__bool__")
 _MUTATORS = ("mutation", "store_attr", "store_cell", "store_global", "store_instance_dict_attr")
 
@@ -146,6 +154,12 @@ class Reader:
                 tx.stack[-1] = SliceVariable([first, last])
             elif known is not None:
                 tx.stack[-1] = ConstantVariable.create(_alone(known))
+            rows = (
+                run_of(tx, *(each.realize() for each in tx.stack[-2:])) if self.supposed else None
+            )
+            if rows is not None:
+                tx.stack[-2:] = [rows]
+                return
         usual(tx, inst)
 
     def format(self, usual: Handler, tx: Any, inst: Any) -> None:
@@ -170,16 +184,22 @@ class Reader:
             jumps = inst.opname.endswith("TRUE") is not taken
             other = inst.target if jumps else tx.instructions[tx.instruction_pointer]
             branch = self._begin(tx, condition, taken)
-            branch.end = tx.instructions[_next(tx, tx.indexof[other])]
+            branch.end = tx.instructions[follow(tx, tx.indexof[other])]
             self.branches.setdefault(id(tx), []).append(branch)
             tx.stack[-1] = ConstantVariable.create(taken)
         self.truth(usual, tx, inst)
 
     def step(self, usual: Method, tx: Any) -> Any:
-        """One instruction; before it may end what another path has jumped over."""
+        """One instruction; before it may end what another path has jumped over, or left early."""
         branches, at = self.branches.get(id(tx)), tx.instruction_pointer
-        while branches and at is not None and tx.instructions[at] is branches[-1].end:
-            self._end(tx, branches.pop())
+        while branches and at is not None:
+            inst = tx.instructions[at]
+            if inst is branches[-1].end:
+                self._end(tx, branches.pop())
+            elif inst.opname in RETURNS:
+                self._left(tx, branches.pop(), at)
+            else:
+                break
         return usual(tx)
 
     def number(self, usual: Method, found: Any, tx: Any) -> Any:
@@ -189,7 +209,7 @@ class Reader:
 
     def call_method(self, usual: Method, found: Any, tx: Any, name: str, *rest: Any) -> Any:
         """`hit.tolist()`, and numbers of what is known."""
-        if name in _NUMBERS and not any(rest):
+        if name in (*_NUMBERS, "numpy") and not any(rest):
             known = _known(found)
             if known is not None:
                 value = known if name == "tolist" else _alone(known)
@@ -197,7 +217,21 @@ class Reader:
             count = _turns(found) if name == "tolist" and _example(found).ndim == 1 else None
             if count is not None:
                 return Turns(found, count, as_numbers=True)
+            read = read_by(tx, found, name)
+            if read is not None:
+                self.supposed += 1
+                return read
         return usual(found, tx, name, *rest)
+
+    def append(self, usual: Method, found: Any, tx: Any, name: str, *rest: Any) -> Any:
+        """`outputs.append(rows)`, within what is done for experts with tokens."""
+        open_ = self.branches.get(id(tx))
+        if name == "append" and open_ and rest and kept(tx, found, rest[0], open_[-1].mark):
+            return ConstantVariable.create(None)
+        return usual(found, tx, name, *rest)
+
+    def call_function(self, usual: Method, found: Any, tx: Any, args: Any, *rest: Any) -> Any:
+        return usual(found, tx, put_together(found, args), *rest)
 
     def _changes(self, tx: Any) -> int:
         """How often objects were written to, or a number was drawn by Python's `random`."""
@@ -209,20 +243,50 @@ class Reader:
         return Supposed(condition, mark, dict(tx.symbolic_locals), self._changes(tx))
 
     def _end(self, tx: Any, part: Supposed) -> None:
-        """What is left behind must be in the graph, where it can be proved.
+        """What is left behind must be in the graph, where it can be proved: beside each tensor that
+        a name is given, the one that it has where this is left out.
 
         Raises:
             NotWhole: objects were changed, or names that are read later and are no tensors.
         """
-        _mark(tx, over, part.condition)
-        if self._changes(tx) > part.changes:
-            raise NotWhole(f"{UNPROVED}: it changes objects of Python's", _place(tx), OVER_ALL)
+        pairs = list[Any]()
         for name, now in tx.symbolic_locals.items():
-            if now is part.names.get(name) or not _is_read(tx, name):
+            before = part.names.get(name)
+            if now is before or not is_read(tx, name):
                 continue
-            if not isinstance(now, TensorVariable) or now.as_proxy().node < part.mark:
-                why = f"{UNPROVED}: `{name}` is read after it"
-                raise NotWhole(why, _place(tx), OVER_ALL)
+            pairs += self._pair(tx, part, before, now, f"`{name}` is read after it")
+        self._over(tx, part, pairs)
+
+    def _left(self, tx: Any, part: Supposed, at: int) -> None:
+        """A function returns at the end of a part, and where that is left out as well.
+
+        Raises:
+            NotWhole: not the same, as far as that is known.
+        """
+        early, last = returned(tx, part.end), tx.instructions[at]
+        why = "what is returned without it is another thing"
+        if early is None:
+            raise NotWhole(f"{UNPROVED}: {why}", place(tx), OVER_ALL)
+        before = early.constant if early.name is None else part.names.get(early.name)
+        now = last.argval if last.opname == "RETURN_CONST" else tx.stack[-1]
+        alike = same(before, now)
+        self._over(tx, part, [] if alike else [*self._pair(tx, part, before, now, why)])
+
+    def _pair(self, tx: Any, part: Supposed, before: Any, now: Any, why: str) -> tuple[Any, Any]:
+        """A tensor or a size of a part, and what stands for it where the part is left out."""
+        found = [realized(one) for one in (before, now)]
+        tensors = all(isinstance(one, TensorVariable) for one in found)
+        if tensors and not found[1].as_proxy().node < part.mark:
+            return found[0].as_proxy(), found[1].as_proxy()
+        sizes = [size(one) for one in found]
+        if any(one is None for one in sizes) or all(type(one) is int for one in sizes):
+            raise NotWhole(f"{UNPROVED}: {why}", place(tx), OVER_ALL)
+        return sizes[0], sizes[1]
+
+    def _over(self, tx: Any, part: Supposed, pairs: list[Any]) -> None:
+        _mark(tx, over, part.condition, *pairs)
+        if self._changes(tx) > part.changes:
+            raise NotWhole(f"{UNPROVED}: it changes objects of Python's", place(tx), OVER_ALL)
 
     @contextlib.contextmanager
     def reading(self) -> Generator[None]:
@@ -248,6 +312,8 @@ class Reader:
                     _patch(stack, SideEffects, name, self.noted)
             _patch(stack, symbolic_convert.InstructionTranslatorBase, "step", self.step)
             _patch(stack, TensorVariable, "call_method", self.call_method)
+            _patch(stack, ListVariable, "call_method", self.append)
+            _patch(stack, TorchInGraphFunctionVariable, "call_function", self.call_function)
             for name in ("nb_int_impl", "nb_index_impl"):
                 if hasattr(TensorVariable, name):
                     _patch(stack, TensorVariable, name, self.number)
@@ -265,41 +331,6 @@ def _patch(stack: contextlib.ExitStack, owner: Any, name: str, instead: Callable
     setattr(owner, name, method)
 
 
-def _is_read(tx: Any, name: str) -> bool:
-    """Whether a function reads a name, from where it is, before it gives it another value."""
-    pending, seen = [tx.instruction_pointer], set[int]()
-    while pending:
-        at = pending.pop()
-        if at in seen or at >= len(tx.instructions):
-            continue
-        seen.add(at)
-        inst = tx.instructions[at]
-        names = inst.argval if isinstance(inst.argval, tuple) else (inst.argval,)
-        if name in names and "LOAD" in inst.opname:
-            return True
-        if name in names and inst.opname.startswith(("STORE", "DELETE")):
-            continue
-        entry = inst.exn_tab_entry
-        others = [inst.target, None if entry is None else entry.target]
-        pending += [tx.indexof[other] for other in others if other is not None]
-        if inst.opname not in _ENDING and inst.opname not in _JUMPS:
-            pending.append(at + 1)
-    return False
-
-
-def _next(tx: Any, at: int) -> int:
-    """The first instruction from one on that does something."""
-    for _ in range(_MAX_JUMPS):
-        inst = tx.instructions[at]
-        if inst.opname in _JUMPS:
-            at = tx.indexof[inst.target]
-        elif inst.opname in _IDLE:
-            at += 1
-        else:
-            break
-    return at
-
-
 def _condition(found: Any) -> Any:
     """What a branch depends on, if nothing but data tells it."""
     if isinstance(found, SymNodeVariable):
@@ -311,12 +342,6 @@ def _condition(found: Any) -> Any:
     if example is None or example.ndim != 0 or example.dtype not in (torch.bool, torch.int64):
         return None
     return found.as_proxy() if getattr(example, "constant", None) is None else None
-
-
-def _place(tx: Any) -> str:
-    """Of a loop that has ended."""
-    file, line = str(tx.f_code.co_filename), int(tx.lineno)
-    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"
 
 
 def _mark(tx: Any, what: Callable[..., Any], *args: Any) -> Node:

@@ -1,5 +1,5 @@
 """What is private in torch is touched here alone, each with its reason; Dynamo's reading of
-bytecode in `dynamo_private`.
+bytecode in `dynamo_private` and `runs_private`.
 
 Versions: written against torch 2.13, meant to work from 2.11.
 """
@@ -43,6 +43,7 @@ from torch.fx import graph as fx_graph
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
+    _constrain_range_for_size,
     free_symbols,
     free_unbacked_symbols,
     statically_known_true,
@@ -56,7 +57,7 @@ __all__ = [
     "FakeTensorMode", "FloorDiv", "GuardOnDataDependentSymNode", "HigherOrderOperator",
     "OpOverload", "OpOverloadPacket", "apart", "cache_dir",
     "convert_frame", "core_aten_decompositions", "counters", "differentiable", "dispatched",
-    "dynamo", "eager_world", "eval_frame", "faked", "get_decompositions",
+    "dynamo", "eager_world", "eval_frame", "faked", "fresh_size", "get_decompositions",
     "graph_break_reasons", "has_gradient", "hint", "hints", "in_forward_mode",
     "is_control_flow", "is_data_dependent", "kernels_launched", "known_true", "list_backends",
     "lookup_backend", "make_fx", "memory", "multiplies_in_hardware", "outermost",
@@ -105,6 +106,13 @@ def symbols(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:
 def is_wrapper(example: object) -> bool:
     """Whether a value is a tensor that wraps others, as DTensor does for parts on several ranks."""
     return is_traceable_wrapper_subclass(example)
+
+
+def fresh_size(beside: torch.Tensor, most: Any, least: int = 0) -> Any:
+    """A size between `least` and `most` that nobody knows while compiling, beside a fake tensor."""
+    made = beside.fake_mode.shape_env.create_unbacked_symint()  # type: ignore[attr-defined]
+    _constrain_range_for_size(made, min=least, max=most if type(most) is int else None)
+    return made
 
 
 def unbacked(sizes: Iterable[int | torch.SymInt]) -> set[sympy.Symbol]:

@@ -20,8 +20,17 @@ from torch import SymBool, SymInt, Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import has_side_effect
 
+from .torch_private import fresh_size
+
 _MAX_STEPS = 16
 _POSITIONS = ("nonzero", "argwhere", "where")
+_COPYING = ("cpu", "to", "long", "int", "detach", "contiguous")
+_WRITING = ("scatter_", "scatter_add_", "index_add_")
+_COUNTING = {
+    "bincount": 0, "one_hot": 0, "histc": 0, "eq": 0, "scatter": 2, "scatter_": 2,
+    "scatter_add": 2, "scatter_add_": 2, "index_add": 2, "index_add_": 2,
+}  # fmt: skip
+"""Where the indices are that an operator counts."""
 _CHOOSING = ("topk", "sort", "argsort", "argmax", "max", "one_hot")
 UNPROVED = "what is done for experts that have tokens is not proved to be nothing for others"
 OVER_ALL = (
@@ -43,12 +52,39 @@ def turn(hit: Tensor, number: int) -> Tensor:
 
 
 @has_side_effect
-def over(hit: Tensor | SymBool | SymInt) -> None:
-    """Here that has ended as it does by itself."""
+def over(hit: Tensor | SymBool | SymInt, *pairs: Tensor) -> None:
+    """Here that has ended as it does by itself. Of each two tensors the first is what stands for
+    the second where nothing of it is done."""
     raise AssertionError(UNPROVED)
 
 
-MARKS: tuple[Any, ...] = (begin, turn, over)
+@has_side_effect
+def number(counts: Tensor, expert: int, experts: int, indices: Tensor, *before: int) -> Any:
+    """Here Python reads how many of `indices`, all of which are experts, are this one; `before` are
+    the numbers of those before it."""
+    most = indices.numel()
+    return most - sum(before) if expert == experts - 1 else fresh_size(counts, most)
+
+
+@has_side_effect
+def run(rows: Tensor, start: int, end: int) -> Tensor:
+    """Here Python cuts rows at sums of such numbers."""
+    return rows.sum(0, keepdim=True).expand(end - start, *rows.shape[1:])
+
+
+@has_side_effect
+def piece(rows: Tensor) -> Tensor:
+    """Here Python keeps rows in a list, only where there are some."""
+    return rows.view_as(rows)
+
+
+@has_side_effect
+def held(*pieces: Tensor) -> Any:
+    """Here Python is told how many of them it has kept."""
+    return fresh_size(pieces[0], len(pieces), 1)
+
+
+MARKS: tuple[Any, ...] = (begin, turn, over, number, run, piece, held)
 
 
 def supposed(module: GraphModule) -> list[Node]:
@@ -71,13 +107,49 @@ def turns_of(hit: Any) -> int | None:
         name = str(getattr(node.target, "__name__", node.target))
         source = node.args[0].meta.get("example_value")
         if name in _POSITIONS and not unique and isinstance(source, Tensor):
-            known = source.ndim == 1 and isinstance(source.shape[0], int)
-            return int(source.shape[0]) if known else None
+            return bins_of(node.args[0]) if source.ndim == 1 else None
         if name in _CHOOSING and unique and isinstance(source, Tensor):
             return _width(node, name, source)
         unique = unique or "unique" in name
         node = node.args[0]
     return None
+
+
+def counted_by(node: Any) -> tuple[int, Node] | None:
+    """Of how many experts a vector counts the tokens, and which indices it counts, if it looks like
+    that; proved later."""
+    example = node.meta.get("example_value")
+    bins = bins_of(node)
+    whole = isinstance(example, Tensor) and example.dtype in (torch.int32, torch.int64)
+    if not whole or example.ndim != 1 or bins is None:
+        return None
+    for _ in range(_MAX_STEPS):
+        writes = [u for u in node.users if name_of(u) in _WRITING and u.args[:1] == (node,)]
+        node = writes[0] if len(writes) == 1 else node
+        at = _COUNTING.get(name_of(node))
+        if at is not None:
+            index = node.args[at] if at < len(node.args) else node.kwargs.get("index")
+            return (bins, index) if isinstance(index, Node) else None
+        if not node.args or not isinstance(node.args[0], Node):
+            return None
+        node = node.args[0]
+    return None
+
+
+def bins_of(node: Node) -> int | None:
+    """How many elements a vector has, if all indices are that of one: `bincount` has a length that
+    depends on data."""
+    while name_of(node) in _COPYING and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    example = node.meta.get("example_value")
+    if isinstance(example, Tensor) and example.ndim == 1 and isinstance(example.shape[0], int):
+        return int(example.shape[0])
+    found = node.args[2] if len(node.args) > 2 else node.kwargs.get("minlength")
+    return found if name_of(node) == "bincount" and type(found) is int and found > 0 else None
+
+
+def name_of(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def with_tokens(condition: Any) -> bool | None:

@@ -7,6 +7,7 @@ dense.scatter_(1, indices, weights)     dense[arange(T)[:, None], indices] = wei
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import Node
@@ -42,10 +43,12 @@ def is_fresh(view: GraphView, node: Node) -> bool:
     return name in {*_NUMBERS, *_FILL_AT, "empty", "empty_like", "new_empty"}
 
 
-def writer(view: GraphView, node: Node) -> Node | None:
-    """The one operator that writes to a tensor, before all others that read it."""
+def writer(view: GraphView, node: Node, passed: Sequence[Node] = ()) -> Node | None:
+    """The one operator that writes to a tensor, before all others that read it; but for those that
+    were passed on the way to it, which change what it has written."""
     key = view.storages.get(node)
     found = [view.nodes[i] for i, n in view.mutations if n is node or view.storages.get(n) == key]
+    found = [write for write in found if write not in passed]
     if len(found) != 1 or found[0].all_input_nodes.count(node) != 1:
         return None
     position = view.order[found[0]]

@@ -10,51 +10,40 @@ expert that is left out has no tokens, and if nothing but the region happens the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
-import sympy
 import torch
 from torch.fx import Node
 
 from fuser.graph.axes import Dim, Dims, Size, fresh, resolve
-from fuser.graph.effects import draws
-from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.ops import Op, is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
 from fuser.torch_private import to_expr
-from fuser.turns import MARKS, begin, over, turn
 
 from ..declined import Declined
 from .choices import experts_among
 from .masks import Chosen, hot, peeled
 from .masks import chosen as chosen_by
+from .numbers import holds_counts, numbers_of, with_numbers
 from .selection import Coordinate, coordinate, gives_positions, sizes_of
 from .space import Place, require
+from .supposed import (
+    LEFT,
+    UNKNOWN,
+    Part,
+    alone,
+    is_left,
+    parts,
+    sizes_behind,
+    tells_rows,
+    with_idle,
+)
 from .writes import Write
 
 _ABOVE = (("gt", 0), ("ne", 0), ("ge", 1))
 _NONE = (("le", 0), ("eq", 0), ("lt", 1))
-_UNKNOWN = "the experts that a loop runs over may be others than those that tokens chose"
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where such a part stands in a graph.
-
-    Attributes:
-        hit: what a loop runs over, or the condition of a branch.
-        marks: all that tells of it.
-        first, last: positions of its begin and its end.
-        taken: what the condition is for an expert with tokens; None for a part.
-        turns: of a loop the positions at which turns begin; number i is that of expert i.
-    """
-
-    hit: Node
-    marks: tuple[Node, ...]
-    first: int
-    last: int
-    taken: bool | None = None
-    turns: tuple[int, ...] = ()
 
 
 def with_parts(
@@ -72,9 +61,10 @@ def with_parts(
     Raises:
         Declined: what was captured may be other than what eager does.
     """
-    for part in _parts(view):
+    for part in parts(view):
         pairs = zip(writes, chosen, strict=True)
         inside = [p for p in pairs if part.first < view.order[p[0].node] < part.last]
+        inside = inside or _behind(match, part, writes, chosen)
         if not inside:
             continue
         if part.taken is None:
@@ -84,32 +74,38 @@ def with_parts(
         else:
             require(len(inside) == 1, "a condition is not that of one expert", part.hit)
             told = _told_alone(view, part, *inside[0])
+        for before, now in part.left:
+            empty = part.taken is not None and is_left(_count(inside[0][0]), before, now)
+            require(empty or _is_added(view, inside, before, now), LEFT, part.marks[-1])
         nodes = {*match.nodes, *part.marks, *told}
         nodes |= sizes_of(view, nodes, most)
-        match = replace(match, nodes=frozenset(_with_idle(view, match, part, nodes)))
-    return match
+        match = replace(match, nodes=frozenset(with_idle(view, match, part, nodes)))
+    operands = [o.node for call in match.calls for o in call.operands.values()]
+    nodes = with_numbers(view, {*match.nodes}, chosen[0].indices.node, operands, most)
+    return replace(match, nodes=frozenset(nodes))
 
 
-def _parts(view: GraphView) -> list[Part]:
-    marks = [node for node in view.nodes if node.target in MARKS]
-    found: list[Part] = []
-    for at, start in enumerate(marks):
-        if start.target is not begin:
-            continue
-        own = [start]
-        for mark in (m for m in marks[at + 1 :] if m.args[0] is start.args[0]):
-            own.append(mark)
-            if mark.target is not turn:
-                break
-        numbers = [m.args[1] for m in own if m.target is turn]
-        ends = own[-1].target is over and numbers == list(range(len(numbers)))
-        hit, taken = start.args[0], start.args[1] if len(start.args) > 1 else None
-        if not (ends and isinstance(hit, Node) and isinstance(taken, (bool, type(None)))):
-            continue
-        turns = tuple(view.order[m] for m in own if m.target is turn)
-        first, last = view.order[start], view.order[own[-1]]
-        found.append(Part(hit, tuple(own), first, last, taken, turns))
-    return found
+def _behind(
+    match: Match, part: Part, writes: Sequence[Write], chosen: Sequence[Chosen]
+) -> list[tuple[Write, Chosen]]:
+    """Of what a part is that ends before its rows are written: an expert behind a condition."""
+    if not any(now in match.nodes for _, now in part.left):
+        return []
+    pairs = zip(writes, chosen, strict=True)
+    return [p for p in pairs if all(is_left(_count(p[0]), *each) for each in part.left)]
+
+
+def _count(write: Write) -> Any:
+    """How many rows are written."""
+    return to_expr(value(write.rows).shape[0])
+
+
+def _is_added(
+    view: GraphView, inside: Sequence[tuple[Write, Chosen]], before: Any, now: Any
+) -> bool:
+    """Whether one tensor is another with the rows of a part added up onto it."""
+    first, last = inside[0][0].node, inside[-1][0].node
+    return now is last and view.op(first).args.get("input") is before
 
 
 def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> set[Node]:
@@ -120,24 +116,24 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
     """
     condition = value(part.hit)
     if not isinstance(condition, torch.Tensor):
-        rows = to_expr(value(write.rows).shape[0])
-        known = to_expr(condition)
-        some = sympy.Ne(rows, 0) if part.taken else sympy.Eq(rows, 0)
-        above = (rows > 0, rows >= 1) if part.taken else (rows <= 0, rows < 1)
-        counted = part.taken and known == rows
-        require(counted or known in (some, *above), _UNKNOWN, part.hit)
-        return _alone(view, _sizes_behind(part.hit), part, 0)
+        sizes = sizes_behind(part.hit)
+        counted = [read[chosen.expert] for read in numbers_of(view, chosen.indices.node)]
+        known = any(
+            tells_rows(to_expr(condition), rows, part.taken) for rows in (_count(write), *counted)
+        )
+        require(known, UNKNOWN, part.hit)
+        return alone(view, sizes, part, 0)
     chain = set[Node]()
     mask = _counted(view, part.hit, chain, bool(part.taken))
     known = chosen_by(view, mask, fresh(value(mask).shape, "m"))
     same = known is not None and known.expert == chosen.expert
-    require(same, _UNKNOWN, part.hit)
+    require(same, UNKNOWN, part.hit)
     assert known is not None
-    require(known.indices.node is chosen.indices.node, _UNKNOWN, part.hit)
+    require(known.indices.node is chosen.indices.node, UNKNOWN, part.hit)
     kept, own = known.kept, chosen.kept
     alike = kept is None or (own is not None and own.node is kept.node)
-    require(alike, _UNKNOWN, part.hit)
-    return _alone(view, chain, part, 0)
+    require(alike, UNKNOWN, part.hit)
+    return alone(view, chain, part, 0)
 
 
 def _require_numbers(
@@ -165,24 +161,26 @@ def _told(view: GraphView, part: Part, chosen: Chosen) -> set[Node]:
     if getattr(part.hit.target, "__name__", part.hit.target) == "unique":
         (index,) = part.hit.args if len(part.hit.args) == 1 else (None,)
         if not isinstance(index, Node) or part.hit.kwargs:
-            raise Declined(_UNKNOWN, part.hit)
+            raise Declined(UNKNOWN, part.hit)
         indices = peeled(view, index, fresh(value(index).shape, "i"))
         known = experts_among(view, indices.node) == len(part.turns)
-        require(known and indices.node is chosen.indices.node, _UNKNOWN, part.hit)
-        return _alone(view, {part.hit}, part, len(part.turns))
+        require(known and indices.node is chosen.indices.node, UNKNOWN, part.hit)
+        return alone(view, {part.hit}, part, len(part.turns))
     found = _positions(view, part.hit)
     if found is None or value(found.mask).ndim != 1:
-        raise Declined(_UNKNOWN, part.hit)
+        raise Declined(UNKNOWN, part.hit)
     experts = fresh(value(found.mask).shape, "e")[0]
     chain = {*found.passed}
     place = _summed(view, found.mask, experts, chain)
+    if holds_counts(view, place.node, chosen.indices.node, len(part.turns)):
+        return alone(view, {*chain, place.node}, part, len(part.turns))
     known = hot(view, place)
     if known is None:
-        raise Declined(_UNKNOWN, part.hit)
+        raise Declined(UNKNOWN, part.hit)
     indices, kept = known
     same = indices.node is chosen.indices.node
-    require(same and (kept is None or _is_kept(kept, chosen)), _UNKNOWN, part.hit)
-    return _alone(view, chain, part, len(part.turns))
+    require(same and (kept is None or _is_kept(kept, chosen)), UNKNOWN, part.hit)
+    return alone(view, chain, part, len(part.turns))
 
 
 def _positions(view: GraphView, hit: Node) -> Coordinate | None:
@@ -217,17 +215,6 @@ def _summed(view: GraphView, node: Node, experts: Dim, chain: set[Node]) -> Plac
     return Place(node, resolve(dims), experts)
 
 
-def _sizes_behind(condition: Node) -> set[Node]:
-    """A condition on a size, and what it is computed from."""
-    found, pending = set[Node](), [condition]
-    while pending:
-        node = pending.pop()
-        if node not in found and isinstance(value(node), (torch.SymInt, torch.SymBool)):
-            found.add(node)
-            pending += node.all_input_nodes
-    return {node for node in found if node.op != "placeholder"}
-
-
 def _counted(view: GraphView, node: Node, chain: set[Node], taken: bool) -> Node:
     """The mask of which a number tells whether it is true anywhere."""
     op = view.op(node)
@@ -237,7 +224,7 @@ def _counted(view: GraphView, node: Node, chain: set[Node], taken: bool) -> Node
         op = view.op(node)
     whole = op.name in ("sum", "any") and op.args.get("dtype") is None and taken
     source = op.args.get("input")
-    require(whole and op.args.get("dim") is None and not view.is_written(node), _UNKNOWN, node)
+    require(whole and op.args.get("dim") is None and not view.is_written(node), UNKNOWN, node)
     assert isinstance(source, Node)
     chain.add(node)
     return source
@@ -258,43 +245,8 @@ def _before(dim: object, rank: int, source: object, dims: Dims) -> Dims:
     assert isinstance(source, Node)
     given = dim if isinstance(dim, (tuple, list)) else (dim,)
     numbers = sorted(d % rank for d in given if type(d) is int)
-    require(len(numbers) == len(given) and len(dims) == rank - len(numbers), _UNKNOWN, source)
+    require(len(numbers) == len(given) and len(dims) == rank - len(numbers), UNKNOWN, source)
     own = list(dims)
     for at in numbers:
         own.insert(at, fresh((value(source).shape[at],), "summed")[0])
     return tuple(own)
-
-
-def _alone(view: GraphView, chain: set[Node], part: Part, most: int) -> set[Node]:
-    """The nodes of a chain that nobody else reads, and their sizes."""
-    sizes = sizes_of(view, chain, most)
-    own, before = {*chain, *sizes}, 0
-    while before != len(own):
-        before = len(own)
-        own = {n for n in own if all(user in own or user in part.marks for user in n.users)}
-    return own
-
-
-def _with_idle(view: GraphView, match: Match, part: Part, nodes: set[Node]) -> set[Node]:
-    """A region, and what only it reads within the part.
-
-    Raises:
-        Declined: something else happens there.
-    """
-    operands = {o.node for call in match.calls for o in call.operands.values()}
-    inside = view.nodes[part.first : part.last]
-    for node in reversed(inside):
-        if node in nodes or node.op in ("placeholder", "get_attr"):
-            continue
-        require(_is_pure(view, node), "a turn does more than adding the rows of an expert", node)
-        later = any(user not in nodes and view.order[user] > part.last for user in node.users)
-        require(not later, "what a turn computes is read after the loop", node)
-        if node not in operands and all(user in nodes for user in node.users):
-            nodes.add(node)
-    return nodes
-
-
-def _is_pure(view: GraphView, node: Node) -> bool:
-    op = view.op(node)
-    known = op.kind is not Kind.OTHER or node.target == "item"
-    return known and not op.inplace and not draws(node, op)

@@ -7,6 +7,7 @@ indices == e                one_hot(indices)[..., e]            (one_hot(choice)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -15,6 +16,7 @@ from fuser.graph.axes import Dim, Dims, Unproven, leaves, resolve, size_of
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
+from fuser.turns import turn
 
 from .branches import column
 from .cuts import CASTS, COPIES
@@ -116,12 +118,29 @@ def chosen(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
 def _equal(view: GraphView, op: Op, dims: Dims) -> Chosen | None:
     """`indices == e`."""
     sides = [op.args.get("input"), op.args.get("other")]
-    tensors, numbers = [s for s in sides if is_tensor(s)], [s for s in sides if type(s) is int]
+    known = [number_of(view, side) for side in sides]
+    tensors = [s for s, n in zip(sides, known, strict=True) if is_tensor(s) and n is None]
+    numbers = [n for n in known if n is not None]
     if len(tensors) != 1 or len(numbers) != 1 or value(tensors[0]).dtype not in _WHOLE:
         return None
     if _hot(view, tensors[0], dims) is not None:
         return None
     return Chosen(peeled(view, tensors[0], dims), numbers[0])
+
+
+def number_of(view: GraphView, side: Any) -> int | None:
+    """The number that is compared with: Python's, or that of a turn, of which a tensor has one."""
+    while isinstance(side, Node):
+        one = is_tensor(side) and all(type(n) is int and n == 1 for n in value(side).shape)
+        if not one or view.is_written(side):
+            return None
+        if side.target is turn:
+            side = side.args[1]
+            break
+        op = view.op(side)
+        plain = op.kind in (Kind.VIEW, Kind.SLICE) and not op.inplace
+        side = op.args.get("input") if plain else None
+    return side if type(side) is int else None
 
 
 def others(view: GraphView, node: Node, dims: Dims) -> Chosen | None:

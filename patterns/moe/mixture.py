@@ -36,6 +36,7 @@ from .branches import same, stacked
 from .capacity import capacity
 from .chain import chain
 from .expert import Expert, ExpertWalk, NoExpert
+from .listed import listed, with_listed
 from .products import Product
 from .region import ID, Mixture, matched, mixture
 from .restoring import added
@@ -80,7 +81,8 @@ class MixtureOfExperts(Pattern):
 
     def match(self, view: GraphView, anchor: Node) -> Match | Decline | None:
         try:
-            return _prove(view, anchor)
+            found = _prove(view, anchor)
+            return with_listed(view, found) if isinstance(found, Match) else found
         except NoExpert:
             return None
         except Declined as error:
@@ -339,6 +341,10 @@ def _onto(view: GraphView, anchor: Node, out_dims: Dims) -> Match | None:
 def _experts_of(space: Space, rows: Rows, anchor: Node) -> tuple[Sequence[Expert], Weights]:
     """The experts that gave rows, one for all or each by itself where they are stacked, and what
     their rows are weighted with inside."""
+    in_turn = listed(space, rows.node, rows.dims)
+    if in_turn is not None:
+        same(in_turn, anchor)
+        return in_turn, in_turn[0].inside
     separate = stacked(space, rows.node, rows.dims)
     if separate is not None:
         experts, weights = separate

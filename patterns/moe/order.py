@@ -19,6 +19,8 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from .arange import divided, is_arange
+from .choices import distinct
+from .cuts import COPIES
 from .filling import filled_with, put, writer
 
 GROUPED = ("_grouped_mm", "grouped_mm", "grouped_mm_fallback")
@@ -36,12 +38,12 @@ class Order:
     """Rows in the order of their experts.
 
     Attributes:
-        order: the number of the choice at each place.
+        order: the number of the choice at each place; None where nothing is sorted.
         ids: the expert of each choice, in one dimension.
         row: the axis of the places.
     """
 
-    order: Node
+    order: Node | None
     ids: Node
     row: Dim
 
@@ -72,7 +74,7 @@ class Order:
             return self._searched(view, op, experts)
         if op.name != "cumsum" or op.args.get("dim") not in (0, -1):
             return False
-        return self._counts(view, op.args["input"], experts)
+        return self.holds_counts(view, op.args["input"], experts)
 
     def _searched(self, view: GraphView, op: Op, experts: int) -> bool:
         """`searchsorted(sorted ids, arange(E), right=True)`."""
@@ -83,14 +85,15 @@ class Order:
         counted = is_arange(view, numbers) and value(numbers).shape == (experts,)
         return counted and is_tensor(ids) and self.holds_ids(view, ids)
 
-    def _counts(self, view: GraphView, node: Node, experts: int) -> bool:
+    def holds_counts(self, view: GraphView, node: Node, experts: int) -> bool:
         """Whether a tensor has how often each expert was chosen."""
         op = view.op(node)
-        source: Any = op.args.get("input")
+        moved = node.target == "cpu"  # which is no operator of the canonical view
+        source: Any = node.args[0] if moved else op.args.get("input")
         if value(node).dtype not in WIDE:
             return False
-        if op.name in ("to", "int", "long", "float") and is_tensor(source):
-            return self._counts(view, source, experts)
+        if moved or (op.name in ("to", "int", "long", "float", *COPIES) and is_tensor(source)):
+            return self.holds_counts(view, source, experts)
         if op.name == "bincount":
             enough = op.args.get("minlength") == experts and op.args.get("weights") is None
             return enough and self._same_ids(view, source)
@@ -119,7 +122,27 @@ class Order:
             op = view.op(source)
         if op.name == "one_hot":
             return self._same_ids(view, op.args["input"])
+        if view.is_written(source) or op.name == "scatter":
+            return self._marked(view, source)
         return op.name == "eq" and self._compared(view, op, source)
+
+    def _marked(self, view: GraphView, node: Node) -> bool:
+        """Zeros, and ones at the distinct choices of each token: `(T, E)`."""
+        write = writer(view, node) if view.is_written(node) else node
+        op = None if write is None else view.op(write)
+        if op is None or write is None or op.name != "scatter" or op.args.get("reduce") is not None:
+            return False
+        base, index, ones = (op.args.get(name) for name in ("input", "index", "src"))
+        at, last = view.order[write], value(node).ndim - 1
+        if not (is_tensor(base) and is_tensor(index)) or op.args.get("dim") not in (last, -1):
+            return False
+        if write is not node and base is not node:
+            return False
+        one = filled_with(view, ones, at) if is_tensor(ones) else ones
+        dims = fresh(value(index).shape, "n")
+        whole = value(base).shape[:-1] == value(index).shape[:-1]
+        plain = filled_with(view, base, at) == 0 and one == 1 and whole
+        return plain and distinct(view, index, dims, dims[-1]) and self._same_ids(view, index)
 
     def _compared(self, view: GraphView, op: Op, node: Node) -> bool:
         """`ids[..., None] == arange(E)`."""

@@ -101,7 +101,8 @@ def mixture(
         require(space.indices is not None, "nothing tells which experts were chosen", anchor)
         assert space.indices is not None
         indices, choices = space.indices, space.chosen
-        count = size_of(first.products[-1].matrix.experts)
+        one = size_of(first.products[-1].matrix.experts)
+        count = len(experts) if len(experts) > 1 else one
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
     assert isinstance(count, int)
     if space.dense and before.factors:

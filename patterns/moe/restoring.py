@@ -6,6 +6,7 @@ out.index_add(0, order // K, rows)      out.scatter_add(0, (order // K)[:, None]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,8 @@ class _Write:
     adds: bool
 
 
-def restored(view: GraphView, node: Node) -> Restored | None:
-    """The sorted rows that a node has in the order of choices again."""
+def restored(view: GraphView, node: Node, passed: Sequence[Node] = ()) -> Restored | None:
+    """The sorted rows that a node has in the order of choices again, before what was passed."""
     op = view.op(node)
     part = selected(op)
     if part is not None and not part.new:
@@ -82,7 +83,7 @@ def restored(view: GraphView, node: Node) -> Restored | None:
         order = None if index is None else undone(view, index)
         whole = value(op.args["input"]).shape == value(node).shape
         return None if order is None or not whole else Restored(op.args["input"], order)
-    statement = writer(view, node) if view.is_written(node) else None
+    statement = writer(view, node, passed) if view.is_written(node) else None
     by = node if statement is None else statement
     write = _written(view, view.op(by), by)
     if write is None or value(write.base).shape != value(write.rows).shape:

@@ -140,10 +140,7 @@ class Routing:
         """Of a tensor that an operator has written to."""
         if self.view.op(node).name in ("scatter", "scatter_add", "scatter_reduce", "index_put"):
             return self._support(node, dims, number)
-        found = put(self.view, node)
-        if found is None or not self._is_number(found[0], number, node):
-            return None
-        return self._placed(found[1], dims)
+        return self._put(self.view.op(node), node, dims, number)
 
     def _scatter(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
         """`full(number).scatter(e, indices, anything)`, which is added to what is there or not."""
@@ -160,11 +157,17 @@ class Routing:
         return self.unique(index, (*dims[:at], chosen, *dims[at + 1 :]), chosen)
 
     def _put(self, op: Op, node: Node, dims: Dims, number: Any) -> Place | None:
-        """`full(number).index_put((tokens, indices), anything)`."""
+        """`full(number).index_put((tokens, indices), anything)`, or `anything[mask] = number`."""
         found = put(self.view, node)
-        if found is None or not self._is_number(found[0], number, node):
+        if found is None:
             return None
-        return self._placed(found[1], dims)
+        target, index, values = found
+        mask = index[0] if len(index) == 1 else None
+        if is_tensor(mask) and value(mask).dtype is torch.bool:
+            whole = value(mask).ndim == value(target).ndim and not op.args.get("accumulate")
+            known = whole and self._is_number(values, number, node)
+            return self.support(mask, dims, ONE) if known else None
+        return self._placed(index, dims) if self._is_number(target, number, node) else None
 
     def _placed(self, index: Sequence[Any], dims: Dims) -> Place | None:
         """The indices of `dense[number of the token, indices]`, for every token."""

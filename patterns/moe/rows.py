@@ -55,7 +55,7 @@ def _unsorted(space: Space, node: Node, dims: Dims, passed: list[Node]) -> tuple
     """Rows in the order of their experts, of which a node has them token by token again."""
     if space.dense or space.order is not None:
         return None
-    found = restored(space.view, node)
+    found = restored(space.view, node, passed)
     if found is None:
         return None
     passed += found.passed

@@ -32,6 +32,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
+from fuser.turns import bins_of, held, name_of
 
 from .branches import column
 from .space import Place, Space
@@ -267,14 +268,26 @@ def _asserted(node: Node, interior: set[Node], most: Size) -> set[Node] | None:
     return found
 
 
+def _least(size: Any) -> int:
+    """What a size is no less than: that of `bincount` no less than it was asked for."""
+    if not isinstance(size, Node) or not name_of(size).startswith("sym_size"):
+        return 0
+    counted = size.args[0]
+    return bins_of(counted) or 0 if is_tensor(counted) and value(counted).ndim == 1 else 0
+
+
 def _always_holds(node: Node, most: Size) -> bool:
     """`size >= 0` or `size <= most`, which is asserted and nothing else; users' assertions may say
     more."""
+    if len(node.args) < 2 or type(node.args[1]) is not int:
+        return False
+    size, bound = node.args[0], node.args[1]
+    pieces = len(size.args) if isinstance(size, Node) and size.target is held else None
     if node.target is operator.ge:
-        holds = type(node.args[1]) is int and node.args[1] <= 0
+        holds = bound <= (_least(size) if pieces is None else 1)
     elif node.target is operator.le:
-        bound = node.args[1]
-        holds = type(bound) is int and isinstance(most, int) and bound >= most
+        known = most if pieces is None else pieces
+        holds = isinstance(known, int) and bound >= known
     else:
         return False
     names = {str(getattr(u.target, "__name__", u.target)).partition(".")[0] for u in node.users}

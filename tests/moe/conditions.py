@@ -202,7 +202,7 @@ LOOK_ALIKES = [
     (IfTwo, _OTHERS),
     (IfNoneAfter, _OTHERS),
     (IfCounted, "`count` is read after it"),
-    (IfShared, "is read after"),
+    (IfShared, "what is read later is another where an expert has no tokens"),
     (IfElse, "not proved"),
     (IfBuffer, "a turn does more than adding the rows of an expert"),
 ]

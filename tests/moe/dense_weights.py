@@ -223,10 +223,36 @@ class SentWhereWeighted(Weighted):
         return (out * weights.unsqueeze(-1)).sum(1)
 
 
+class ZeroedByStatement(Weighted):
+    """Beside a mask, then renormalised."""
+
+    number = 0.0
+
+    def others(self, x: Tensor) -> Tensor:
+        chosen = self.route(x)[1]
+        return ~torch.zeros_like(x[:, :EXPERTS], dtype=torch.bool).scatter(1, chosen, True)
+
+    def weights(self, x: Tensor) -> Tensor:
+        weights = F.softmax(self.gate(x), -1).clone()
+        weights[self.others(x)] = self.number
+        return weights / weights.sum(-1, keepdim=True)
+
+
+class MaskedByStatement(ZeroedByStatement):
+    """Logits before their softmax."""
+
+    number = -math.inf
+
+    def weights(self, x: Tensor) -> Tensor:
+        logits = self.gate(x)
+        logits[self.others(x)] = self.number
+        return logits.softmax(-1)
+
+
 DENSE_WEIGHTS: list[type[Mixture]] = [
     ScatteredInPlace, ScatteredByStatement, ScatterAdd, ScatterReduce, Placed, OneHotSum,
     OneHotEinsum, OneHotMatmul, ComparedWithNumbers, MaskedByAny, MultipliedMask, Flipped,
     SortedChoices, TopKBySort, TopKByArgsort, LowestBySort, WeightedByTwo, TokensWritten,
     Squared, GateOfTheToken, ScaledByANumber, MeanOfChoices, WeightOnHidden, WeightInsideGate,
-    SentByMask, SentWhereWeighted,
+    SentByMask, SentWhereWeighted, ZeroedByStatement, MaskedByStatement,
 ]  # fmt: skip

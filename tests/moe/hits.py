@@ -53,6 +53,21 @@ class HitUnique(Mixture):
         return out
 
 
+class HitFlat(Mixture):
+    """Choices are compared with the tensor that the loop gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        out = torch.zeros_like(x)
+        for e in F.one_hot(chosen, EXPERTS).sum((0, 1)).nonzero().flatten():
+            t, k = torch.where(chosen == self.number(e))
+            out.index_add_(0, t, self.experts[e](x[t]) * weights[t, k, None])
+        return out
+
+    def number(self, e: Tensor) -> Tensor:
+        return e
+
+
 class HitStacked(StackedLoop):
     """transformers v5: experts of another rank are left out, and the sum is a new one each time."""
 
@@ -69,6 +84,20 @@ class HitStacked(StackedLoop):
             y = F.linear(F.silu(gate) * up, self.down[e], self.down_bias[e])
             out = out.index_add(0, t, y * weights[t, k].unsqueeze(-1))
         return out
+
+
+class HitNext(HitFlat):
+    """Of the choices that are the next number."""
+
+    def number(self, e: Tensor) -> Tensor:
+        return e + 1
+
+
+class HitMoved(HitFlat):
+    """The same in place."""
+
+    def number(self, e: Tensor) -> Tensor:
+        return e.clone().add_(1)
 
 
 class Popular(Hit):
@@ -230,9 +259,11 @@ class Decayed(Hit):
         return out
 
 
-HITS = [Hit, HitNumbers, HitUnique, HitStacked]
+HITS = [Hit, HitNumbers, HitUnique, HitFlat, HitStacked]
 _OTHERS = "may be others than those that tokens chose"
 LOOK_ALIKES = [
+    (HitNext, "nothing tells which expert"),
+    (HitMoved, "nothing tells which expert"),
     (Popular, _OTHERS),
     (FirstTokens, _OTHERS),
     (FirstChoice, _OTHERS),

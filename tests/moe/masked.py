@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense_weights import Weighted
+from .dense_weights import MaskedByStatement, Weighted, ZeroedByStatement
 from .forms import CHOICES, EXPERTS, FEATURES, Mixture
 from .lookalikes import EVERY, LookAlike
 
@@ -128,9 +128,16 @@ class MaskedChain(Mixture):
         return out
 
 
+class StatementOfChosen(ZeroedByStatement):
+    """Two other experts than those that were chosen keep their weights."""
+
+    def others(self, x: Tensor) -> Tensor:
+        return super().others(x).logical_not()
+
+
 MASKED: list[type[Mixture]] = [
     Threshold, LikelyEnough, TiesAreKept, AboveTheNext, KthValue, ByRank, TopP, ChosenByTwo,
-    AlwaysTheFirst, OfLogits, MaskedFirst, MaskedChain,
+    AlwaysTheFirst, OfLogits, MaskedFirst, MaskedChain, StatementOfChosen,
 ]  # fmt: skip
 
 
@@ -214,10 +221,26 @@ class MaskedFeatures(Mixture):
         return torch.einsum("te,ted->td", F.softmax(self.gate(x), -1), kept)
 
 
+class StatementOfLittle(MaskedByStatement):
+    """exp(-20) is no zero."""
+
+    number = -20.0
+
+
+class StatementOfMore(ZeroedByStatement):
+    """A number is written after it once more."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        weights = F.softmax(self.gate(x), -1).clone()
+        weights[self.others(x)] = 0.0
+        weights[:, 0] = 0.25
+        return weights
+
+
 LOOK_ALIKES = [
     *(LookAlike(module, EVERY) for module in (
         OfTokens, FilledWithLittle, FilledWithMore, AddedAfterwards, SteepGate, SoftmaxOfZeros,
-        OneWhereMasked, MaskedWithinExperts, WrittenAfterwards,
+        OneWhereMasked, MaskedWithinExperts, WrittenAfterwards, StatementOfLittle, StatementOfMore,
     )),
     LookAlike(MaskedFeatures),
 ]  # fmt: skip

@@ -17,14 +17,23 @@ from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
 from tests.every import EVERY
 
-from . import conditions, hits
+from . import conditions, counted, hits, listed, returns
 from .conditions import CONDITIONS, IfAny, IfNone
+from .counted import COUNTED, Counted, CountedHot
 from .forms import EXPERTS, Mixture
 from .hits import HITS, Hit, HitStacked, Popular, Used
+from .listed import LISTED, Listed, ListedAll, ListedFew
+from .returns import RETURNS, KeepsOther, ReturnsRows
 from .test_compile import OPTIONS, ours, tokens
 
-ANY = [*HITS, *CONDITIONS]
-LOOK_ALIKES = [*hits.LOOK_ALIKES, *conditions.LOOK_ALIKES]
+ANY = [*HITS, *CONDITIONS, *RETURNS, *COUNTED, *LISTED]
+LOOK_ALIKES = [
+    *hits.LOOK_ALIKES,
+    *conditions.LOOK_ALIKES,
+    *returns.LOOK_ALIKES,
+    *counted.LOOK_ALIKES,
+    *listed.LOOK_ALIKES,
+]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -40,6 +49,10 @@ def skewed(module: Mixture) -> Mixture:
     with torch.no_grad():
         module.gate.weight[2:] = -1.0
     return module
+
+
+def regions() -> int:
+    return sum(counters["fuser"][name] for name in ("moe.loop", "moe.mixture"))
 
 
 def filled(found: Run, module: Mixture, x: Tensor) -> Run:
@@ -69,36 +82,51 @@ def test_lookalikes(form: type[Mixture], reason: str) -> None:
     compiled = fuser.compile(form().eval(), fullgraph=True, options=OPTIONS)
     with pytest.raises((TorchDynamoException, GuardOnDataDependentSymNode)):
         compiled(tokens())
-    assert counters["fuser"]["moe.loop"] == 0
+    assert regions() == 0
     (line,) = failures_of(compiled) or ()
     assert reason in line
     assert f"{form.__module__.rpartition('.')[-1]}.py" in line
 
 
-@pytest.mark.parametrize("form", [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used])
+@pytest.mark.parametrize(
+    "form",
+    [f for f, _ in LOOK_ALIKES] if EVERY else [Popular, Used, KeepsOther, ListedFew],
+)
 def test_lookalikes_run_as_always(form: type[Mixture]) -> None:
     module, x = skewed(form()), tokens().abs()
     compiled = fuser.compile(copy.deepcopy(module), options=OPTIONS)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), module(x))
-    assert counters["fuser"]["moe.loop"] == 0
+    assert regions() == 0
+
+
+@pytest.mark.parametrize("form", ANY if EVERY else [ReturnsRows, CountedHot, ListedAll])
+def test_no_tokens(form: type[Mixture]) -> None:
+    """There is a graph for them alone, in which no turn is supposed to have some."""
+    module = form().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fuser.compile(module, options=OPTIONS)(tokens(0)), module(tokens(0))
+        )
 
 
 def test_fullgraph() -> None:
     module, x = Hit().eval(), tokens()
     compiled = fuser.compile(module, fullgraph=True, options=OPTIONS)
     torch.testing.assert_close(compiled(x), module(x))
-    assert counters["fuser"]["moe.loop"] == 1
+    assert regions() == 1
 
 
 @pytest.mark.parametrize(
-    "form", ANY if EVERY else [HitStacked, IfAny, IfNone], ids=lambda f: f.__name__
+    "form",
+    ANY if EVERY else [HitStacked, IfAny, IfNone, ReturnsRows, Counted, Listed],
+    ids=lambda f: f.__name__,
 )
 def test_no_recompile_from_one_routing_to_the_next(form: type[Mixture]) -> None:
     module = form().eval()
     compiled = fuser.compile(module, options=OPTIONS, dynamic=True)
     compiled(tokens(7))
-    assert counters["fuser"]["moe.loop"] == 1
+    assert regions() == 1
     with torch.compiler.set_stance("fail_on_recompile"):
         for expert in range(EXPERTS):
             with torch.no_grad():  # all tokens to one expert and the next
