@@ -84,7 +84,7 @@ def keys_of_rows(
             Loop("low", "whole", False, False, "whole tiles of keys"),
             Loop("whole", "high", True, False, "the keys that are left"),
         )
-    if layout.two_passes:  # what `probs` makes of a zero may be no zero
+    if layout.two_passes or layout.exceeds(mask):  # what `probs` makes of a zero may be no zero
         write(f"low = {low}")
         write(f"high = {high}")
         return (Loop("low", "high", True, True, "tiles of keys"),)
@@ -98,7 +98,7 @@ def keys_of_rows(
 def rows_of_keys(write: Source, layout: Layout) -> tuple[Loop, ...]:
     """The tiles of queries, of every head that shares a key head, that see a tile of keys."""
     mask = layout.spec.mask
-    if mask is None or layout.two_passes:
+    if mask is None or layout.two_passes or layout.exceeds(mask):
         write("low = 0")
         write("high = SQ")
         return (Loop("low", "high", True, mask is not None, "tiles of queries"),)

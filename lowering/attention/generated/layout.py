@@ -15,6 +15,7 @@ from ...triton.kernel import pointer
 from ...triton.trace import Input
 from ..dtypes import narrower, rounds_coarsely, widened
 from ..visible import Visible, visible
+from . import integers
 from .numerics import chooses, is_bounded, is_linear, keeps_a_key, overflows, tables_of
 
 AXES = "bhqk"
@@ -77,6 +78,8 @@ class Layout:
     """Every tile of queries is full: their number is a multiple of its size."""
     whole_keys: bool = False
     """The same for keys."""
+    most: int = integers.MOST
+    """Positions along a dimension are less."""
 
     @property
     def products(self) -> range:
@@ -161,16 +164,21 @@ class Layout:
         read |= {a for n in names if n[0] == "c" for a in self.captured[int(n[1:])].axes}
         return "".join(a for a in "bh" if a in read)
 
-    def input(self, name: str) -> Input:
-        """How an input of a program looks to the tracer."""
+    def exceeds(self, program: Program) -> bool:
+        """Whether what a program makes of positions may need more than 32 bits."""
+        wide = {name: self._input(name, torch.int64) for name in program.inputs}
+        return integers.exceeds(program, wide, self.most)
+
+    def _input(self, name: str, counted: torch.dtype) -> Input:
+        """How an input of a program looks to the tracer; positions and sizes are `counted`."""
         if name in POSITIONS:
-            return Input(torch.int32)
+            return Input(counted)
         if name[0] == "c":
             captured = self.captured[int(name[1:])]
             dtype = captured.dtype if captured.rank >= 0 else self.held(captured.dtype)
             return Input(dtype, captured.is_scalar, captured.rank)
         if name in SIZES:
-            return Input(torch.int32, is_scalar=True)
+            return Input(counted, is_scalar=True)
         return Input(self.score_dtype if name[0] == "s" else self.p_dtype)
 
     @property
@@ -188,7 +196,9 @@ class Layout:
         return torch.float32 if widened(dtype) and not self.faithful else dtype
 
     def inputs(self, program: Program) -> dict[str, Input]:
-        return {name: self.input(name) for name in program.inputs}
+        """How they look to the tracer: positions are of 32 bits where those will do."""
+        counted = torch.int64 if self.exceeds(program) else torch.int32
+        return {name: self._input(name, counted) for name in program.inputs}
 
 
 def layout_of(
@@ -201,8 +211,11 @@ def layout_of(
     interpreted: bool,
     precision: str,
 ) -> Layout:
-    """The layout for these operands; only sizes of one, ranks and dtypes are looked at."""
+    """The layout for these operands; only sizes of one, ranks and dtypes are looked at, and
+    whether dimensions are short."""
     tables = tables_of(spec)
+    sizes = [*q[0].shape[:3], v.shape[2]]
+    short = all(isinstance(n, int) and n <= integers.FEW for n in sizes)
     return Layout(
         spec,
         tuple(_operand(x) for x in q),
@@ -212,6 +225,7 @@ def layout_of(
         bool(q[0].shape[1] != v.shape[1]),
         interpreted,
         precision,
+        most=integers.FEW if short else integers.MOST,
     )
 
 

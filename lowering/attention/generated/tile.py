@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from fuser.graph.program import Program
 
@@ -93,7 +93,9 @@ class TileWriter(TileMemory):
             if described.rank >= 0:
                 found[name] = Value(name, described.dtype)
             elif name in positions:
-                found[name] = Value(positions[name], described.dtype)
+                wide = described.dtype is torch.int64
+                text = f"tl.cast({positions[name]}, tl.int64)" if wide else positions[name]
+                found[name] = Value(text, described.dtype)
             elif name in known:
                 found[name] = known[name]
             else:
@@ -133,7 +135,14 @@ class TileWriter(TileMemory):
         graph = trace_gradient(program, self.layout.inputs(program), tuple(wanted))
         rounded = self._emitter.cast(Value(cotangent, torch.float32), self._dtype_of(program))
         inputs = {**self._inputs(program, known), "grad": rounded}
-        return dict(zip(wanted, self._emitter.run(graph, inputs), strict=True))
+        found = dict(zip(wanted, self._emitter.run(graph, inputs), strict=True))
+        results: Any = next(n for n in graph.nodes if n.op == "output").args[0]
+        readers = _readers(graph, "grad")
+        for name, node in zip(wanted, results, strict=True):
+            if node not in readers:  # of steps: a number, where a tile is expected
+                value = found[name]
+                found[name] = self._emitter.let(f"{self.wide(value)} + {self.zeros}", value.dtype)
+        return found
 
     def slope(self, program: Program, name: str) -> float | None:
         """The derivative of a program by an input, where it is the same number everywhere."""
@@ -204,3 +213,12 @@ class TileWriter(TileMemory):
             if self.layout.in_base_two
             else f"tl.exp2(({difference}) * {LOG2E})"
         )
+
+
+def _readers(graph: Graph, name: str) -> set[Node]:
+    """What depends on an input, which included."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.target == name or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
