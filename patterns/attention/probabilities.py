@@ -11,6 +11,7 @@ from fuser.graph.axes import Axis, Dims, broadcast, fresh, leaves, resolve
 from fuser.graph.effects import dropout_probability
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
+from fuser.graph.twins import twins
 from fuser.graph.view import GraphView, Mark
 
 from ..captured import is_cast, loses_nothing
@@ -233,10 +234,11 @@ class ProbabilityWalk:
             else:
                 break
             passed.append(node)
-        if op.name != "sum" or op.args.get("input") is not top or op.args.get("dtype") is not None:
+        again = twins(self.view, top, op.args.get("input"))
+        if op.name != "sum" or again is None or op.args.get("dtype") is not None:
             return None
         self._require_laid_out(op, node, dims, below)
-        return extra, added, passed
+        return extra, added, [*passed, *again]
 
     def _require_laid_out(self, op: Op, node: Node, dims: Dims, below: Dims) -> None:
         """A reduction of a tensor with `dims`, over the keys alone, whose result has `below`."""
@@ -255,7 +257,7 @@ class ProbabilityWalk:
         while self.view.op(node).kind is Kind.VIEW:
             node = self.view.op(node).args["input"]
         op = self.view.op(node)
-        return op.name == "sum" and op.args.get("input") is top
+        return op.name == "sum" and twins(self.view, top, op.args.get("input")) is not None
 
     def _require_sinks(self, shift: Shift, sink: Any, reader: Any, node: Node) -> None:
         """The scores may be shifted by their maximum and the sink's logit, by nothing else."""

@@ -290,3 +290,28 @@ def exponentials_overflow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """exp without a maximum: eager overflows to NaN."""
     e = torch.exp(_scores(q, k))
     return (e / e.sum(-1, keepdim=True)) @ v
+
+
+@_case(reason="combined with each other")
+def exponentials_of_two_temperatures(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The sum is one of other exponentials than those that it divides."""
+    scores = _scores(q, k)
+    return torch.exp(scores) / torch.exp(scores * 1.1).sum(-1, keepdim=True) @ v
+
+
+@_case(reason="combined with each other", trains=False)
+def exponentials_of_which_one_is_written_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Taken twice, but they are not the same any more."""
+    scores = _scores(q, k)
+    above, below = torch.exp(scores), torch.exp(scores)
+    below.mul_(2.0)
+    return above / below.sum(-1, keepdim=True) @ v
+
+
+@_case(reason="combined with each other")
+def exponentials_of_random_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Gumbel's noise is drawn twice, and differs."""
+    scores = _scores(q, k)
+    above = torch.exp(scores + torch.rand_like(scores) * 1e-3)
+    below = torch.exp(scores + torch.rand_like(scores) * 1e-3)
+    return above / below.sum(-1, keepdim=True) @ v

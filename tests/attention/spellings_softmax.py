@@ -248,3 +248,20 @@ def softmax_plus_one_zero_column(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def softmax_plus_one_padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The zero column is made by padding."""
     return F.softmax(F.pad(_scores(q, k), (0, 1)), dim=-1)[..., :-1] @ v
+
+
+@_plain()
+def stable_exponentials_taken_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Both sides of the fraction are written out, with a maximum each."""
+    scores = _scores(q, k)
+    top = (scores - scores.amax(-1, keepdim=True)).exp()
+    return top / (scores - scores.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True) @ v
+
+
+@_plain(equals=_plus_one_reference)
+def plus_one_by_exponentials_taken_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """With one more logit of zero, shifted like the others."""
+    scores = _scores(q, k)
+    most = scores.amax(-1, keepdim=True)
+    below = (-most).exp() + torch.exp(scores - most).sum(-1, keepdim=True)
+    return torch.exp(scores - most) / below @ v
