@@ -83,7 +83,7 @@ MMA = Unit(170, 3.0, 3.25, crossed=2.0, pieces=60)
 """A warp multiplies what it has in registers: every NVIDIA processor."""
 WGMMA = Unit(196, 2.25, 4.0, own=False)
 """Four warps multiply what is in shared memory, 16 rows of the result each."""
-TCGEN05 = Unit(192, 2.5, 5.25, sums=0.5, own=False)
+TCGEN05 = Unit(192, 2.5, 5.5, sums=0.5, own=False)
 """Sums are in tensor memory, and pass through registers to be rescaled and stored."""
 MFMA = Unit(180, 2.25, 4.0, streamed=True, in_flight=2)
 """A wave of AMD's; of a thread's 512 registers, half are for nothing but sums."""
