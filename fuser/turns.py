@@ -20,7 +20,7 @@ from torch import SymBool, SymInt, Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import has_side_effect
 
-from .torch_private import fresh_size
+from .torch_private import FakeTensor, fresh_size
 
 _MAX_STEPS = 16
 _POSITIONS = ("nonzero", "argwhere", "where")
@@ -62,6 +62,8 @@ def over(hit: Tensor | SymBool | SymInt, *pairs: Tensor) -> None:
 def number(counts: Tensor, expert: int, experts: int, indices: Tensor, *before: int) -> Any:
     """Here Python reads how many of `indices`, all of which are experts, are this one; `before` are
     the numbers of those before it."""
+    if not isinstance(counts, FakeTensor):
+        return int(counts[expert])
     most = indices.numel()
     return most - sum(before) if expert == experts - 1 else fresh_size(counts, most)
 
@@ -69,6 +71,8 @@ def number(counts: Tensor, expert: int, experts: int, indices: Tensor, *before: 
 @has_side_effect
 def run(rows: Tensor, start: int, end: int) -> Tensor:
     """Here Python cuts rows at sums of such numbers."""
+    if not isinstance(rows, FakeTensor):
+        return rows[start:end]
     return rows.sum(0, keepdim=True).expand(end - start, *rows.shape[1:])
 
 
@@ -81,6 +85,8 @@ def piece(rows: Tensor) -> Tensor:
 @has_side_effect
 def held(*pieces: Tensor) -> Any:
     """Here Python is told how many of them it has kept."""
+    if not isinstance(pieces[0], FakeTensor):
+        return sum(len(rows) > 0 for rows in pieces)
     return fresh_size(pieces[0], len(pieces), 1)
 
 

@@ -77,15 +77,14 @@ def capacity(
             continue
         if separate is None and not made[0].products[-1].matrix.experts:
             continue
-        plain = not found.weights.factors and not made[0].inside.factors
-        plain &= separate is None or not separate[1].factors
-        require(plain, "rows are weighted twice", anchor)
+        weights = found.weights.times(made[0].inside if separate is None else separate[1])
+        require(not weights.factors, "rows are weighted twice", anchor)
         same(made, anchor)
         places = Places(view, experts, slots, apart)
         x, dispatch = _dispatched(space, tokens, made[0], anchor)
         choices = _proved(places, own, dispatch, made, anchor)
         made = [replace(e, x=x) for e in made]
-        mixture = Sent(made, own, dispatch, tokens, experts, slots, choices, found.weights.scale)
+        mixture = Sent(made, own, dispatch, tokens, experts, slots, choices, weights.scale)
         return sent(space, anchor, out_dims, mixture)
     return None
 

@@ -45,7 +45,7 @@ from .rows import Rows, rows_of
 from .space import Place, Space, require
 from .taken import Taken, taken
 from .unrolled import Unrolled, unrolled
-from .weights import Weights
+from .weights import Weights, same_weights
 
 _SUMS = ("sum", "mean")
 _ALONE = ("mul", "where", "masked_fill")
@@ -344,7 +344,10 @@ def _experts_of(space: Space, rows: Rows, anchor: Node) -> tuple[Sequence[Expert
     in_turn = listed(space, rows.node, rows.dims)
     if in_turn is not None:
         same(in_turn, anchor)
-        return in_turn, in_turn[0].inside
+        inside = in_turn[0].inside
+        alike = all(same_weights(expert.inside, inside) for expert in in_turn)
+        require(alike, "experts are weighted differently", anchor)
+        return in_turn, inside
     separate = stacked(space, rows.node, rows.dims)
     if separate is not None:
         experts, weights = separate

@@ -82,11 +82,15 @@ class BestTwoModules(BestTwo):
 
     expert = Plain
 
+    def after(self, rows: Tensor) -> Tensor:
+        return rows
+
     def forward(self, x: Tensor) -> Tensor:
         combine, dispatch = self.masks(x)
         rows = dispatch.view(len(x), EXPERTS * CAPACITY).t() @ x
         chunks = rows.view(EXPERTS, CAPACITY, FEATURES).chunk(EXPERTS, dim=0)
-        outs = [expert(chunk) for chunk, expert in zip(chunks, self.experts, strict=True)]
+        pairs = zip(chunks, self.experts, strict=True)
+        outs = [self.after(expert(chunk)) for chunk, expert in pairs]
         out = torch.cat(outs, dim=0).view(EXPERTS * CAPACITY, FEATURES)
         return combine.view(len(x), EXPERTS * CAPACITY).mm(out)
 
@@ -148,6 +152,21 @@ class InGroups(Capacity):
         return torch.einsum("gsec,egcm->gsm", combine, out)
 
 
+class Doubled(BestTwoModules):
+    """What each of the experts gives is doubled."""
+
+    def after(self, rows: Tensor) -> Tensor:
+        return rows * 2
+
+
+class Tripled(WithBiases):
+    """What all of them give is tripled, biases too."""
+
+    def run(self, rows: Tensor) -> Tensor:
+        return super().run(rows) * 3
+
+
 CAPACITIES: list[type[Mixture]] = [
-    Capacity, WithBiases, BestTwo, BestTwoModules, AnyK, OfEachExpert, DroppedPlace, InGroups,
+    Capacity, WithBiases, BestTwo, BestTwoModules, Doubled, Tripled, AnyK, OfEachExpert,
+    DroppedPlace, InGroups,
 ]  # fmt: skip

@@ -214,7 +214,37 @@ class ListedTokens(ListedSplit):
         return (placed.view(*chosen.shape, FEATURES) * weights[..., None]).sum(1)
 
 
-LISTED = [Listed, ListedNumbers, ListedAll, ListedSplit]
+class ListedHalved(ListedSplit):
+    """What experts give is halved."""
+
+    def outputs(self, rows: Tensor, counts: Any) -> Tensor:
+        runs = zip(self.experts, rows.split(counts), strict=True)
+        return torch.cat([expert(run) * 0.5 for expert, run in runs])
+
+
+class ListedScaled(ListedSplit):
+    """Each expert has a number of its own behind it."""
+
+    def outputs(self, rows: Tensor, counts: Any) -> Tensor:
+        runs = enumerate(rows.split(counts))
+        return torch.cat([self.experts[e](run) * (e + 1) for e, run in runs])
+
+
+class ListedDoubled(ListedNumbers):
+    """One expert counts twice."""
+
+    def outputs(self, rows: Tensor, counts: Any) -> Tensor:
+        outputs, end = [], 0
+        for e in range(EXPERTS):
+            if counts[e] > 0:
+                begin = end
+                end = begin + counts[e]
+                out = self.experts[e](rows[begin:end])
+                outputs.append(out * 2 if e == 1 else out)
+        return torch.cat(outputs)
+
+
+LISTED = [Listed, ListedNumbers, ListedAll, ListedSplit, ListedHalved]
 LOOK_ALIKES = [
     (ListedFromZero, "another run than its own"),
     (ListedOthers, "not proved"),
@@ -228,4 +258,6 @@ LOOK_ALIKES = [
     (ListedAhead, "not proved"),
     (ListedInserted, "it changes objects of Python's"),
     (ListedTokens, "not proved"),
+    (ListedScaled, "not proved"),
+    (ListedDoubled, "not proved"),
 ]

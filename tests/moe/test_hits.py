@@ -160,3 +160,12 @@ def test_explain() -> None:
     assert "hits.py" in line
     assert "`for e in hit:`" in line
     assert line.endswith("`for e in range(number of experts)`, without conditions.")
+
+
+@pytest.mark.parametrize("form", [Listed, CountedHot, HitStacked])
+def test_verify(form: type[Mixture]) -> None:
+    """What stands in a graph for numbers that Python is told runs by itself too."""
+    report = fuser.verify(fuser.compile(form()), tokens(), options=OPTIONS)
+    assert report.ok, str(report)
+    assert "NOT VERIFIED" not in str(report)
+    assert "VERIFIED  moe." in str(report)
