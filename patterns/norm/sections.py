@@ -70,6 +70,8 @@ def row_of(view: GraphView, node: Node) -> Row | None:
         return None
     if not is_tensor(node) or not 2 <= len(parts) <= MOST or not all(map(is_tensor, parts)):
         return None
+    if any(value(part).ndim != value(node).ndim for part in parts):
+        return None  # an empty one of one dimension, which is passed over
     dim %= value(node).ndim
     sizes = [value(part).shape[dim] for part in parts]
     if not all(isinstance(size, int) and size for size in sizes):

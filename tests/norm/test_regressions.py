@@ -97,3 +97,13 @@ def test_sizes_that_differ_are_no_guard() -> None:
             step(torch.randn(shape))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
     assert graphs[0] == graphs[1]
+
+
+def test_a_cache_that_begins_empty() -> None:
+    """`cat` passes over a tensor of one dimension without elements, as a cache is at first."""
+
+    def fn(x: Tensor) -> Tensor:
+        return torch.cat((torch.tensor([]), rms(x, -1)), dim=-2)
+
+    x = torch.randn(3, 5, 8)
+    torch.testing.assert_close(compiled(fn, (x,)).outputs[0], fn(x))
