@@ -306,12 +306,3 @@ def exponentials_of_which_one_is_written_to(q: Tensor, k: Tensor, v: Tensor) -> 
     above, below = torch.exp(scores), torch.exp(scores)
     below.mul_(2.0)
     return above / below.sum(-1, keepdim=True) @ v
-
-
-@_case(reason="combined with each other")
-def exponentials_of_random_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Gumbel's noise is drawn twice, and differs."""
-    scores = _scores(q, k)
-    above = torch.exp(scores + torch.rand_like(scores) * 1e-3)
-    below = torch.exp(scores + torch.rand_like(scores) * 1e-3)
-    return above / below.sum(-1, keepdim=True) @ v

@@ -466,3 +466,19 @@ def test_a_rate_of_dropout_is_of_no_use_without_training() -> None:
     x = torch.randn(2, 20, 32, requires_grad=True)
     found = compiled(_checkpointed(attention), (x,), grad=True, dynamic=True)
     assert found.rewrites() == 1, found.reasons()
+
+
+def test_random_numbers_that_are_drawn_twice_differ() -> None:
+    """Gumbel's noise in both exponentials of a fraction: they are written alike."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        above = torch.exp(scores + torch.rand_like(scores))
+        below = torch.exp(scores + torch.rand_like(scores))
+        return above / below.sum(-1, keepdim=True) @ v
+
+    args = [torch.randn(1, 2, 21, 8) for _ in range(3)]
+    torch.manual_seed(0)
+    ours = compiled(fn, args)
+    assert ours.rewrites() == 0
+    assert "combined with each other" in ours.reasons()
