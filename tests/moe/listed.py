@@ -55,8 +55,11 @@ class ListedNumbers(Listed):
             if counts[e] > 0:
                 begin = end
                 end = begin + counts[e]
-                outputs.append(self.experts[e](rows[begin:end]))
+                outputs.append(self.made(e, rows[begin:end]))
         return torch.cat(outputs)
+
+    def made(self, e: int, run: Tensor) -> Tensor:
+        return self.experts[e](run)
 
 
 class ListedAll(Listed):
@@ -233,15 +236,8 @@ class ListedScaled(ListedSplit):
 class ListedDoubled(ListedNumbers):
     """One expert counts twice."""
 
-    def outputs(self, rows: Tensor, counts: Any) -> Tensor:
-        outputs, end = [], 0
-        for e in range(EXPERTS):
-            if counts[e] > 0:
-                begin = end
-                end = begin + counts[e]
-                out = self.experts[e](rows[begin:end])
-                outputs.append(out * 2 if e == 1 else out)
-        return torch.cat(outputs)
+    def made(self, e: int, run: Tensor) -> Tensor:
+        return super().made(e, run) * (2 if e == 1 else 1)
 
 
 LISTED = [Listed, ListedNumbers, ListedAll, ListedSplit, ListedHalved]
