@@ -24,6 +24,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import hasten
+
+    hasten()
+
 
 class Recorder:
     """Adds the kernels of each test to a file, so that a run that is cut short leaves some."""

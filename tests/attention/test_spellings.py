@@ -77,7 +77,7 @@ def test_half_precision(case: Spelling, dtype: torch.dtype) -> None:
     assert ours.rewrites() == case.attentions, ours.reasons()
 
 
-@pytest.mark.parametrize("case", some(SPELLINGS, 2), ids=_name)
+@pytest.mark.parametrize("case", some(SPELLINGS, 4), ids=_name)
 def test_dynamic(case: Spelling) -> None:
     """Batch and sequence lengths are symbolic."""
     inputs = case.inputs(torch.float32)
