@@ -123,7 +123,7 @@ def _made_up(call: Call) -> list[Tensor]:
 def _norm(label: str, call: Call, training: bool, arch: str) -> Iterator[norm.Entry]:
     captured, spec = _made_up(call), call.spec
     shape = torch.broadcast_shapes(*(x.shape for x in captured))
-    shape = shape[:-1] if spec.paired else shape
+    shape = shape[: len(shape) - spec.apart]
     of = Norm(spec, captured, tuple(shape), "", TARGETS[arch], False)
     with norm.recording() as found:
         *results, means, lows, scales = forward(of, keep=training)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from string import ascii_lowercase
 
 import torch
@@ -43,7 +44,8 @@ class NormSpec:
     `sections` of a row, as where a part of each head is rotated and the rest is not, the dimension
     before the last one counts sections, and members go on with c, d, ...: there are as many
     programs for each result. An operand with one element in that dimension has the same two
-    members, a and b, in all sections. Where it is `bare`, nothing is
+    members, a and b, in all sections. Where it has sections and is not `paired`, a section has one
+    member. Where it is `bare`, nothing is
     normalised, and n is x: pairs, or a largest value, are all that there is.
 
     Where there is a `peak`, what comes after may read the largest value of it in each row, as a
@@ -91,16 +93,21 @@ class NormSpec:
     @property
     def members(self) -> tuple[str, ...]:
         """What a name ends in that stands for one element of a pair, if there are pairs."""
-        return MEMBERS[: 2 * self.sections] if self.paired else ("",)
+        return MEMBERS[: prod(self.parts)] if self.parts else ("",)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Sizes of the dimensions that members have, after those of rows and along them."""
+        return (*([self.sections] if self.sections > 1 else []), *([2] if self.paired else []))
 
     @property
     def apart(self) -> int:
-        """How many dimensions members have, after those of rows and along them."""
-        return self.paired + (self.sections > 1)
+        """How many dimensions members have."""
+        return len(self.parts)
 
     def own(self, member: str) -> str:
         """The same member of the first section."""
-        return member and PAIR[MEMBERS.index(member) % 2]
+        return PAIR[MEMBERS.index(member) % 2] if self.paired else member
 
     def programs(self, result: int) -> tuple[Program, ...]:
         """Of one result, for each member."""

@@ -144,7 +144,7 @@ def _plan(call: Call) -> _Plan | str:
     spec: NormSpec = call.spec
     if spec.peak is not None:
         return "the library has no kernel that looks for the largest of a row"
-    if spec.paired:
+    if spec.parts:
         return "the library has no kernel that reads pairs of elements"
     if not spec.centred:
         return "the library has no kernel of its own for norms without a mean"

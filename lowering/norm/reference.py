@@ -86,7 +86,7 @@ def _normalised(spec: NormSpec, wide: Tensor) -> Tensor:
 def _result(
     spec: NormSpec, index: int, named: Mapping[str, Tensor], shape: Sequence[int]
 ) -> Tensor:
-    if not spec.paired:
+    if not spec.parts:
         return _computed(spec.after[index], named).expand(shape_of_result(spec, index, shape))
     apart = {name: t for n, tensor in named.items() for name, t in members(spec, n, tensor).items()}
     outer = shape[: len(shape) - spec.apart]
@@ -96,10 +96,11 @@ def _result(
 
 def members(spec: NormSpec, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """A tensor by the names that programs have for it: its members of pairs, where there are."""
-    if not spec.paired:
+    if not spec.parts:
         return {name: tensor}
-    sections = tensor.unbind(-2) if spec.sections > 1 else (tensor,)
-    every = [member for section in sections for member in section.unbind(-1)]
+    every = [tensor]
+    for dim in range(-spec.apart, 0):
+        every = [each for part in every for each in part.unbind(dim)]
     if len(every) == 1:
         return {name: every[0]}
     return {f"{name}{m}": t for m, t in zip(spec.members, every, strict=False)}
@@ -107,7 +108,7 @@ def members(spec: NormSpec, name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def together(spec: NormSpec, each: Sequence[Tensor]) -> Tensor:
     """One tensor, given its members."""
-    if not spec.paired:
+    if not spec.parts:
         return each[0]
     found = torch.stack([*each], -1)
     return found.unflatten(-1, (-1, 2)) if spec.apart > 1 and len(each) > 1 else found

@@ -25,7 +25,7 @@ from .statistic import STATISTICS
 
 QUANTISED = (*DTYPES, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 """Of what a quantisation gives; numbers are compared on the way to it."""
-MAX_STEPS = 32
+MAX_STEPS = 48
 """Of the programs after a normalisation."""
 MAX_BEFORE = 8
 MAX_RESULTS = 4

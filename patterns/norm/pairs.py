@@ -25,7 +25,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
 from ..parts import LISTS, Part, part_at, part_of
-from .sections import Row, row_around, row_of
+from .sections import Row, Sections, row_of, rows_around
 from .statistic import dims_of
 
 _NEW = (torch.empty_like, torch.zeros_like, "new_empty", "new_zeros")
@@ -56,19 +56,41 @@ class Pair:
     Attributes:
         axis: None before anything told which it is.
         column: that of what is added up over both members, of a matrix for each pair.
-        section: that of the sections of a row, and `count` how many there are.
+        sections: of a row that was put together.
     """
 
     def __init__(self) -> None:
         self.axis: Axis | None = None
         self.column = Axis(2, "column")
-        self.section: Axis | None = None
-        self.count = 1
+        self.sections: Sections | None = None
+
+    @property
+    def section(self) -> Axis | None:
+        """That of the sections of a row."""
+        return None if self.sections is None else self.sections.axis
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether both members of a pair are in a section, if there are sections."""
+        return self.axis is not None and not (self.sections and self.sections.apart)
 
     @property
     def axes(self) -> list[Axis]:
-        """That of sections, if there are any, and that of members."""
-        return [axis for axis in (self.section, self.axis) if axis is not None]
+        """That of sections, if there are any, and that of members, if a section has both."""
+        own = self.axis if self.is_whole else None
+        return [axis for axis in (self.section, own) if axis is not None]
+
+    @property
+    def count(self) -> int:
+        """How many sections there are."""
+        return 1 if self.sections is None else self.sections.count
+
+    @property
+    def programs(self) -> list[tuple[int | None, int | None]]:
+        """The members of one result, each with its section."""
+        if self.axis is None:
+            return [(None, None)]
+        return [(0, None), (1, None)] if self.sections is None else [*self.sections.programs]
 
     def has(self, dims: Dims) -> bool:
         return self.axis is not None and self.axis in leaves(dims)
@@ -103,27 +125,32 @@ class Pair:
         return (*dims[: of.dim], *(() if of.new else (rest,)), *dims[of.dim + 1 :])
 
     def cut(self, row: Row, dims: Dims) -> Dims:
-        """Axes of the section that is turned, given those of a row.
+        """Axes of a part of a row that was changed, given those of the row.
 
         Raises:
-            Unproven: rows have other sections already.
+            Unproven: rows have other parts already.
         """
-        unit = to_expr(value(row.part).shape[row.dim])
-        (first,), rest = resolve(split_dim(dims[row.dim], (row.count, unit)))
-        if first is not (self.section or first):
+        self.sections = known = self.sections or Sections(row, dims[row.dim])
+        same = resolve((known.along,)) == resolve((dims[row.dim],))
+        if not same or known.row.cut != row.cut:
             raise Unproven("sections of other rows")
-        self.section, self.count = first, row.count
-        return (*dims[: row.dim], rest, *dims[row.dim + 1 :])
+        return (*dims[: row.dim], resolve((known.part,))[0], *dims[row.dim + 1 :])
 
     def whole(self, row: Row, dims: Dims) -> Dims:
-        """Axes of a row, given those of a section of it.
+        """Axes of a row, given those of a part of it.
 
         Raises:
-            Unproven: the row was not put together.
+            Unproven: the row was not put together, or a part is another arrangement of what it was.
         """
-        if self.section is None or self.section in leaves(dims):
+        found, own = self.sections, resolve((dims[row.dim],))[0]
+        if found is None or found.axis in leaves(dims):
             raise Unproven("sections of sections")
-        along = (self.section, *dims[row.dim])
+        if found.row.even:
+            along = (*([found.axis] if found.axis else []), *own)
+        elif own == resolve((found.part,))[0]:
+            along = resolve((found.along,))[0]
+        else:
+            raise Unproven("a part of a row that is a rearranged copy of what it was")
         return (*dims[: row.dim], along, *dims[row.dim + 1 :])
 
     def spread(self, dim: int, dims: Dims) -> Dims:
@@ -157,9 +184,9 @@ def joins(view: GraphView, node: Node, inside: Sequence[Node]) -> bool:
         return False
     if row_of(view, node) is not None:
         return set(op.args["tensors"]) <= {*inside}
-    if op.name in LISTS and any(row_around(view, part) for part in node.users):
+    if rows_around(view, node):
         return True
-    if row_around(view, node) is not None:
+    if op.name in LISTS and any(rows_around(view, part) for part in node.users):
         return True
     if op.name in LISTS:
         found = value(node)
@@ -222,7 +249,7 @@ def member(view: GraphView, node: Node) -> Part | None:
 
 def is_part(view: GraphView, node: Node) -> bool:
     """Whether a node takes members apart and does nothing else."""
-    taken = member(view, node) is not None or row_around(view, node) is not None
+    taken = member(view, node) is not None or bool(rows_around(view, node))
     return taken or view.op(node).name in LISTS
 
 

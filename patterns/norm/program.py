@@ -13,14 +13,14 @@ from fuser.graph.ops import Kind, value
 from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
-from fuser.specs.norm import MEMBERS, PAIR
+from fuser.specs.norm import PAIR
 
 from ..captured import Captured
 from ..parts import Part
 from . import pairs
 from .core import Core
 from .peaks import is_peak
-from .sections import Row, range_of, row_around, row_of
+from .sections import Row, known, range_of, row_of, rows_around
 
 _COMPLEX = "complex numbers that something else than a product reads"
 
@@ -45,7 +45,7 @@ class Reader:
             captured: tensors that it reads from outside.
             pair: what its pairs are.
             member: whose program it is; None where a program is the same for both.
-            section: of a row that has several; None for that which is turned.
+            section: of a row that has several; None for one of the first part that was changed.
         """
         self.view, self.inside, self.captured, self.pair = view, inside, captured, pair
         self.member, self.section = member, section
@@ -79,7 +79,8 @@ class Reader:
         spread = self.pair.column in leaves(dims)
         if spread and not self.pair.has(dims) and (node in self.inside or self._is(core, node)):
             dims, member, spread = resolve(self.pair.of_column(dims)), self.column, False
-        key = node, member if self.pair.has(dims) else None, self.column if spread else None
+        told = self.pair.has(dims) or self.pair.section in leaves(dims)
+        key = node, member if told else None, self.column if spread else None
         if key in self._seen:
             known, made = self._seen[key]
             if resolve(known) != dims:
@@ -102,11 +103,12 @@ class Reader:
             return self.visit(op.args["input"], dims, core, member)
         if op.kind is Kind.VIEW:
             return self.visit(*pull_view(op, node, dims), core, member)
-        view, row, around = self.view, row_of(self.view, node), row_around(self.view, node)
+        view, row = self.view, row_of(self.view, node)
+        around = [r for whole, r in rows_around(view, node).items() if whole in self.inside]
         if row is not None:
             return self._row(row, node, dims, core, member)
-        if around is not None and around[0] in self.inside:
-            return self._section(around[1], node, dims, core, member)
+        if around:
+            return self._section(around[0], node, dims, core, member)
         part = pairs.member(view, node)
         whole = pairs.both(view, node) or pairs.written(view, node)
         if part is not None:
@@ -115,7 +117,7 @@ class Reader:
                 return self._pointwise(part.source, axes, core, part.index)
             return self.visit(part.source, axes, core, part.index)
         if whole is not None and (not whole.writes or self._is_written(whole)):
-            each, own = self.pair.together(whole, dims), whole.parts[_known(member)]
+            each, own = self.pair.together(whole, dims), whole.parts[known(member)]
             made = self.visit(own, each, core, member)
             return (
                 made
@@ -124,7 +126,7 @@ class Reader:
             )
         if op.name == "view_as_real":
             self.pair.require(dims[-1])
-            return self._complex(op.args["input"], dims[:-1], core)[_known(member)]
+            return self._complex(op.args["input"], dims[:-1], core)[known(member)]
         if value(node).is_complex():
             raise Unproven(_COMPLEX)
         added = pairs.added(self.view, node)
@@ -133,7 +135,10 @@ class Reader:
         return self._pointwise(node, dims, core, member)
 
     def _pointwise(self, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
-        op, pulled = self.view.op(node), self._pulled(node, dims, core)
+        op = self.view.op(node)
+        if op.kind is not Kind.POINTWISE:
+            raise Unproven("elements of a row that are read apart from the rest of it")
+        pulled = self._pulled(node, dims, core)
         mapped = {n: self.visit(n, axes, core, member) for n, axes in pulled.items()}
         return self.builder.pointwise(op, node, mapped)
 
@@ -147,23 +152,26 @@ class Reader:
         return pulled
 
     def _row(self, row: Row, node: Node, dims: Dims, core: Core | None, member: int | None) -> Node:
-        """A section of a row that was put together: what was made of it, or what it was."""
-        each = self.pair.cut(row, dims)
-        self.section = row.turned if self.section is None else self.section
-        if self.section == row.turned:
-            own, made = row.part, self.visit(row.part, each, core, member)
-        else:
-            own, made = row.source, self.visit(row.source, dims, core, member)
+        """A section of a row that was put together: of what was made of a part, or what it was."""
+        each, part = self.pair.cut(row, dims), self._part
+        own = row.source if part is None else row.parts[part]
+        made = self.visit(own, dims if part is None else each, core, member)
         same = value(own).dtype is value(node).dtype
         return made if same else self._cast(made, value(node).dtype)
 
     def _section(
         self, row: Row, node: Node, dims: Dims, core: Core | None, member: int | None
     ) -> Node:
-        part = range_of(self.view, node)
-        if part is None or not row.has(part) or self.section != row.turned:
+        part = self._part
+        if part is None or range_of(self.view, node) != row.before(part):
             raise Unproven("one section of a row is made of another")
         return self.visit(row.source, self.pair.whole(row, dims), core, member)
+
+    @property
+    def _part(self) -> int | None:
+        """The part of rows that the section is of, if that was changed."""
+        sections = self.pair.sections
+        return 0 if sections is None else sections.part_of(self.section)
 
     def _is_written(self, whole: pairs.Both | None) -> bool:
         """Whether there is all that was written into a tensor.
@@ -217,22 +225,24 @@ class Reader:
         return real, call(torch.add, call(torch.mul, a, d), call(torch.mul, b, c))
 
     def _input(self, node: Node, dims: Dims, member: int | None) -> Node:
-        own = self._member(dims, member)
-        column = self.pair.column
-        fixed = ((column, _known(self.column)),) if column in leaves(dims) else ()
+        own, column, sections = self._member(dims, member), self.pair.column, self.pair.sections
+        fixed = ((column, known(self.column)),) if column in leaves(dims) else ()
+        if not own and sections is not None and self.section is not None:
+            fixed += sections.fixed(dims, self.section, member)
         name = self.captured.add(node, dims, fixed) + own
         if name not in self._inputs:
             self._inputs[name] = self.builder.input(name)
         return self._inputs[name]
 
     def _member(self, dims: Dims, member: int | None) -> str:
-        if member is None:
-            return ""
-        if self.pair.section not in leaves(dims) or self.pair.axis is None:
-            return PAIR[member] if self.pair.has(dims) else ""
-        if not self.pair.has(dims):
+        sections, told = self.pair.sections, self.pair.has(dims)
+        if sections is None or self.section is None:
+            return PAIR[member] if told and member is not None else ""
+        if sections.axis not in leaves(dims):  # what has both members of a part has them for all
+            return PAIR[known(member)] if told and sections.row.even else ""
+        if not (sections.apart or told):
             raise Unproven("sections of a row that have no pairs")
-        return MEMBERS[2 * _known(self.section) + member]
+        return sections.name(self.section, member)
 
     def _core(self, core: Core, dims: Dims, member: int | None) -> Node:
         if self.core_dims is not None and resolve(self.core_dims) != dims:
@@ -255,9 +265,3 @@ class Reader:
 
     def _cast(self, node: Node, dtype: torch.dtype) -> Node:
         return self.builder.graph.call_method("to", (node,), {"dtype": dtype})
-
-
-def _known(member: int | None) -> int:
-    if member is None:
-        raise Unproven("pairs whose members are told apart before they are normalised")
-    return member

@@ -108,7 +108,7 @@ class _Region:
         spec = NormSpec(
             len(captured.operands), inner, first, programs, core.centred, core.summed, core.floor,
             core.eps, core.dtype, tuple(value(node).dtype for node in self.results),
-            value(self.kept).dtype if self.kept else None, pair.axis is not None, core.bare,
+            value(self.kept).dtype if self.kept else None, pair.is_whole, core.bare,
             peak.program if peak else None,
             tuple(i for i, node in enumerate(self.results) if node in rows), inner - single,
             pair.count,
@@ -154,8 +154,10 @@ class _Region:
         if reader.core_dims is None:
             raise Unproven("a result that does not depend on all that was normalised")
         dims[self.core.node] = reader.core_dims
-        if pair.section is not None and pair.axis is None:
-            raise Unproven("sections of a row that have no pairs")
+        if pair.sections is not None:
+            pair.sections.settle(pair.axis)
+            if pair.axis is None:
+                raise Unproven("sections of a row that have no pairs")
         if not all(map(pair.has_all, (resolve(d) for d in dims.values()))):
             raise Unproven("one member of each pair alone is computed")
         if len(self.results) > 1 or peaks.rows(self.view, self.after):
@@ -225,8 +227,7 @@ class _Region:
         for node in self.results:
             if node not in dims:
                 raise Unproven("a result that is made of members of pairs, beside another")
-            every = [(m, s) for s in range(pair.count) for m in (0, 1)]
-            for member, section in every if pair.axis else [(None, None)]:
+            for member, section in pair.programs:
                 reader = self._reader(captured, pair, member, section)
                 programs.append(reader.program(node, dims[node], self.core))
                 for peak, axes in reader.peaks.items():

@@ -21,7 +21,7 @@ from . import pairs
 from .core import Core
 from .growth import After
 from .region import grown
-from .sections import Row, row_around, row_of
+from .sections import row_of, rows_around
 
 _LIMIT = 16
 _SIDES = ((False, After.PAIRS),)
@@ -108,15 +108,10 @@ def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
     common = [n for n in found[0] if all(n in each for each in found)]
     crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))
     tops = [_top(view, n) for n in common]  # of which another dimension may be the last one
-    rows = [row.source for n in common if (row := _row_around(view, n)) is not None]
+    rows = [row.source for n in common for row in rows_around(view, n).values()]
     tops = [*map(partial(_top, view), rows), *rows, *tops]
     above = [_top(view, view.op(n).args["input"]) for n in common if _is_same(view, n)]
     return [*dict.fromkeys([*tops, *common, *above])], crosses
-
-
-def _row_around(view: GraphView, node: Node) -> Row | None:
-    found = row_around(view, node)
-    return None if found is None else found[1]
 
 
 def _top(view: GraphView, node: Node) -> Node:

@@ -323,12 +323,113 @@ def uneven_sections(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.cat((turned * 0.6 + other * 0.8, rest), -1)
 
 
-@other
+@rotation
 def three_quarters(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Whose length does not divide the row."""
+    """Phi-4's: the length of what is turned does not divide the row, and no section has a pair."""
+    q = rms(x, w)
+    cos, sin = (t.repeat(1, 2)[:, :12] for t in tables(x))
+    turned, rest = q[..., :12], q[..., 12:]
+    return torch.cat([turned * cos + rotate_half(turned) * sin, rest], -1)
+
+
+@rotation
+def two_fifths(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Phi-2's; cosines have gradients."""
+    q = F.layer_norm(x[..., :10], (10,), w[:10], b[:10])
+    turned, rest = q[..., :4], q[..., 4:]
+    return torch.cat((turned * b[:4] + rotate_half(turned) * w[:4], rest), -1)
+
+
+@rotation
+def the_last_three_quarters(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Beside all of them; in halves without tables of both."""
+    q = _normed(x, w).transpose(1, 2)
+    rest, turned = q.split([2, 6], -1)
+    cos, sin = (t[:, :3] for t in tables(x, near=True))
+    first, second = turned.chunk(2, -1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    turned = torch.cat((rest, turned), -1) * b[:WIDTH]
+    return turned + q, q
+
+
+@rotation
+def neighbours_of_three_quarters(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = rms(x, w)
+    cos, sin = (t.repeat(1, 2)[:, :12] for t in tables(x, near=True))
+    turned, rest = q[..., :12], q[..., 12:]
+    other = torch.stack((-turned[..., 1::2], turned[..., ::2]), -1).flatten(-2)
+    return torch.cat((turned * cos + other * (sin * b[:12]), rest), -1)
+
+
+@rotation
+def three_pairs_of_four(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """By complex numbers."""
     q = _normed(x, w)
-    turned, rest = q[..., :6], q[..., 6:]
+    turns = torch.polar(torch.ones_like(angles(x)), angles(x))[:, None, :3]
+    z = torch.view_as_complex(q[..., :6].float().unflatten(-1, (3, 2)).contiguous())
+    return torch.cat((torch.view_as_real(z * turns).flatten(3).type_as(x), q[..., 6:]), -1)
+
+
+@rotation
+def axes_of_an_image(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Halves of a head are turned by their own angles, and nothing is kept."""
+    q, width = _normed(x, w).transpose(1, 2), WIDTH // 2
+    (c, s), (d, e) = ((t[:, :width] for t in tables(x)), (t[:, width:] for t in tables(x)))
+    up, along = q.chunk(2, -1)
+    up = up * c + rotate_half(up) * s
+    along = along * d + rotate_half(along) * e
+    return torch.cat((up, along), -1)
+
+
+@rotation
+def axes_of_a_video(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Three quarters are turned, each by itself, and one is kept."""
+    q, parts = rms(x, w), list[Tensor]()
+    for i, part in enumerate(q.split(4, -1)[:3]):
+        first, second = part.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = (t[:, 2 * i : 2 * i + 2] for t in tables(x))
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1)
+        parts.append(turned.flatten(-2))
+    return torch.cat((*parts, q[..., 12:]), -1)
+
+
+@other
+def halves_of_what_were_neighbours(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Three quarters change places within, so that no section is made of sections."""
+    q = rms(x, w)
+    turned, rest = q[..., :12], q[..., 12:]
+    first, second = turned[..., ::2], turned[..., 1::2]
+    return torch.cat((torch.cat((first - second, second + first), -1), rest), -1)
+
+
+@other
+def too_many_sections(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = rms(x, w)
+    turned, rest = q[..., :14], q[..., 14:]
     return torch.cat((turned * 0.6 + rotate_half(turned) * 0.8, rest), -1)
+
+
+@other
+def axes_that_read_each_other(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    first, second = _normed(x, w).chunk(2, -1)
+    turned = second * 0.6 + rotate_half(second) * 0.8
+    return torch.cat((first * 0.6 + rotate_half(first) * turned, turned), -1)
+
+
+@other
+def axes_of_other_lengths(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    q = rms(x, w)
+    first, second = q.split([4, 12], -1)
+    first = first * 0.6 + rotate_half(first) * 0.8
+    return torch.cat((first, second * 0.6 + rotate_half(second) * 0.8), -1)
+
+
+@other
+def a_part_beside_its_row(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """What was turned is read by itself as well."""
+    q = rms(x, w)
+    turned = q[..., :12] * 0.6 + rotate_half(q[..., :12]) * 0.8
+    return torch.cat((turned, q[..., 12:]), -1), turned.flip(-1)
 
 
 @other

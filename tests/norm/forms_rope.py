@@ -88,6 +88,25 @@ def neox(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @form(1)
+def three_quarters(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Phi-4's: what is turned is no number of equal parts of a head."""
+    q = heads(x * w).transpose(1, 2)
+    cos, sin = (t[:, :6] for t in tables(x))
+    turned, rest = q[..., :6], q[..., 6:]
+    return torch.cat([turned * cos + rotate_half(turned) * sin, rest], -1)
+
+
+@form(1)
+def axes_of_an_image(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """DUSt3R's: halves of a head are turned, each by itself."""
+    up, along = heads(x * w).transpose(1, 2).chunk(2, -1)
+    cos, sin = (t[:, : WIDTH // 2] for t in tables(x))
+    up = up * cos + rotate_half(up) * sin
+    along = along * sin + rotate_half(along) * cos
+    return torch.cat((up, along), -1)
+
+
+@form(1)
 def half_of_it(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q = heads(x * w)
     cos, sin = (t[:, None, : WIDTH // 2] for t in tables(x))

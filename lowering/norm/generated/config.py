@@ -116,7 +116,7 @@ def way(layout: Layout, sizes: Sizes, target: Target, *, backward: bool) -> Way:
 def cut(layout: Layout, sizes: Sizes, target: Target, by: Way, *, backward: bool) -> Config:
     """The tiles of a kernel."""
     own = limits(target, backward=backward)
-    each = len(layout.spec.members)
+    each = power_of_two(len(layout.spec.members))
     few = max(1, own.thread // each**2)  # else 255 registers
     own = replace(own, tile=own.tile // each, thread=few)
     u, f, rows = map(power_of_two, (prod(sizes.inner[:-1]), sizes.inner[-1], sizes.rest))

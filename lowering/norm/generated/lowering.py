@@ -79,7 +79,7 @@ def _print(spec: NormSpec, dtypes: list[torch.dtype], training: bool) -> None:
 
 def _members(spec: NormSpec, name: str, read: Collection[str]) -> list[str]:
     """The names of an operand, given what programs read."""
-    if name in read or not spec.paired:
+    if name in read or not spec.parts:
         return [name]
     every = [f"{name}{member}" for member in spec.members]
     return every if name in spec.before.inputs else [n for n in every if n in read]

@@ -78,8 +78,7 @@ class Problem:
 
     @property
     def full_shape(self) -> tuple[Any, ...]:
-        own = (self.spec.sections, 2)
-        return (*self.shape, *own[2 - self.spec.apart :])
+        return (*self.shape, *self.spec.parts)
 
     def _has_shape(self, tensor: Tensor) -> bool:
         return all(known_true(a == b) for a, b in zip(tensor.shape, self.full_shape, strict=True))
