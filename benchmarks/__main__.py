@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention moe norm loss models diffusion compile`.
+"""The command line: `python -m benchmarks attention moe norm activation loss models diffusion compile`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.
@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import (
+    activation,
     attention,
     attention_gpu,
     compile,
@@ -47,7 +48,7 @@ from benchmarks.providers import SDPA
 from fuser.torch_private import multiplies_in_hardware
 
 FAMILIES = (
-    "attention", "moe", "norm", "loss", "models", "diffusion", "compile", "crossover",
+    "attention", "moe", "norm", "activation", "loss", "models", "diffusion", "compile", "crossover",
 )  # fmt: skip
 
 
@@ -89,6 +90,8 @@ def family_of(name: str, device_type: str) -> Family:
         return Family(norm_gpu.workloads, targets.gpu_norm_checks, True, ports_norm.NAMES)
     if name == "norm":
         return Family(norm.workloads, targets.norm_checks, each=True)
+    if name == "activation":
+        return Family(activation.workloads, targets.activation_checks, each=True)
     if on_gpu:
         return Family(attention_gpu.workloads, targets.gpu_attention_checks, True, ports.NAMES)
     return Family(

@@ -168,6 +168,12 @@ def norm_checks(results: Sequence[Result]) -> list[Check]:
     return checks + _error_checks(results)
 
 
+def activation_checks(results: Sequence[Result]) -> list[Check]:
+    """The targets for activations on a CPU, over Inductor: what does not pay is left to it."""
+    text = "any activation, smallest over inductor"
+    return _at_least(text, _speedups(results), NEVER_BELOW, min) + _error_checks(results)
+
+
 def gpu_moe_checks(results: Sequence[Result]) -> list[Check]:
     """The targets for mixtures at the sizes of GPUs; milliseconds are those of an H200."""
     checks: list[Check] = []

@@ -384,7 +384,8 @@ def axes_of_an_image(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 @rotation
 def axes_of_a_video(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Three quarters are turned, each by itself, and one is kept."""
-    q, parts = rms(x, w), list[Tensor]()
+    q = rms(x, w)
+    parts: list[Tensor] = []
     for i, part in enumerate(q.split(4, -1)[:3]):
         first, second = part.unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = (t[:, 2 * i : 2 * i + 2] for t in tables(x))
