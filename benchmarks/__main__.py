@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks attention moe norm activation loss models diffusion compile`.
+"""The command line: `python -m benchmarks attention moe norm activation loss models diffusion`.
 
 Writes `benchmarks/results/<family>-<device>.csv` after every workload (so that a run that is
 cut short leaves what it has) and the machine beside it; `--quick` writes only where `--csv` says.

@@ -15,6 +15,8 @@ from fuser.torch_private import to_expr
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Of what pointwise regions compute."""
+EIGHT_BITS = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Of what a quantisation gives."""
 _REARRANGED = (
     "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
     "transpose", "t", "T", "mT", "movedim", "getitem",

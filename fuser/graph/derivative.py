@@ -21,13 +21,15 @@ _SUMS: tuple[Any, ...] = (
 )  # fmt: skip
 _PRODUCTS: tuple[Any, ...] = (torch.mul, operator.mul)
 _QUOTIENTS: tuple[Any, ...] = (torch.div, operator.truediv)
+_CHOICES: dict[Any, int] = {torch.where: 0, torch.masked_fill: 1}
+"""With the position of what tells which is chosen."""
 
 
 def read_by_gradient(program: Program, wanted: Collection[str]) -> frozenset[str]:
     """Inputs that the gradients of the `wanted` ones are computed from, or may be.
 
-    Of sums, products, quotients and casts that is known; of any other operator that something
-    wanted goes through, all that it reads counts.
+    Of sums, products, quotients, casts and choices that is known; of any other operator that
+    something wanted goes through, all that it reads counts.
     """
     made_of, differ, read = dict[Node, frozenset[str]](), set[Node](), set[str]()
     for node in program.graph.nodes:
@@ -49,6 +51,9 @@ def _read(node: Node, differ: Collection[Node]) -> list[Node]:
         return node.all_input_nodes
     if node.target in _SUMS or node.op == "placeholder":
         return []
+    if node.target in _CHOICES and len(node.args) == 3:
+        chosen = node.args[_CHOICES[node.target]]
+        return [chosen] if isinstance(chosen, Node) else []
     if node.target in (*_PRODUCTS, *_QUOTIENTS) and len(node.args) == 2 and not node.kwargs:
         first, second = node.args
         if node.target in _QUOTIENTS and second in differ:

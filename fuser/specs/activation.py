@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
+from ..graph.derivative import read_by_gradient
 from ..graph.program import Program
 from .names import name_of
 
@@ -42,6 +45,11 @@ class ActivationSpec:
             for part, name in enumerate(self.names(operand))
         }
 
+    def read_by_gradient(self, wanted: Collection[int]) -> frozenset[int]:
+        """The operands that gradients of the `wanted` ones are computed from, or may be: of a sum,
+        none."""
+        return _read_by_gradient(self, frozenset(wanted))
+
     def to_text(self) -> str:
         fields = {"parts": self.parts, "program": self.program.text, "dtype": name_of(self.dtype)}
         return json.dumps(fields, separators=(",", ":"))
@@ -51,3 +59,10 @@ class ActivationSpec:
         data = json.loads(text)
         dtype = getattr(torch, data["dtype"])
         return ActivationSpec(tuple(data["parts"]), Program(data["program"]), dtype)
+
+
+@lru_cache(maxsize=1024)
+def _read_by_gradient(spec: ActivationSpec, wanted: frozenset[int]) -> frozenset[int]:
+    named = {name: operand for name, (operand, _) in spec.named.items()}
+    read = read_by_gradient(spec.program, [n for n, operand in named.items() if operand in wanted])
+    return frozenset(named[name] for name in read)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fuser.specs import ActivationSpec
-from fuser.torch_private import differentiable, eager_world, known_true
+from fuser.torch_private import known_true
 
-from ..triton.trace import Input, NotPrintable, trace_gradient
+from ..triton.trace import Input
 
 
 @lru_cache(maxsize=1024)
@@ -49,24 +49,10 @@ def inputs_of(spec: ActivationSpec, dtypes: Sequence[torch.dtype]) -> dict[str, 
     return {name: Input(dtypes[operand]) for name, (operand, _) in spec.named.items()}
 
 
-@lru_cache(maxsize=1024)
-def read_by_gradient(
-    spec: ActivationSpec, dtypes: tuple[torch.dtype, ...], needs: tuple[bool, ...]
-) -> tuple[bool, ...]:
-    """Which operands the gradients of those that want one are computed from: of a sum, none."""
-    wanted = [name for name, (operand, _) in spec.named.items() if needs[operand]]
-    try:
-        with eager_world(), differentiable():
-            derived = trace_gradient(spec.program, inputs_of(spec, dtypes), wanted)
-    except (NotPrintable, RuntimeError):
-        return (True,) * len(dtypes)
-    read = {str(n.target) for n in derived.nodes if n.op == "placeholder" and n.users}
-    return tuple(not read.isdisjoint(spec.names(operand)) for operand in range(len(dtypes)))
-
-
-def reads(spec: ActivationSpec, captured: Sequence[Tensor], needs: Sequence[bool]) -> list[bool]:
-    """`read_by_gradient` of tensors."""
-    return [*read_by_gradient(spec, tuple(c.dtype for c in captured), tuple(needs))]
+def reads(spec: ActivationSpec, needs: Sequence[bool]) -> list[bool]:
+    """Which operands the gradients of those that want one are computed from."""
+    read = spec.read_by_gradient([j for j, need in enumerate(needs) if need])
+    return [j in read for j in range(len(needs))]
 
 
 def gradients_of(
@@ -75,7 +61,7 @@ def gradients_of(
     """Empty gradients, in the order in memory of what they are of; of an operand that was not
     saved, in that of `grad`."""
     found: list[Tensor] = []
-    for operand, read, need in zip(captured, reads(spec, captured, needs), needs, strict=True):
+    for operand, read, need in zip(captured, reads(spec, needs), needs, strict=True):
         if not need:
             continue
         if not read and has_shape(operand, (1, *grad.shape)):
@@ -91,7 +77,7 @@ def gradients_of(
 def save(ctx: Any, captured: Sequence[Tensor], spec: str) -> None:
     """Saves the operands that gradients are computed from, and of others what they are like."""
     ctx.needs = [c.is_floating_point() and c.requires_grad for c in captured]
-    ctx.read = reads(spec_of(spec), captured, ctx.needs)
+    ctx.read = reads(spec_of(spec), ctx.needs)
     ctx.like = [(c.shape, c.dtype) for c in captured]
     ctx.save_for_backward(*(c for c, read in zip(captured, ctx.read, strict=True) if read))
 

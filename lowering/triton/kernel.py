@@ -93,6 +93,11 @@ def require_dtypes(dtypes: Iterable[torch.dtype], *, written: Iterable[torch.dty
             raise NoKernel("its kernels compute in float32, not in float64")
 
 
+def stored(dtype: torch.dtype) -> torch.dtype:
+    """Of what kernels write a tensor of some dtype as, which `Tensor.view` makes that tensor."""
+    return torch.uint8 if dtype in BYTES else dtype
+
+
 def pointer(dtype: torch.dtype) -> str:
     """The Triton type of a pointer to elements of a tensor."""
     return f"*{(TYPES | BYTES)[dtype]}"

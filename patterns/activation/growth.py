@@ -16,7 +16,7 @@ from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.view import GraphView
 
 from ..captured import loses_nothing
-from ..neighbours import DTYPES, behind_views, readers, rearranges, same_shape
+from ..neighbours import DTYPES, EIGHT_BITS, behind_views, readers, rearranges, same_shape
 from .anchors import GLU
 
 MAX_AFTER = 24
@@ -26,7 +26,7 @@ MAX_BEFORE = 24
 
 def chains(view: GraphView, anchor: Node) -> list[tuple[Node, ...]]:
     """Pointwise operators from an anchor down, of which the last alone is read by others; the
-    longest chain first."""
+    longest chain first. One to eight bits is the end: no gradient goes through it."""
     found: list[tuple[Node, ...]] = []
     taken, pending = [anchor], readers(view, anchor)
     while True:
@@ -37,10 +37,13 @@ def chains(view: GraphView, anchor: Node) -> list[tuple[Node, ...]]:
         node = min(pending, key=view.order.__getitem__)
         pending.discard(node)
         like = next(source for source in node.all_input_nodes if source in taken)
-        if not rearranges(view, node) and not _joins(view, node, like, taken):
+        rounded = _joins(view, node, like, taken, EIGHT_BITS) and not value(node).requires_grad
+        if not (rounded or rearranges(view, node) or _joins(view, node, like, taken)):
             return found[::-1]
         taken.append(node)
         pending |= readers(view, node)
+        if value(node).dtype in EIGHT_BITS:
+            return [tuple(taken), *found[::-1]] if _ends(view, taken) else found[::-1]
 
 
 def above(view: GraphView, chain: Sequence[Node]) -> set[Node]:
@@ -56,7 +59,7 @@ def above(view: GraphView, chain: Sequence[Node]) -> set[Node]:
             continue
         if not readers(view, source) <= inside | passed:
             continue
-        if not _joins(view, source, source if passed else reader, inside, masks=True):
+        if not _joins(view, source, source if passed else reader, inside, (*DTYPES, torch.bool)):
             continue
         found |= {*passed, source}
         inside |= found
@@ -76,8 +79,9 @@ def _ends(view: GraphView, taken: Sequence[Node]) -> bool:
 
 
 def _joins(
-    view: GraphView, node: Node, like: Node, inside: Collection[Node], *, masks: bool = False
-) -> bool:
+    view: GraphView, node: Node, like: Node, inside: Collection[Node],
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+) -> bool:  # fmt: skip
     """Whether an operator may be a part of a program over tensors of one shape."""
     op = view.op(node)
     if not is_tensor(node) or not same_shape(node, like):
@@ -87,7 +91,6 @@ def _joins(
     if op.kind is Kind.DROPOUT or op.name == GLU:
         return not draws(node, op) and value(node).dtype in DTYPES
     known = all(is_tensor(n) for n in node.all_input_nodes)
-    dtypes = (*DTYPES, torch.bool) if masks else DTYPES
     return op.kind is Kind.POINTWISE and known and value(node).dtype in dtypes
 
 

@@ -111,8 +111,10 @@ class _Region:
             tuple(self.operands.counts), self.builder.finish(self._result), value(self.out).dtype
         )
         nodes = self._with_cuts()
+        differ = [j for j, operand in enumerate(given) if value(operand.node).requires_grad]
+        saved = spec.read_by_gradient(differ)
         operands = {
-            f"c{j}": replace(operand, read_at=self._read_at(operand.node))
+            f"c{j}": replace(operand, read_at=self._read_at(operand.node), saved=j in saved)
             for j, operand in enumerate(given)
         }
         match = Match(

@@ -17,13 +17,13 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 
 from ..captured import is_copy, loses_nothing
-from ..neighbours import DTYPES, behind_views, readers, rearranges, same_shape
+from ..neighbours import DTYPES, EIGHT_BITS, behind_views, readers, rearranges, same_shape
 from . import pairs
 from .core import Core
 from .peaks import is_peak, rows, spreads
 from .statistic import STATISTICS
 
-QUANTISED = (*DTYPES, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+QUANTISED = (*DTYPES, *EIGHT_BITS)
 """Of what a quantisation gives; numbers are compared on the way to it."""
 MAX_STEPS = 48
 """Of the programs after a normalisation."""

@@ -23,6 +23,10 @@ IMAGES: list[Form] = []
 """Of channels; some are gated."""
 
 
+ROUNDED: list[Form] = []
+"""With a result of eight bits, which has no gradient."""
+
+
 def gated(form: Form) -> Form:
     GATED.append(form)
     return form
@@ -36,6 +40,33 @@ def plain(form: Form) -> Form:
 def images(form: Form) -> Form:
     IMAGES.append(form)
     return form
+
+
+def rounded(form: Form) -> Form:
+    ROUNDED.append(form)
+    return form
+
+
+# -- of eight bits
+
+
+@rounded
+def swiglu_fp8(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
+    """With a scale that is known, as vLLM does it; the result is read again."""
+    gate, up = torch.cat((x, y), -1).chunk(2, -1)
+    scaled = (F.silu(gate) * up) / a.float()
+    return scaled.clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float() * a
+
+
+@rounded
+def gelu_int8(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
+    q = torch.round(F.gelu(x * w) * 40.0).clamp(-128, 127).to(torch.int8)
+    return q.view(-1, FEATURES)
+
+
+@rounded
+def squared_relu_e5m2(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> Tensor:
+    return (F.relu(x).square() * w).to(torch.float8_e5m2).view(torch.int8)
 
 
 # -- gates of two tensors

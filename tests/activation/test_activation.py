@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.activation import forms
-from tests.activation.forms import CHANNELS, FEATURES, GATED, IMAGES, PLAIN, Form
+from tests.activation.forms import CHANNELS, FEATURES, GATED, IMAGES, PLAIN, ROUNDED, Form
 from tests.activation.lookalikes import IN_PART, LOOKALIKES, WIDE, WRITING
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import EVERY, crossed, some
@@ -83,6 +84,44 @@ def test_lookalikes(form: Form, reason: str, dtype: torch.dtype) -> None:
     eager = run(form, args, grad=grad)
     exact = eager if form in WIDE else run(form, wide(args), grad=grad)
     assert_near(found, eager, exact)
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("form", ROUNDED, ids=lambda f: f.__name__)
+def test_results_of_eight_bits(form: Form, by: str) -> None:
+    """A rounding apart where eager rounds between operators."""
+    args = tuple(t.detach() for t in inputs(form, torch.float32))
+    found = compiled(form, args, **{"fuser.lowering": by})
+    (region,) = found.record.rewritten
+    assert "float8" in region.facts["program"] or "int8" in region.facts["program"]
+    (ours,), (eager,) = found.outputs, run(form, args).outputs
+    assert ours.dtype is eager.dtype
+    assert (ours != eager).double().mean() < 0.02
+
+
+def test_no_gradient_goes_through_eight_bits() -> None:
+    """What is rounded stays outside."""
+    args = inputs(forms.swiglu_fp8, torch.float32)
+    found = compiled(forms.swiglu_fp8, args, grad=True)
+    (region,) = found.record.rewritten
+    assert "float8" not in region.facts["program"]
+    eager = run(forms.swiglu_fp8, args, grad=True)
+    assert_near(found, eager, eager)
+
+
+def test_what_no_gradient_reads_may_be_overwritten() -> None:
+    """Eager keeps nothing of a term of a sum either."""
+
+    def form(x: Tensor, y: Tensor, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        z = y * 2
+        out = torch.where(x > 0, z, -z) + F.silu(x)
+        return out, z.add_(1)
+
+    args = inputs(form, torch.float32)
+    found = compiled(form, args, grad=True)
+    (region,) = found.record.rewritten
+    assert region.facts["program"] == "(where((c0 > 0), c1, neg(c1)) + silu(c0))"
+    assert_near(found, run(form, args, grad=True), run(form, wide(args), grad=True))
 
 
 SPECIAL = [torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 0.0]

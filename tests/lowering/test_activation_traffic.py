@@ -57,7 +57,7 @@ def test_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with traffic(problem, large - 1) as moved:
         y = generated(spec, x)
     assert 1.0 <= moved.bytes / sum(map(_bytes, [*x, y])) <= MOST
-    read = reads(spec, x, [True] * len(x))
+    read = reads(spec, [True] * len(x))
     again = [t for t, is_read in zip(x, read, strict=True) if is_read and _bytes(t) == large]
     with traffic(problem, large - 1) as moved:
         torch.autograd.grad(y, x, torch.ones_like(y))

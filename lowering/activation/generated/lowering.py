@@ -13,7 +13,7 @@ from fuser.pattern import Call
 from fuser.specs import ActivationSpec
 
 from ...base import Context, Emission, register_lowering
-from ...triton.kernel import require_dtypes
+from ...triton.kernel import BYTES, require_dtypes
 from ...triton.lowering import GeneratedLowering, printing
 from ..reference import emit_operator
 from .config import Config
@@ -47,11 +47,11 @@ class GeneratedActivation(GeneratedLowering):
 
 def _print(spec: ActivationSpec, dtypes: list[torch.dtype], training: bool) -> None:
     """Writes kernels for one tile: whether there is text depends on the program alone."""
-    require_dtypes((*dtypes, spec.dtype))
+    require_dtypes(dtypes, written=[spec.dtype])
     names = [f"{d}c{j}" for j in range(len(dtypes)) for d in ("", "d")]
     varies = tuple((name, (True, True)) for name in (*names, "y", "grad"))
     layout = Layout(spec, tuple(dtypes), 0, 1, 64, varies, False)
     build(layout, "forward", (), Config(1, 64))
-    if training:
+    if training and spec.dtype not in (*BYTES, torch.int8):  # no gradient goes through these
         wanted = tuple(j for j, dtype in enumerate(dtypes) if dtype.is_floating_point)
         build(layout, "backward", (wanted,), Config(1, 64))

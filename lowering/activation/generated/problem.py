@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fuser.specs import ActivationSpec
 from fuser.torch_private import hint, known_true
 
-from ...triton.kernel import require_dtypes
+from ...triton.kernel import require_dtypes, stored
 from ...triton.launch import Target, run, target_of
 from ...triton.space import Space, space_of
 from ..operands import gradients_of, has_shape, result_of, shape_of, spec_of
@@ -46,11 +46,11 @@ class Problem:
 
     def forward(self) -> Tensor:
         """The result."""
-        y = result_of(self.spec, self.captured)
+        y = result_of(replace(self.spec, dtype=stored(self.spec.dtype)), self.captured)
         if not known_true(y.numel() == 0):
             launch = self._launching({**self._operands(), "y": y})
             launch("forward", (), launch.tiles * launch.across)
-        return y
+        return y if y.dtype is self.spec.dtype else y.view(self.spec.dtype)
 
     def backward(self, grad: Tensor, needs: Sequence[bool]) -> list[Tensor]:
         """Gradients of the operands where `needs` says so."""
@@ -294,5 +294,5 @@ def problem(captured: Sequence[Tensor], spec: str, origin: str) -> Problem:
         NoKernel: there are no kernels for it.
     """
     of = spec_of(spec)
-    require_dtypes((*(c.dtype for c in captured), of.dtype))
+    require_dtypes([c.dtype for c in captured], written=[of.dtype])
     return Problem(of, captured, origin, target_of(captured[0].device))

@@ -12,7 +12,7 @@ from torch import Tensor
 from fuser.specs import NormSpec
 from fuser.torch_private import hint, known_true
 
-from ...triton.kernel import BYTES, require_dtypes
+from ...triton.kernel import require_dtypes, stored
 from ...triton.launch import Target, target_of
 from ...triton.space import space_of
 from ..reference import members, shape_of, shape_of_result, spec_of, together
@@ -91,11 +91,10 @@ class Problem:
 
     def results(self) -> list[Tensor]:
         """Empty ones: y_0, y_1, ... and, where it is kept, x; of eight bits as bytes."""
-        stored = [torch.uint8 if d in BYTES else d for d in self.spec.results]
         return [
             self.captured[0].new_empty(shape_of_result(self.spec, i, self.shape), dtype=dtype)
             if i in self.spec.by_row else self.result(dtype)
-            for i, dtype in enumerate(stored)
+            for i, dtype in enumerate(map(stored, self.spec.results))
         ]  # fmt: skip
 
     def typed(self, results: Sequence[Tensor]) -> list[Tensor]:
