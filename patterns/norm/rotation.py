@@ -108,10 +108,10 @@ def _sources(view: GraphView, anchor: Node) -> tuple[list[Node], bool]:
     common = [n for n in found[0] if all(n in each for each in found)]
     crosses = any(each[n] != {i} for n in common for i, each in enumerate(found))
     tops = [_top(view, n) for n in common]  # of which another dimension may be the last one
-    rows = [row.source for n in common for row in rows_around(view, n).values()]
-    tops = [*map(partial(_top, view), rows), *rows, *tops]
     above = [_top(view, view.op(n).args["input"]) for n in common if _is_same(view, n)]
-    return [*dict.fromkeys([*tops, *common, *above])], crosses
+    every = dict.fromkeys([*tops, *common, *above])
+    rows = [row.source for n in every for row in rows_around(view, n).values()]
+    return [*dict.fromkeys([*map(partial(_top, view), rows), *rows, *every])], crosses
 
 
 def _top(view: GraphView, node: Node) -> Node:

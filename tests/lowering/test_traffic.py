@@ -146,6 +146,31 @@ def test_sections(bare: bool) -> None:
     assert must - gaps <= moved.bytes <= MOST * must, _told(moved)
 
 
+def first_of_apart(na: Tensor, nb: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+    return na * c1 - nb * c2
+
+
+def second_of_apart(na: Tensor, nb: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+    return nb * c1 + na * c2
+
+
+def test_sections_of_a_member() -> None:
+    """Two thirds of each row are rotated in halves; of the tables there is one of either half."""
+    spec = norm(itself, first_of_apart, second_of_apart, as_it_is_c, centred=False)
+    spec = replace(spec, sections=3, dtypes=spec.dtypes[:1], captured=3)
+    x = operands((4, 48, 16, 3), *[(1, 48, 16, 1)] * 2)
+    x = [x[0], *(t.detach() for t in x[1:])]
+    gaps = 4 * 2  # the last elements, of other members than the first one
+    with traffic(launching, _cached(x)) as moved:
+        (y,) = generated(spec, x)
+    must = least(x, [y], 1)
+    assert must - 2 * gaps <= moved.bytes <= MOST * must, _told(moved)
+    with traffic(launching, _cached(x)) as moved:
+        torch.autograd.grad(y, x[:1], torch.randn_like(y))
+    must += _bytes(y)
+    assert must - 3 * gaps <= moved.bytes <= MOST * must, _told(moved)
+
+
 def test_queries_and_keys_share_little() -> None:
     """Of two launches the second one reads tables again: for 32 and 8 heads 1/42 of all bytes."""
     spec = norm(itself, rotated, rotated_back, paired=True, centred=False)

@@ -107,6 +107,18 @@ def axes_of_an_image(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @form(1)
+def axes_of_a_video(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """V-JEPA 2's: three quarters are turned, each by itself, and one is kept."""
+    q = heads(x * w).transpose(1, 2)
+    parts: list[Tensor] = []
+    for i in range(3):
+        part, (cos, sin) = q[..., 2 * i : 2 * i + 2], (t[:, i : i + 1] for t in tables(x))
+        first, second = part.unflatten(-1, (-1, 2)).unbind(-1)
+        parts.append(part * cos + torch.stack((-second, first), -1).flatten(-2) * sin)
+    return torch.cat([*parts, q[..., 6:]], -1)
+
+
+@form(1)
 def half_of_it(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q = heads(x * w)
     cos, sin = (t[:, None, : WIDTH // 2] for t in tables(x))

@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.compiled import assert_near, compiled, run, wide
 from tests.every import crossed, some
 from tests.norm.forms import FEATURES, ROWS, Form
-from tests.norm.forms_pairs import OTHERS, ROTATIONS
 from tests.norm.forms_rope import FORMS, WIDTHS
+from tests.norm.forms_sections import OTHERS, ROTATIONS
 from tests.norm.lookalikes_rope import LOOKALIKES
 from tests.norm.test_norm import DTYPES, inputs
 from tests.norm.test_results import NAMES, region
