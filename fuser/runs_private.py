@@ -21,7 +21,7 @@ from torch._dynamo.utils import np
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
-from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable
+from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch.fx import Node, Proxy
 
@@ -110,7 +110,15 @@ def _is_empty(indices: Node) -> bool:
 
 
 def run_of(tx: Any, rows: Any, index: Any) -> Any:
-    """`rows[start:end]`, where that is told by how many tokens experts have."""
+    """`rows[start:end]`, where that is told by how many tokens experts have; and the same with
+    further parts, which are taken of the run."""
+    if type(rows) is TensorVariable and type(index) is TupleVariable and index.items:
+        first, *rest = index.items
+        found = run_of(tx, rows, first.realize())
+        if found is None:
+            return None
+        whole = SliceVariable([ConstantVariable.create(None)] * 2)
+        return found.call_method(tx, "__getitem__", [TupleVariable([whole, *rest])], {})
     if type(rows) is not TensorVariable or type(index) is not SliceVariable:
         return None
     start, end, step = (bound.realize() for bound in index.items)

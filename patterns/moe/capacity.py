@@ -22,7 +22,7 @@ from fuser.pattern import Match
 
 from .branches import column, same, stacked
 from .choices import found_by
-from .cuts import CASTS, COPIES
+from .cuts import CASTS, COPIES, arranged
 from .expert import Expert, ExpertWalk, NoExpert
 from .places import Places, parts
 from .region import Sent, keeps_zero, sent
@@ -120,23 +120,8 @@ def _dispatched(space: Space, tokens: Dim, expert: Expert, anchor: Node) -> tupl
     x, mask = (Place(p.node, renamed(p.dims, names)) for p in (x, mask))
     own = set(tokens) | features
     require(set(leaves(x.dims)) == own, "tokens differ between places", x.node)
-    space.interior |= {place.node, *_arranged(view, place.node)}
+    space.interior |= {place.node, *arranged(view, place.node)}
     return x, mask
-
-
-def _arranged(view: GraphView, node: Node) -> set[Node]:
-    """What is only another arrangement of a tensor, or a part of it."""
-    found: set[Node] = set()
-    pending = list(node.users)
-    while pending:
-        user = pending.pop()
-        op = view.op(user)
-        cut = op.name in (*COPIES, "select", "unbind", "chunk", "split")
-        part = getattr(user.target, "__name__", "") == "getitem"
-        if user not in found and (cut or part or op.kind in (Kind.VIEW, Kind.SLICE)):
-            found.add(user)
-            pending += user.users
-    return found
 
 
 def _proved(

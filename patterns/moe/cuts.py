@@ -76,3 +76,18 @@ def _slice(op: Op) -> Part | None:
         return None
     start, stop, step = part.indices(size)
     return Part(op.args["input"], dim, start, stop, step) if step > 0 else None
+
+
+def arranged(view: GraphView, node: Node) -> set[Node]:
+    """What is only another arrangement of a tensor, or a part of it."""
+    found: set[Node] = set()
+    pending = list(node.users)
+    while pending:
+        user = pending.pop()
+        op = view.op(user)
+        cut = op.name in (*COPIES, "select", "unbind", "chunk", "split")
+        part = getattr(user.target, "__name__", "") == "getitem"
+        if user not in found and (cut or part or op.kind in (Kind.VIEW, Kind.SLICE)):
+            found.add(user)
+            pending += user.users
+    return found

@@ -17,19 +17,21 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, fresh, leaves
+from fuser.graph.axes import Dims, fresh, leaves, resolve
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
 from fuser.torch_private import known_true, to_expr
 from fuser.turns import held, number, piece, run
 
+from .cuts import arranged
 from .expert import Expert, ExpertWalk
 from .numbers import numbers_of, with_numbers
 from .rows import rows_of
 from .selection import sizes_of
-from .space import Space, require
+from .space import Place, Space, require
 from .supposed import LEFT, UNKNOWN, alone, is_left, parts, sizes_behind, tells_rows, with_idle
+from .weights import Weights
 
 _OTHER = "a condition is not that of one expert"
 
@@ -69,18 +71,26 @@ def _on_run(space: Space, rows: Node, dims: Dims, start: Any, end: Any) -> Exper
     alone = Space(space.view, space.dtype, row, interior=space.interior, followed=space.followed)
     given = rows_of(alone, rows, (row, *dims[1:]))
     expert = ExpertWalk(alone).run(given.node, given.dims)
-    weights = given.weights.times(expert.inside)
-    require(not weights.factors and not expert.before.factors, "runs are weighted one by one", rows)
-    node = expert.x.node
-    cut = _cut(node)
-    require(cut is not None and expert.x.dims[:1] == (row,), "an expert is given no run", rows)
-    assert cut is not None
-    source, first, last = cut
-    own = to_expr(first) == start and to_expr(last) == end
-    require(own, "an expert is given another run than its own", node)
-    space.interior.update((node,) if node.target is run else (node, *node.all_input_nodes))
-    x = space.locate(source, (space.order.row, *expert.x.dims[1:]))
-    return replace(expert, x=x, inside=weights)
+
+    def whole(place: Place) -> Place:
+        """All rows, where a tensor has the run of this expert."""
+        cut = _cut(place.node)
+        require(cut is not None and place.dims[:1] == (row,), "an expert is given no run", rows)
+        assert cut is not None
+        source, first, last = cut
+        own = to_expr(first) == start and to_expr(last) == end
+        require(own, "an expert is given another run than its own", place.node)
+        pieces = () if place.node.target is run else place.node.all_input_nodes
+        space.interior.update((place.node, *pieces, *arranged(space.view, place.node)))
+        assert space.order is not None
+        return space.locate(source, (space.order.row, *place.dims[1:]))
+
+    def weights(of: Weights) -> Weights:
+        """Those of all rows, where a tensor has those of the run."""
+        return Weights(tuple(whole(Place(f.node, resolve(f.dims))) for f in of.factors), of.scale)
+
+    before, after = weights(expert.before), weights(given.weights.times(expert.inside))
+    return replace(expert, x=whole(expert.x), before=before, inside=after)
 
 
 def _cut(node: Node) -> tuple[Node, Any, Any] | None:

@@ -344,8 +344,11 @@ def _experts_of(space: Space, rows: Rows, anchor: Node) -> tuple[Sequence[Expert
     in_turn = listed(space, rows.node, rows.dims)
     if in_turn is not None:
         same(in_turn, anchor)
-        inside = in_turn[0].inside
-        alike = all(same_weights(expert.inside, inside) for expert in in_turn)
+        inside, before = in_turn[0].inside, in_turn[0].before
+        alike = all(
+            same_weights(expert.inside, inside) and same_weights(expert.before, before)
+            for expert in in_turn
+        )
         require(alike, "experts are weighted differently", anchor)
         return in_turn, inside
     separate = stacked(space, rows.node, rows.dims)
