@@ -91,7 +91,7 @@ def _attention(label: str, call: Call, context: Context) -> Iterator[attention.E
 def _mixture(label: str, call: Call, context: Context) -> Iterator[moe.Entry]:
     layout, tokens = moe_layout(call, context), size(call, "x", 0)
     spec: MoeSpec = call.spec
-    choices = 1 if spec.runs else spec.sent or size(call, "indices", 1) or 1
+    choices = 1 if spec.runs else spec.sent or sum(size(call, n, 1) or 1 for n in spec.indices)
     rows = moe.MANY if tokens is None else tokens * choices / spec.experts
     yield from moe.of_layout(label, layout, rows, training=context.training)
 

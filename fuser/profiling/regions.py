@@ -178,7 +178,7 @@ def _choices(call: Call) -> Any:
     spec: MoeSpec = call.spec
     if spec.runs:
         return 1
-    return spec.sent if spec.sent else _size(call, "indices", 1)
+    return spec.sent if spec.sent else sum(_size(call, name, 1) for name in spec.indices)
 
 
 def _mixture(call: Call) -> Amount:

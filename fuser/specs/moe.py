@@ -38,6 +38,9 @@ class MoeSpec:
     `(E, out, in)` and biases `(E, out)`, or one for each expert without the first dimension where
     they are `separate`. The result is `(T, Dout)`.
 
+    Where there are several `parts`, choices have indices of their own in each: `indices.1`,
+    `weights.1` and so on are those of the second part. A token has the choices of all parts.
+
     Where tokens were `sent` to places of experts, operands are `combine: (T, E, C)`, the weight of
     a token at each place, and `dispatch: (T, E, C)`, not zero where it was sent, instead of indices
     and weights, which follow from them. A choice for which a token has no place is dropped: its
@@ -80,6 +83,13 @@ class MoeSpec:
     """Of the result; operators are given weights that have it, or their result gets it."""
     runs: bool = False
     """Rows are sorted by their experts already. Implies `dropping`."""
+    parts: int = 1
+    """Of the choices; operators are given all of them in one tensor."""
+
+    @property
+    def indices(self) -> list[str]:
+        """Names of the operands with indices, part by part."""
+        return [f"indices.{part}" if part else "indices" for part in range(self.parts)]
 
     @property
     def products(self) -> int:

@@ -35,8 +35,14 @@ def _sizes(call: Call) -> tuple[int, int] | None:
     """Tokens, and the choices of each, as far as they are known."""
     spec: MoeSpec = call.spec
     tokens = size(call, "x", 0)
-    choices = 1 if spec.runs else spec.sent or size(call, "indices", 1)
+    choices = 1 if spec.runs else spec.sent or _chosen(call)
     return None if tokens is None or choices is None else (tokens, choices)
+
+
+def _chosen(call: Call) -> int | None:
+    found = [size(call, name, 1) for name in call.spec.indices]
+    known = [n for n in found if n is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def uncounted(call: Call) -> str:

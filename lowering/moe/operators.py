@@ -83,10 +83,7 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
     elif spec.runs:
         indices, weights = _ends(builder, place), _of_rows(builder, place, spec.dtype)
     else:
-        weights = _weights(builder, place, spec.dtype)
-        indices = place["indices"]
-        if "kept" in place:
-            indices = _dropped(builder, place["kept"], indices, spec)
+        indices, weights = _chosen(builder, place, spec)
     scaled = spec.scale != 1
     if scaled and not spec.weights_first:
         weights = builder.call(torch.mul, weights, spec.scale)
@@ -97,7 +94,7 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
         weights,
         [place[name] for name in spec.matrices],
         [place[name] for name in spec.added],
-        replace(spec, scale=1.0, sent=0).to_text(),
+        replace(spec, scale=1.0, sent=0, parts=1).to_text(),
         *more,
     )
     return builder.call(torch.mul, result, spec.scale) if scaled and spec.weights_first else result
@@ -106,10 +103,31 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
 def weight_dtype(call: Call) -> torch.dtype:
     """Of the weights that an operator is given."""
     kinds = ("weights", "dense", "combine")
-    given = [o for name, o in call.operands.items() if name.partition("_")[0] in kinds]
+    given = [o for name, o in call.operands.items() if _kind(name) in kinds]
     dtypes = [o.dtype or value(o.node).dtype for o in given]
     found = reduce(torch.promote_types, dtypes, call.spec.dtype if not dtypes else dtypes[0])
     return found if found.is_floating_point else call.spec.dtype
+
+
+def _chosen(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:
+    """Indices and weights of the choices, `(T, K)`; those of all parts beside each other."""
+    indices, weights = list[Node](), list[Node]()
+    for name in spec.indices:
+        own = name.removeprefix("indices")
+        ending = {n.removesuffix(own): node for n, node in place.items() if n.endswith(own)}
+        part = {n: node for n, node in ending.items() if "." not in n}
+        weights.append(_weights(builder, part, spec.dtype))
+        kept = part.get("kept")
+        found = part["indices"]
+        indices.append(found if kept is None else _dropped(builder, kept, found, spec))
+    if spec.parts == 1:
+        return indices[0], weights[0]
+    return builder.call(torch.cat, indices, 1), builder.call(torch.cat, weights, 1)
+
+
+def _kind(name: str) -> str:
+    """Of an operand, of whichever part and however many there are."""
+    return name.partition(".")[0].partition("_")[0]
 
 
 def _sent(builder: Builder, place: Mapping[str, Node], spec: MoeSpec) -> tuple[Node, Node]:
@@ -179,7 +197,7 @@ def _product(builder: Builder, place: Mapping[str, Node], kind: str) -> Node | N
     """Of all factors of a kind."""
     found: Node | None = None
     for name, node in place.items():
-        if name.partition("_")[0] == kind:
+        if _kind(name) == kind:
             found = node if found is None else builder.call(torch.mul, found, node)
     return found
 

@@ -22,7 +22,7 @@ from .branches import Branch, Columns, column, columns_of, same, same_tensors
 from .choices import experts_among
 from .expert import Expert, NoExpert
 from .picks import picks_of
-from .region import Mixture, matched, mixture
+from .region import Mixture, matched, mixture, together
 from .rows import rows_of
 from .space import Place, Space, require
 from .weights import Weights
@@ -156,25 +156,29 @@ def _by_pick(
 ) -> Match | None:
     """All experts one after the other, each weighted where a choice is that expert."""
     space = Space(view, value(anchor).dtype, leaves(out_dims[:-1]))
-    for group in picks_of(space, [m.branch for m in members]):
-        if len(group.of) < 2:
+    for first, *others in picks_of(space, [m.branch for m in members]):
+        if len(first.of) < 2:
             continue
-        require(group.is_complete, "not every expert is there once", anchor)
-        by_number = {pick.expert: b.expert for pick, b in group.of}
-        alike = all(same_tensors(b.expert, by_number[pick.expert]) for pick, b in group.of)
-        require(alike, "a choice goes through other experts than the others do", anchor)
-        same([b.expert for _, b in group.of], anchor)
+        by_number = {pick.expert: b.expert for pick, b in first.of}
+        for group in (first, *others):
+            require(group.is_complete, "not every expert is there once", anchor)
+            alike = all(same_tensors(b.expert, by_number[pick.expert]) for pick, b in group.of)
+            require(alike, "a choice goes through other experts than the others do", anchor)
+        same([b.expert for _, b in first.of], anchor)
         experts = [by_number[e] for e in range(len(by_number))]
         twice = any(expert.before.factors for expert in experts)
         require(not twice, "rows are weighted before the experts and after them", anchor)
-        indices, weights, count = group.first.indices, group.first.weights, len(experts)
-        known = experts_among(view, indices.node)
-        require(known is not None, "what is compared may be no number of an expert", indices.node)
-        require(known == count, "not every expert is there once", anchor)
-        own = [b for _, b in group.of]
-        end, whole, others = _whole(view, anchor, out_dims, group.axis, own, members)
-        found = Mixture(experts, count, indices, weights, True, group.axis, ())
-        return replace(matched(whole, end, out_dims, found), onto=others)
+        own, found = [b for _, b in first.of], list[Match]()
+        end, whole, rest = _whole(view, anchor, out_dims, first.axis, own, members)
+        for group in (first, *others):
+            indices, weights, count = group.first.indices, group.first.weights, len(experts)
+            known = experts_among(view, indices.node)
+            numbers = "what is compared may be no number of an expert"
+            require(known is not None, numbers, indices.node)
+            require(known == count, "not every expert is there once", anchor)
+            made = Mixture(experts, count, indices, weights, True, group.axis, ())
+            found.append(matched(whole, end, out_dims, made))
+        return replace(together(found), onto=rest)
     return None
 
 

@@ -107,22 +107,44 @@ def _are_complete(picks: Sequence[Pick]) -> bool:
     return found == [(e, k) for e in range(experts) for k in range(count)]
 
 
-def picks_of(space: Space, branches: Sequence[Branch]) -> list[Picks]:
-    """Branches by the choices of which a weight is picked, the most first."""
+def picks_of(space: Space, branches: Sequence[Branch]) -> list[list[Picks]]:
+    """Branches by the choices of which a weight is picked, the most first; and together where the
+    weights of the same branches are the sums of several."""
     found: list[Picks] = []
     for b in branches:
-        try:
-            pick = _pick_of(space, b)
-        except Unproven:
-            continue
-        if pick is None:
-            continue
-        at = next((i for i, known in enumerate(found) if pick.joins(known.first)), None)
-        if at is None:
-            found.append(Picks(pick, [(pick, b)]))
-        else:
-            found[at] = replace(found[at], of=[*found[at].of, (pick, b)])
-    return sorted(found, key=lambda p: -len(p.of))
+        for pick in _parts_of(space, b):
+            at = next((i for i, known in enumerate(found) if pick.joins(known.first)), None)
+            if at is None:
+                found.append(Picks(pick, [(pick, b)]))
+            else:
+                found[at] = replace(found[at], of=[*found[at].of, (pick, b)])
+    alike: dict[frozenset[int], list[Picks]] = {}
+    for picks in sorted(found, key=lambda p: -len(p.of)):
+        alike.setdefault(frozenset(id(b) for _, b in picks.of), []).append(picks)
+    apart = [own for own in alike if not any(own & other for other in alike if other is not own)]
+    return [alike[own] for own in apart]
+
+
+def _parts_of(space: Space, b: Branch) -> list[Pick]:
+    """The weights whose sum is that of a branch, each picked from those of some choices; nothing
+    where one of them is not."""
+    try:
+        pick = _pick_of(space, b)
+        if pick is not None:
+            return [pick]
+        for i, factor in enumerate(b.weights.factors):
+            parts = [Place(n, factor.dims) for n in terms(space.view, factor.node)]
+            alike = all(value(p.node).shape == value(factor.node).shape for p in parts)
+            if not alike or not 1 < len(parts) <= _LIMIT:
+                continue
+            each = [Weights((part,)).times(b.weights.without(i)) for part in parts]
+            picks = [_pick_of(space, replace(b, weights=own)) for own in each]
+            known = [pick for pick in picks if pick is not None]
+            if len(known) == len(parts):
+                return known
+    except Unproven:
+        pass
+    return []
 
 
 def _pick_of(space: Space, b: Branch) -> Pick | None:

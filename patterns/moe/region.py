@@ -17,17 +17,18 @@ from fuser.torch_private import eager_world
 
 from ..declined import Declined
 from .choices import are_experts
-from .cuts import part_of
 from .expert import Expert
 from .filling import writer
-from .routing import Mask, Routing
+from .routing import Mask
 from .space import Place, Space, require
+from .support import chosen_by
 from .terms import only_sends
 from .weights import Weights
 
 ID, LOCAL = "moe.mixture", "moe.local"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NUMBERS = ("indices", "ends", "counts")
+_OF_CHOICES = ("indices", "weights", "dense")
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,12 @@ def mixture(
         experts = [replace(expert, before=before) for expert in experts]
     given = before if before.factors else after
     if space.dense:
-        indices = _support(space, given, anchor)
-        own = leaves((space.chosen,)) if isinstance(indices, Mask) else leaves(indices.dims)
-        choices = tuple(a for a in own if a not in space.token_axes)
+        chosen = chosen_by(space, given, anchor, apart=not before.factors)
         count = len(experts) if len(experts) > 1 else size_of(space.chosen)
     else:
         require(space.indices is not None, "nothing tells which experts were chosen", anchor)
         assert space.indices is not None
-        indices, choices = space.indices, space.chosen
+        chosen = [(space.indices, given)]
         one = size_of(first.products[-1].matrix.experts)
         count = len(experts) if len(experts) > 1 else one
     require(isinstance(count, int), "the number of experts is a symbol", anchor)
@@ -109,46 +108,36 @@ def mixture(
         kept = all(keeps_zero(expert) for expert in experts)
         require(kept, "an expert makes something of a token that is weighted with zero", anchor)
     if space.order is not None:
-        known = are_experts(space.view, indices.node, count)
-        require(known, "rows are sorted by what may be no number of an expert", indices.node)
+        (told, _) = chosen[0]
+        known = are_experts(space.view, told.node, count)
+        require(known, "rows are sorted by what may be no number of an expert", told.node)
     require(bool(given.factors), "rows without a weight", anchor)
-    scaled = Weights(given.factors, before.scale * after.scale)
-    found = Mixture(experts, count, indices, scaled, space.dense, choices, space.chosen)
-    return matched(space, anchor, out_dims, found)
+    found: list[Match] = []
+    for indices, weights in chosen:
+        own = leaves((space.chosen,)) if isinstance(indices, Mask) else leaves(indices.dims)
+        choices = tuple(a for a in own if a not in space.token_axes)
+        scaled = Weights(weights.factors, before.scale * after.scale)
+        made = Mixture(
+            experts, count, indices, scaled, space.dense,
+            choices if space.dense else space.chosen, space.chosen,
+        )  # fmt: skip
+        found.append(matched(space, anchor, out_dims, made))
+    return together(found)
 
 
-def _support(space: Space, weights: Weights, anchor: Node) -> Place:
-    """The chosen experts, beside which one of the factors is zero."""
-    for masks in (False, True):
-        routing = Routing(space.view, space.chosen, masks=masks)
-        for factor in weights.factors:
-            found = routing.support(factor.node, factor.dims)
-            if found is not None and isinstance(found, Mask) is masks:
-                return found
-    for factor in weights.factors:
-        require(
-            not _is_part(space, factor),
-            "the weights are those of a part of the experts, and which of a token's choices are "
-            "among them is not followed",
-            factor.node,
-            "weight all experts in one sum",
-        )
-    raise Declined(
-        "every expert has a weight that is not known to be zero where it was not chosen",
-        weights.factors[0].node if weights.factors else anchor,
-        "scatter the weights of the chosen ones into zeros, or mask the others with -inf",
-    )
-
-
-def _is_part(space: Space, factor: Place) -> bool:
-    """Whether weights are those of some experts, of weights that choose among all."""
-    part, dims = part_of(space.view, factor.node), resolve(factor.dims)
-    if part is None or set(leaves((dims[part.dim],))) != set(leaves((space.chosen,))):
-        return False
-    rank = len(dims)
-    experts = fresh((value(part.source).shape[part.dim],), "e")[0]
-    whole = tuple(experts if i == part.dim % rank else dim for i, dim in enumerate(dims))
-    return Routing(space.view, experts).support(part.source, whole) is not None
+def together(found: Sequence[Match]) -> Match:
+    """One region of mixtures of the same experts that are added up, each with indices of its own."""
+    first, *others = found
+    if not others:
+        return first
+    (call,) = first.calls
+    operands = dict(call.operands)
+    for number, match in enumerate(others, 1):
+        own = match.calls[0].operands
+        operands |= {f"{n}.{number}": own[n] for n in own if n.startswith(_OF_CHOICES)}
+    call = Call(replace(call.spec, parts=len(found)), operands)
+    facts = {**first.facts, "choices": f"{len(found)}, with indices of their own"}
+    return replace(first, calls=(call,), facts=facts)
 
 
 def keeps_zero(expert: Expert) -> bool:
@@ -371,7 +360,8 @@ def _require_dtypes(operands: Mapping[str, Operand], anchor: Node) -> None:
         dtype = value(operand.node).dtype
         counts = name.startswith(("dense", "weights", "dispatch", "taken", "withheld"))
         counted = counts and not dtype.is_floating_point
-        if name not in _NUMBERS and not counted and dtype not in _DTYPES:
+        numbers = name.partition(".")[0] in _NUMBERS
+        if not numbers and not counted and dtype not in _DTYPES:
             raise Declined(f"a part of it is {str(dtype)[6:]}", operand.node)
     if value(anchor).dtype not in _DTYPES:
         raise Declined(f"its result is {str(value(anchor).dtype)[6:]}", anchor)
