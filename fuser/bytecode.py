@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import linecache
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")
 RETURNS = ("RETURN_VALUE", "RETURN_CONST")
 _ENDING = (*RETURNS, "RAISE_VARARGS", "RERAISE")
 _IDLE = ("NOP", "NOT_TAKEN", "CACHE")
 _MAX_JUMPS = 8
+_TORCH = str(Path(torch.__file__).parent)
+"""Where functions of Python's own library stand as Dynamo reads them."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,9 @@ class Returned:
     constant: Any = None
 
 
-def is_read(tx: Any, name: str) -> bool:
-    """Whether a function reads a name, from where it is, before it gives it another value."""
-    pending, seen = [tx.instruction_pointer], set[int]()
+def is_read(tx: Any, name: str, start: int) -> bool:
+    """Whether a function reads a name, from an instruction on, before it gives it another value."""
+    pending, seen = [start], set[int]()
     while pending:
         at = pending.pop()
         if at in seen or at >= len(tx.instructions):
@@ -69,6 +74,8 @@ def returned(tx: Any, inst: Any) -> Returned | None:
 
 
 def place(tx: Any) -> str:
-    """Of what is being read: file, line and text."""
+    """Of what is being read, in the program of a user: file, line and text."""
+    while tx.f_code.co_filename.startswith(_TORCH) and getattr(tx, "parent", None) is not None:
+        tx = tx.parent
     file, line = str(tx.f_code.co_filename), int(tx.lineno)
     return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"

@@ -33,8 +33,9 @@ from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .bytecode import RETURNS, follow, is_read, place, returned
+from .bytecode import RETURNS, follow, place, returned
 from .errors import NotWhole
+from .frames_private import MADE, Iterators, Names, iterating
 from .runs_private import kept, put_together, read_by, realized, run_of, same, size
 from .torch_private import known_true, unbacked
 from .turns import (
@@ -67,15 +68,15 @@ class Supposed:
     Attributes:
         condition: what tells for which.
         mark: where it begins in the graph.
-        names: those of the function, before it.
-        changes: how many there had been before it.
+        names: those of the function and its callers, before it.
+        since: when it began.
         end: the instruction that comes next where it is left out, if it is no loop.
     """
 
     condition: Any
     mark: Node
-    names: dict[str, Any]
-    changes: int
+    names: Names
+    since: tuple[int, int, int]
     end: Any = None
 
 
@@ -88,6 +89,7 @@ class Turns(VariableTracker):
         as_numbers: whether it was asked for as a list of numbers.
         done: how many turns have begun.
         loop: the loop, once it has begun.
+        names: before the last turn.
     """
 
     def __init__(self, hit: Any, count: int, as_numbers: bool) -> None:
@@ -95,6 +97,7 @@ class Turns(VariableTracker):
         self.hit, self.count, self.as_numbers = hit, count, as_numbers
         self.done = 0
         self.loop: Supposed | None = None
+        self.names: Names | None = None
 
 
 class Reader:
@@ -109,13 +112,19 @@ class Reader:
     def __init__(self) -> None:
         self.supposed = 0
         self.changed: list[Any] = []
+        self.iterators = Iterators()
         self.branches: dict[int, list[Supposed]] = {}
 
     def noted(self, usual: Method, effects: Any, item: Any, *rest: Any, **named: Any) -> Any:
-        """An object is written to; that iterators move on is no effect of a loop."""
+        """An object is written to."""
         if not isinstance(item, IteratorVariable):
             self.changed.append(item)
         return usual(effects, item, *rest, **named)
+
+    def moved(self, usual: Method, found: Any, *rest: Any, **named: Any) -> Any:
+        """An iterator moves on."""
+        self.changed.append(found)
+        return usual(found, *rest, **named)
 
     def get_iter(self, usual: Handler, tx: Any, inst: Any) -> None:
         top = tx.stack[-1].realize()
@@ -135,6 +144,9 @@ class Reader:
         hit = loop.hit.as_proxy()
         if loop.loop is None:
             loop.loop = self._begin(tx, hit)
+        if loop.done:
+            self._require_apart(tx, loop)
+        loop.names = Names(tx)
         if loop.done < loop.count:
             proxy = tx.output.create_proxy("call_function", turn, (hit, loop.done), {})
             number = wrap_fx_proxy(tx, proxy)
@@ -233,14 +245,25 @@ class Reader:
     def call_function(self, usual: Method, found: Any, tx: Any, args: Any, *rest: Any) -> Any:
         return usual(found, tx, put_together(found, args), *rest)
 
-    def _changes(self, tx: Any) -> int:
-        """How often objects were written to, or a number was drawn by Python's `random`."""
-        return len(self.changed) + len(tx.output.random_calls)
-
     def _begin(self, tx: Any, condition: Any, *taken: bool) -> Supposed:
         self.supposed += 1
         mark = _mark(tx, begin, condition, *taken)
-        return Supposed(condition, mark, dict(tx.symbolic_locals), self._changes(tx))
+        since = len(self.changed), len(tx.output.random_calls), self.iterators.later()
+        return Supposed(condition, mark, Names(tx), since)
+
+    def _require_apart(self, tx: Any, loop: Turns) -> None:
+        """What a turn leaves to the next one is in tensors: in eager the turn before it may be that
+        of another expert.
+
+        Raises:
+            NotWhole: it is not.
+        """
+        assert loop.names is not None
+        for name, before, now in loop.names.changed():
+            found = [realized(one) for one in (before, now)]
+            if not all(isinstance(one, TensorVariable) for one in found):
+                why = f"`{name}` goes on from one turn to the next"
+                raise NotWhole(f"{UNPROVED}: {why}", place(tx), OVER_ALL)
 
     def _end(self, tx: Any, part: Supposed) -> None:
         """What is left behind must be in the graph, where it can be proved: beside each tensor that
@@ -250,10 +273,7 @@ class Reader:
             NotWhole: objects were changed, or names that are read later and are no tensors.
         """
         pairs = list[Any]()
-        for name, now in tx.symbolic_locals.items():
-            before = part.names.get(name)
-            if now is before or not is_read(tx, name):
-                continue
+        for name, before, now in part.names.changed():
             pairs += self._pair(tx, part, before, now, f"`{name}` is read after it")
         self._over(tx, part, pairs)
 
@@ -285,7 +305,10 @@ class Reader:
 
     def _over(self, tx: Any, part: Supposed, pairs: list[Any]) -> None:
         _mark(tx, over, part.condition, *pairs)
-        if self._changes(tx) > part.changes:
+        changes, drawn, since = part.since
+        own = functools.partial(self.iterators.is_own, since=since, names=part.names)
+        changed = [one for one in self.changed[changes:] if not own(one)]
+        if changed or len(tx.output.random_calls) > drawn:
             raise NotWhole(f"{UNPROVED}: it changes objects of Python's", place(tx), OVER_ALL)
 
     @contextlib.contextmanager
@@ -313,6 +336,10 @@ class Reader:
             _patch(stack, symbolic_convert.InstructionTranslatorBase, "step", self.step)
             _patch(stack, TensorVariable, "call_method", self.call_method)
             _patch(stack, ListVariable, "call_method", self.append)
+            for owner in MADE:
+                _patch(stack, owner, "__init__", self.iterators.made)
+            for owner, name in iterating():
+                _patch(stack, owner, name, self.moved)
             _patch(stack, TorchInGraphFunctionVariable, "call_function", self.call_function)
             for name in ("nb_int_impl", "nb_index_impl"):
                 if hasattr(TensorVariable, name):

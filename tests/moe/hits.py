@@ -3,6 +3,9 @@ loops that look like them but leave out more than experts without tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -259,6 +262,48 @@ class Decayed(Hit):
         return out
 
 
+class TurnsCounted(Hit):
+    """Modules are taken in turn, whichever experts were hit."""
+
+    def run(self, x: Tensor, weights: Tensor, mask: Tensor, hit: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for expert, e in self.pairs(hit):
+            k, t = torch.where(mask[e].squeeze(0))
+            out.index_add_(0, t, expert(x[t]) * weights[t, k, None])
+        return out
+
+    def pairs(self, hit: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        n = 0
+        for e in hit:
+            yield self.experts[n], e
+            n += 1
+
+
+class Enumerated(TurnsCounted):
+    def pairs(self, hit: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        for n, e in enumerate(hit):
+            yield self.experts[n], e
+
+
+class EnumeratedLast(Hit):
+    """The number of turns is read after the loop, by who asks a generator for them."""
+
+    def run(self, x: Tensor, weights: Tensor, mask: Tensor, hit: Tensor) -> Tensor:
+        out, turns = torch.zeros_like(x), 1
+        for e in (e for e in hit):
+            k, t = torch.where(mask[e].squeeze(0))
+            out.index_add_(0, t, self.experts[e](x[t]) * weights[t, k, None])
+            turns = int(e) + 1
+        return out / turns
+
+
+class TakenInTurn(TurnsCounted):
+    def pairs(self, hit: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        modules = iter(self.experts)
+        for e in hit:
+            yield next(modules), e
+
+
 HITS = [Hit, HitNumbers, HitUnique, HitFlat, HitStacked]
 _OTHERS = "may be others than those that tokens chose"
 LOOK_ALIKES = [
@@ -272,11 +317,15 @@ LOOK_ALIKES = [
     (Allowed, _OTHERS),
     (Neighbour, "a turn is not that of the expert that was hit"),
     (Used, "a turn does more than adding the rows of an expert"),
-    (Numbered, "`count` is read after it"),
+    (Numbered, "`count` goes on from one turn to the next"),
     (Listed, "it changes objects of Python's"),
     (Noted, "it changes objects of Python's"),
     (LastRows, "a size depends on data"),
     (Renamed, "`base` is read after it"),
     (FirstTwo, "not proved"),
     (Decayed, "not proved"),
+    (TurnsCounted, "`n` goes on from one turn to the next"),
+    (Enumerated, "goes on from one turn to the next"),
+    (EnumeratedLast, "`turns` goes on from one turn to the next"),
+    (TakenInTurn, "it changes objects of Python's"),
 ]
