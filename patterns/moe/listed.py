@@ -5,13 +5,18 @@ for e, count in enumerate(counts.tolist()):
     start += count
 torch.cat(outputs)                                          or rows.split(counts.tolist())
 
+for e, end in enumerate(counts.cumsum(0).tolist()):
+    t = (order // K)[start:end]
+    out.index_add_(0, t, expert_e(x[t]) * weights[order[start:end]])
+    start = end
+
 The numbers are proved to count the very indices that rows are sorted by (see `numbers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,16 +29,61 @@ from fuser.pattern import Match
 from fuser.torch_private import known_true, to_expr
 from fuser.turns import held, number, piece, run
 
+from .branches import same
 from .cuts import arranged
 from .expert import Expert, ExpertWalk
 from .numbers import numbers_of, with_numbers
+from .restoring import tokens_at
 from .rows import rows_of
 from .selection import sizes_of
 from .space import Place, Space, require
 from .supposed import LEFT, UNKNOWN, alone, is_left, parts, sizes_behind, tells_rows, with_idle
-from .weights import Weights
+from .weights import Weights, same_weights
+from .writes import Accumulator
 
 _OTHER = "a condition is not that of one expert"
+
+
+@dataclass
+class _Run(Space):
+    """Rows of one expert, which are a run of sorted ones.
+
+    Attributes:
+        every: the space of all sorted rows.
+        start, end: where the run is.
+    """
+
+    every: Space | None = None
+    start: Any = 0
+    end: Any = 0
+
+    def _is_choice(self, index: Node, dims: Dims) -> bool:
+        return False  # rows of one expert
+
+    def whole(self, place: Place) -> Place:
+        """All rows, where a tensor has those of the run, or is read where they are.
+
+        Raises:
+            Declined: it has others.
+        """
+        every = self.every
+        assert every is not None
+        assert every.order is not None
+        row, dims = leaves((self.tokens,)), resolve(place.dims)
+        read = None if _cut(place.node) is not None else self._selected(place.node, dims)
+        node = place.node if read is None else read[1]
+        cut = _cut(node)
+        along = dims[:1] == (row,) and (read is None or read[2] == (row,))
+        require(cut is not None and along, "an expert is given no run", place.node)
+        assert cut is not None
+        own = (to_expr(cut.start), to_expr(cut.end)) == (self.start, self.end)
+        require(own, "an expert is given another run than its own", place.node)
+        pieces = () if node.target is run else node.all_input_nodes
+        every.interior.update((node, *pieces, *arranged(self.view, node), place.node))
+        every.interior.update(arranged(self.view, place.node))
+        if read is None:
+            return every.locate(cut.source, (every.order.row, *dims[1:]))
+        return every.locate_at(read[0], cut.source, read[3])
 
 
 def listed(space: Space, node: Node, dims: Dims) -> list[Expert] | None:
@@ -45,60 +95,128 @@ def listed(space: Space, node: Node, dims: Dims) -> list[Expert] | None:
         return None
     if not isinstance(tensors, (tuple, list)) or not all(map(is_tensor, tensors)):
         return None
-    counts = numbers_of(space.view, order.ids)
-    if len(dims) != 2 or leaves(dims[:1]) != leaves((order.row,)) or not counts:
+    if len(dims) != 2 or leaves(dims[:1]) != leaves((order.row,)):
         return None
-    require(len(counts[0]) == len(tensors), "not every expert has its run", node)
     space.interior.add(node)
-    found, start = list[Expert](), to_expr(0)
-    for rows, count in zip(tensors, counts[0], strict=True):
-        found.append(_on_run(space, rows, dims, start, start + count))
+    return on_runs(space, tensors, dims, node)
+
+
+def on_runs(
+    space: Space, tensors: Sequence[Node], dims: Dims, reader: Node
+) -> list[Expert] | None:
+    """The experts that gave tensors, each on the run of its rows; None where nothing tells how
+    long runs are.
+
+    Raises:
+        Declined: an expert is missing, or was given other rows.
+    """
+    ends = _ends(space)
+    if not ends:
+        return None
+    require(len(ends) == len(tensors), "not every expert has its run", reader)
+    return [_on_run(space, *each, dims) for each in zip(tensors, ends, strict=True)]
+
+
+def _ends(space: Space) -> list[tuple[Any, Any]]:
+    """Where the run of each expert begins and ends; nothing where that is not told."""
+    assert space.order is not None
+    counts, start = numbers_of(space.view, space.order.ids), to_expr(0)
+    found = list[tuple[Any, Any]]()
+    for count in counts[0] if counts else ():
+        found.append((start, start + count))
         start += count
     return found
 
 
-def _on_run(space: Space, rows: Node, dims: Dims, start: Any, end: Any) -> Expert:
-    """The expert that gave one run of rows.
+def accumulated(
+    space: Space, found: Accumulator, out_dims: Dims
+) -> list[Expert] | None:
+    """The experts that add their rows to an accumulator, each on the run of its rows; None where
+    they are not added at runs of sorted tokens.
+
+    Args:
+        space: of the tokens, and as yet no choices.
+        found: the accumulator.
+        out_dims: its axes.
+
+    Raises:
+        Declined, Unproven: an expert is missing, or adds to other tokens than it was given.
+    """
+    view, anchor = space.view, found.writes[-1].node
+    cuts = [_cut(write.index[0]) if is_tensor(write.index[0]) else None for write in found.writes]
+    known = [cut for cut in cuts if cut is not None]
+    if len(known) < len(cuts) or any(len(write.index) != 1 for write in found.writes):
+        return None
+    told = tokens_at(view, known[0].source)
+    if told is None:
+        return None
+    order, choices = told
+    space.chosen = fresh((choices,), "k")[0]
+    dims = space.sort(order, ((*leaves((space.tokens,)), *leaves((space.chosen,))), out_dims[-1]))
+    ends = [(to_expr(cut.start), to_expr(cut.end)) for cut in known]
+    own = ends == _ends(space) and all(cut.source is known[0].source for cut in known)
+    require(own, "rows are not added where the tokens of a run are", anchor)
+    for write in found.writes:
+        space.interior.update((write.node, *write.passed, write.index[0]))
+        space.interior |= arranged(view, write.index[0])
+    return on_runs(space, [write.rows for write in found.writes], dims, anchor)
+
+
+def weights_of(experts: Sequence[Expert], anchor: Node) -> Weights:
+    """What the rows of all runs are weighted with, after the experts.
+
+    Raises:
+        Declined: experts differ by more than their tensors.
+    """
+    same(experts, anchor)
+    first = experts[0]
+    alike = all(
+        same_weights(expert.inside, first.inside) and same_weights(expert.before, first.before)
+        for expert in experts
+    )
+    require(alike, "experts are weighted differently", anchor)
+    return first.inside
+
+
+def _on_run(space: Space, rows: Node, ends: tuple[Any, Any], dims: Dims) -> Expert:
+    """The expert that gave one run of rows, which begins and ends somewhere.
 
     Raises:
         Declined: it was given other rows.
     """
-    assert space.order is not None
     if rows.target is piece:
         space.interior.add(rows)
         (rows,) = rows.all_input_nodes
-    row = fresh(value(rows).shape[:1], "row")[0]
-    alone = Space(space.view, space.dtype, row, interior=space.interior, followed=space.followed)
+    row, (start, end) = fresh(value(rows).shape[:1], "row")[0], ends
+    alone = _Run(
+        space.view, space.dtype, row, interior=space.interior, followed=space.followed,
+        every=space, start=start, end=end,
+    )  # fmt: skip
     given = rows_of(alone, rows, (row, *dims[1:]))
     expert = ExpertWalk(alone).run(given.node, given.dims)
 
-    def whole(place: Place) -> Place:
-        """All rows, where a tensor has the run of this expert."""
-        cut = _cut(place.node)
-        require(cut is not None and place.dims[:1] == (row,), "an expert is given no run", rows)
-        assert cut is not None
-        source, first, last = cut
-        own = to_expr(first) == start and to_expr(last) == end
-        require(own, "an expert is given another run than its own", place.node)
-        pieces = () if place.node.target is run else place.node.all_input_nodes
-        space.interior.update((place.node, *pieces, *arranged(space.view, place.node)))
-        assert space.order is not None
-        return space.locate(source, (space.order.row, *place.dims[1:]))
-
     def weights(of: Weights) -> Weights:
-        """Those of all rows, where a tensor has those of the run."""
-        return Weights(tuple(whole(Place(f.node, resolve(f.dims))) for f in of.factors), of.scale)
+        """Those of all rows."""
+        return Weights(tuple(map(alone.whole, of.factors)), of.scale)
 
     before, after = weights(expert.before), weights(given.weights.times(expert.inside))
-    return replace(expert, x=whole(expert.x), before=before, inside=after)
+    return replace(expert, x=alone.whole(expert.x), before=before, inside=after)
 
 
-def _cut(node: Node) -> tuple[Node, Any, Any] | None:
-    """Rows, and where what is cut from them begins and ends."""
+@dataclass(frozen=True)
+class _Cut:
+    """Of what a tensor is cut, and where that begins and ends."""
+
+    source: Node
+    start: Any
+    end: Any
+
+
+def _cut(node: Node) -> _Cut | None:
     if node.target is run:
         source, start, end = node.args
         assert isinstance(source, Node)
-        return source, _number(start), _number(end)
+        return _Cut(source, _number(start), _number(end))
     source = node.args[0] if node.args else None
     if getattr(node.target, "__name__", "") != "getitem" or not isinstance(source, Node):
         return None
@@ -110,7 +228,8 @@ def _cut(node: Node) -> tuple[Node, Any, Any] | None:
     known = isinstance(sizes, (list, tuple)) and isinstance(rows, Node)
     if not known or not 0 <= at < len(sizes):
         return None
-    return rows, sum(map(_number, sizes[:at])), sum(map(_number, sizes[: at + 1]))
+    start = sum(map(_number, sizes[:at]))
+    return _Cut(rows, start, start + _number(sizes[at]))
 
 
 def _number(size: Any) -> Any:
@@ -123,36 +242,50 @@ def with_listed(view: GraphView, match: Match) -> Match:
     Raises:
         Declined: what was captured may be other than what eager does.
     """
+    cats = [node for node in match.nodes if view.op(node).name == "cat"]
+    if len(cats) != 1 or not any(node.target is number for node in view.nodes):
+        return match
+    return with_runs(view, match, view.op(cats[0]).args["tensors"])
+
+
+def with_runs(view: GraphView, match: Match, made: Sequence[Node]) -> Match:
+    """The same, where each of some nodes is what is made of the run of one expert.
+
+    Raises:
+        Declined: what was captured may be other than what eager does.
+    """
     told = next((call for call in match.calls if "indices" in call.operands), None)
-    if told is None or not any(node.target is number for node in view.nodes):
+    if told is None:
         return match
     given = [o.node for call in match.calls for o in call.operands.values()]
     indices = told.operands["indices"].node
     counts = numbers_of(view, indices)
-    cats = [node for node in match.nodes if view.op(node).name == "cat"]
-    if not counts or len(cats) != 1:
+    if not counts:
         return match
-    pieces = list(zip(view.op(cats[0]).args["tensors"], counts[0], strict=True))
-    for part in parts(view):
+    pieces = list(zip(made, counts[0], strict=True))
+    for part in reversed(parts(view)):  # one within another first
         inside = [p for p in pieces if part.first < view.order[p[0]] < part.last]
         if not inside:
             continue
-        require(part.taken is not None and len(inside) == 1, _OTHER, part.hit)
-        condition, (_, rows) = value(part.hit), inside[0]
-        known = not isinstance(condition, torch.Tensor)
-        require(known and tells_rows(to_expr(condition), rows, part.taken), UNKNOWN, part.hit)
-        for before, now in part.left:
-            require(is_left(rows, before, now), LEFT, part.marks[-1])
+        if part.taken is None:
+            require(len(inside) == len(pieces) and not part.left, LEFT, part.marks[-1])
+        else:
+            require(len(inside) == 1, _OTHER, part.hit)
+            condition, (_, rows) = value(part.hit), inside[0]
+            known = not isinstance(condition, torch.Tensor)
+            require(known and tells_rows(to_expr(condition), rows, part.taken), UNKNOWN, part.hit)
+            for before, now in part.left:
+                require(is_left(rows, before, now), LEFT, part.marks[-1])
         sizes = alone(view, sizes_behind(part.hit), part, 0)
         nodes = {*match.nodes, *part.marks, *sizes}
         match = replace(match, nodes=frozenset(with_idle(view, match, part, nodes)))
     total = value(indices).numel()
-    nodes = {*match.nodes, *_held(view, [node for node, _ in pieces], total)}
+    nodes = {*match.nodes, *_held(view, made, total)}
     nodes |= sizes_of(view, nodes, total if isinstance(total, int) else 0)
     return replace(match, nodes=frozenset(with_numbers(view, nodes, indices, given, total)))
 
 
 def _held(view: GraphView, pieces: Sequence[Node], total: Any) -> set[Node]:
     """Where it is told how many pieces there are, of which there is one if there are rows."""
-    found = [node for node in view.nodes if node.target is held and list(node.args) == pieces]
+    found = [node for node in view.nodes if node.target is held and list(node.args) == list(pieces)]
     return set(found) if known_true(total > 0) else set()

@@ -30,8 +30,9 @@ from .branches import in_one, same
 from .choices import experts_among
 from .expert import Expert, ExpertWalk, NoExpert
 from .hits import with_parts
+from .listed import accumulated, weights_of, with_runs
 from .masks import Chosen, chosen
-from .region import Mixture, matched
+from .region import Mixture, matched, mixture
 from .routing import Routing
 from .rows import rows_of
 from .selection import Picked, mask_of, sizes_of
@@ -90,6 +91,9 @@ class LoopOverExperts(Pattern):
 def _prove(view: GraphView, found: Accumulator) -> Match | None:
     anchor = found.writes[-1].node
     out_dims, choices = fresh(value(found.output).shape, "o"), list[Dims]()
+    sorted_rows = _on_runs(view, found, out_dims)
+    if sorted_rows is not None:
+        return sorted_rows
     turns: list[Turn] = []
     for write in reversed(found.writes):  # of most writes nobody would say that they are a loop's
         try:
@@ -115,7 +119,7 @@ def _prove(view: GraphView, found: Accumulator) -> Match | None:
         interior |= turn.space.interior
         _require_weight(turn, first, anchor)
     space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), first.space.chosen)
-    mixture = Mixture(
+    made = Mixture(
         in_one(view, experts),
         len(experts),
         first.chosen.indices,
@@ -124,12 +128,31 @@ def _prove(view: GraphView, found: Accumulator) -> Match | None:
         choices=space.chosen,
         along=space.chosen,
     )
-    match = matched(space, found.output, out_dims, mixture, anchor)
+    match = matched(space, found.output, out_dims, made, anchor)
     if dropping:
         match = _with_dropped(match, first.chosen.kept)
     most = size_of(leaves(first.space.mask_dims))
     match = _whole(view, match, found, interior, most)
     return with_parts(view, match, found.writes, [turn.chosen for turn in turns], most)
+
+
+def _on_runs(view: GraphView, found: Accumulator, out_dims: Dims) -> Match | None:
+    """The mixture of a loop over runs of sorted tokens, whose lengths Python is told."""
+    anchor = found.writes[-1].node
+    space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]))
+    try:
+        experts = accumulated(space, found, out_dims)
+    except NoExpert:
+        return None
+    if experts is None:
+        return None
+    inside = weights_of(experts, anchor)
+    assert space.indices is not None
+    _require_statements(view, found, space.indices, space.chosen, dropping=False)
+    match = mixture(space, found.output, out_dims, experts, inside, anchor)
+    most = size_of(leaves(out_dims[:-1]))
+    match = _whole(view, match, found, space.interior, most)
+    return with_runs(view, match, [write.node for write in found.writes])
 
 
 def _with_dropped(match: Match, kept: Place | None) -> Match:

@@ -36,7 +36,7 @@ from .branches import same, stacked
 from .capacity import capacity
 from .chain import chain
 from .expert import Expert, ExpertWalk, NoExpert
-from .listed import listed, with_listed
+from .listed import listed, weights_of, with_listed
 from .products import Product
 from .region import ID, Mixture, matched, mixture
 from .restoring import added
@@ -45,7 +45,7 @@ from .rows import Rows, rows_of
 from .space import Place, Space, require
 from .taken import Taken, taken
 from .unrolled import Unrolled, unrolled
-from .weights import Weights, same_weights
+from .weights import Weights
 
 _SUMS = ("sum", "mean")
 _ALONE = ("mul", "where", "masked_fill")
@@ -343,14 +343,7 @@ def _experts_of(space: Space, rows: Rows, anchor: Node) -> tuple[Sequence[Expert
     their rows are weighted with inside."""
     in_turn = listed(space, rows.node, rows.dims)
     if in_turn is not None:
-        same(in_turn, anchor)
-        inside, before = in_turn[0].inside, in_turn[0].before
-        alike = all(
-            same_weights(expert.inside, inside) and same_weights(expert.before, before)
-            for expert in in_turn
-        )
-        require(alike, "experts are weighted differently", anchor)
-        return in_turn, inside
+        return in_turn, weights_of(in_turn, anchor)
     separate = stacked(space, rows.node, rows.dims)
     if separate is not None:
         experts, weights = separate

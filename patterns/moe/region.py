@@ -78,9 +78,14 @@ class Sent:
 
 
 def mixture(
-    space: Space, anchor: Node, out_dims: Dims, experts: Sequence[Expert], weights: Weights
+    space: Space,
+    anchor: Node,
+    out_dims: Dims,
+    experts: Sequence[Expert],
+    weights: Weights,
+    end: Node | None = None,
 ) -> Match:
-    """The mixture of rows that are added up along `space.chosen`.
+    """The mixture of rows that are added up along `space.chosen`; complete after `end`.
 
     Raises:
         Declined: something about it is not proved.
@@ -121,7 +126,7 @@ def mixture(
             experts, count, indices, scaled, space.dense,
             choices if space.dense else space.chosen, space.chosen,
         )  # fmt: skip
-        found.append(matched(space, anchor, out_dims, made))
+        found.append(matched(space, anchor, out_dims, made, end))
     return together(found)
 
 

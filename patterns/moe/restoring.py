@@ -101,7 +101,7 @@ def added(view: GraphView, node: Node) -> Added | None:
     write = _written(view, view.op(node), node)
     if write is None or not write.adds or value(write.rows).ndim != 2:
         return None
-    found = _tokens(view, write.index)
+    found = tokens_at(view, write.index)
     if found is None:
         return None
     order, choices = found
@@ -151,7 +151,7 @@ def lined(view: GraphView, index: Any) -> Node | None:
     return node if resolve(dims) == (first,) else None
 
 
-def _tokens(view: GraphView, node: Node) -> tuple[Order, int] | None:
+def tokens_at(view: GraphView, node: Node) -> tuple[Order, int] | None:
     """The order, and how many choices a token has, where a tensor has the token of each place."""
     node = _past_views(view, node)
     found = divided(view.op(node))

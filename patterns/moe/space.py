@@ -127,6 +127,17 @@ class Space:
         same = leaves(own) == leaves(dims[:1])
         return (source, index, own, dims[1:]) if same else None
 
+    def locate_at(self, source: Node, index: Node, rest: Dims) -> Place:
+        """Where a tensor is that is read at an index of every row, with the axes of what is read.
+
+        Raises:
+            Unproven: nothing tells which tokens or choices the index names.
+        """
+        placed = None if self.order is None else self._placed(index, (self.order.row,))
+        if placed is None or self.view.is_written(index):
+            raise Unproven("rows are read at unknown places")
+        return self.locate(source, (placed, *rest))
+
     def weight(self, place: Place) -> Place:
         """Where a factor of rows is from, unless that is another number for every expert."""
         found = self.locate(place.node, place.dims)

@@ -3,6 +3,7 @@
 out.index_add_(0, idx, rows)            out = out.index_add(0, idx, rows)
 out[idx] += rows                        out[mask] += rows
 out[idx] = rows                         out[mask] = rows
+out.scatter_add_(0, idx[:, None].expand(...), rows)
 
 Statements are read in the order in which they run, and as what they leave behind: whoever reads the
 accumulator between two of them is another user, whom the engine's check finds.
@@ -19,6 +20,9 @@ from torch.fx import Node
 
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
+
+from .cuts import arranged
+from .restoring import lined
 
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 _FILLED = {*_ZEROS, "empty", "empty_like", "new_empty", "full", "full_like", "new_full", "clone"}
@@ -69,7 +73,7 @@ def accumulators(view: GraphView) -> Iterator[Accumulator]:
             target, index, source = node.args
             if isinstance(target, Node) and isinstance(source, Node) and _is_picked(index):
                 assigned.setdefault(target, []).append(_assigned(view, node, target, index, source))
-        elif _index_add(view.op(node)) is not None and not _is_continued(view, node):
+        elif _index_add(view, node) is not None and not _is_continued(view, node):
             yield from _chained(view, node)
     for target, writes in assigned.items():
         if len(writes) > 1:
@@ -80,28 +84,40 @@ def _chained(view: GraphView, last: Node) -> Iterator[Accumulator]:
     """Additions, each to the result of the one before."""
     writes: list[Write] = []
     node = last
-    while (found := _index_add(view.op(node))) is not None:
-        index, rows = found
-        writes.append(Write(node, (index,), rows, adds=True, repeats=True))
+    while (found := _index_add(view, node)) is not None:
+        writes.append(found)
         node = view.op(node).args["input"]
     if len(writes) > 1:
         yield Accumulator(node, last, tuple(reversed(writes)))
 
 
-def _index_add(op: Op) -> tuple[Node, Node] | None:
-    """The positions and the rows of `index_add(0, ...)`."""
-    if op.name != "index_add" or op.args.get("alpha", 1) != 1:
+def _index_add(view: GraphView, node: Node) -> Write | None:
+    """`index_add(0, ...)`, or `scatter_add` with an index that is the same for all features."""
+    op = view.op(node)
+    reduces = op.name == "scatter_reduce" and op.args.get("reduce") == "sum"
+    scatters = op.name == "scatter_add" or (reduces and op.args.get("include_self", True) is True)
+    if not scatters and (op.name != "index_add" or op.args.get("alpha", 1) != 1):
         return None
-    source, index, rows = (op.args.get(name) for name in ("input", "index", "source"))
+    names = ("input", "index", "src" if scatters else "source")
+    source, index, rows = (op.args.get(name) for name in names)
     if not (is_tensor(source) and is_tensor(index) and is_tensor(rows)):
         return None
-    dim = op.args.get("dim")
-    return (index, rows) if type(dim) is int and dim % value(source).ndim == 0 else None
+    dim, passed = op.args.get("dim"), set[Node]()
+    if type(dim) is not int or dim % value(source).ndim != 0:
+        return None
+    if scatters:
+        same = value(index).shape == value(rows).shape
+        same &= value(source).shape[1:] == value(rows).shape[1:]
+        found = lined(view, index) if same else None
+        if found is None:
+            return None
+        passed, index = arranged(view, found), found
+    return Write(node, (index,), rows, adds=True, repeats=True, passed=(*passed,))
 
 
 def _is_continued(view: GraphView, node: Node) -> bool:
-    ops = [view.op(user) for user in node.users]
-    return any(_index_add(op) is not None and op.args["input"] is node for op in ops)
+    added = [user for user in node.users if view.op(user).args.get("input") is node]
+    return any(_index_add(view, user) is not None for user in added)
 
 
 def _is_picked(index: Any) -> bool:
