@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .bytecode import RETURNS, follow, place, returned
 from .errors import NotWhole
 from .frames_private import MADE, Iterators, Names, iterating
-from .runs_private import kept, put_together, read_by, realized, run_of, same, size
+from .runs_private import Counts, kept, put_together, read_by, realized, run_of, same, size
 from .torch_private import known_true, unbacked
 from .turns import (
     OVER_ALL,
@@ -87,14 +87,17 @@ class Turns(VariableTracker):
         hit: the tensor.
         count: how many numbers it may hold.
         as_numbers: whether it was asked for as a list of numbers.
+        counts: the numbers that it gives instead, of the experts up to the last one with tokens.
         done: how many turns have begun.
         loop: the loop, once it has begun.
         names: before the last turn.
     """
 
-    def __init__(self, hit: Any, count: int, as_numbers: bool) -> None:
+    def __init__(
+        self, hit: Any, count: int, as_numbers: bool, counts: Counts | None = None
+    ) -> None:
         super().__init__()
-        self.hit, self.count, self.as_numbers = hit, count, as_numbers
+        self.hit, self.count, self.as_numbers, self.counts = hit, count, as_numbers, counts
         self.done = 0
         self.loop: Supposed | None = None
         self.names: Names | None = None
@@ -130,6 +133,9 @@ class Reader:
         top = tx.stack[-1].realize()
         if isinstance(top, Turns):
             return
+        if isinstance(top, Counts) and top.short:
+            tx.stack[-1] = Turns(top.counts, len(top.read), as_numbers=True, counts=top)
+            return
         count = _turns(top)
         if count is None:
             usual(tx, inst)
@@ -144,9 +150,15 @@ class Reader:
         hit = loop.hit.as_proxy()
         if loop.loop is None:
             loop.loop = self._begin(tx, hit)
-        if loop.done:
+        if loop.counts is not None:  # turns are those of the first experts
+            loop.counts.told = (loop.done + 1) % (loop.count + 1)
+        elif loop.done:
             self._require_apart(tx, loop)
         loop.names = Names(tx)
+        if loop.done < loop.count and loop.counts is not None:
+            tx.push(loop.counts.read[loop.done])
+            loop.done += 1
+            return
         if loop.done < loop.count:
             proxy = tx.output.create_proxy("call_function", turn, (hit, loop.done), {})
             number = wrap_fx_proxy(tx, proxy)

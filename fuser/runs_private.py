@@ -13,6 +13,7 @@ longer here than where experts without tokens are left out may be put together, 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch._dynamo.utils import np
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -30,6 +32,7 @@ from .errors import NotWhole
 from .torch_private import unbacked
 from .turns import OVER_ALL, UNPROVED, counted_by, held, number, piece, run
 
+_SHORT = f"{UNPROVED}: numbers of experts after the last one with tokens may be missing"
 _KEPT = f"{UNPROVED}: a list of what experts gave is read"
 
 
@@ -49,26 +52,60 @@ class Pieces(ListVariable):
 
 
 class Counts(VariableTracker):
-    """NumPy's array of such numbers, which may be iterated over and indexed, and nothing else."""
+    """Such numbers, of which Python has a list or NumPy an array, that may be iterated over,
+    indexed and added up so far, and nothing else.
 
-    def __init__(self, read: list[Any], kind: type) -> None:
+    Attributes:
+        counts: the tensor that they were read from.
+        read: the numbers.
+        kind: its type.
+        short: there are none for experts after the last one with tokens.
+        told: of how many a loop over them was told so far.
+    """
+
+    def __init__(self, counts: Any, read: list[Any], kind: type, short: bool) -> None:
         super().__init__()
-        self.read, self.kind = read, kind
+        self.counts, self.read, self.kind, self.short = counts, read, kind, short
+        self.told = 0
 
     def python_type(self) -> type:
         return self.kind
 
     def has_unpack_var_sequence(self, tx: Any) -> bool:
-        return True
+        return not self.short
 
     def unpack_var_sequence(self, tx: Any) -> list[Any]:
+        if self.short:
+            raise NotWhole(_SHORT, place(tx), OVER_ALL)
         return list(self.read)
 
     def tp_iter_impl(self, tx: Any) -> Any:
-        return ListIteratorVariable(list(self.read), mutation_type=ValueMutationNew())
+        return ListIteratorVariable(
+            self.unpack_var_sequence(tx), mutation_type=ValueMutationNew()
+        )
 
     def mp_subscript_impl(self, tx: Any, key: Any) -> Any:
+        number = key.value if isinstance(key, ConstantVariable) else None
+        if self.short and not (type(number) is int and 0 <= number < self.told):
+            raise NotWhole(_SHORT, place(tx), OVER_ALL)
         return ListVariable(list(self.read)).mp_subscript_impl(tx, key)
+
+    def call_method(self, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
+        axis = [a.value for a in (*args, *kwargs.values()) if isinstance(a, ConstantVariable)]
+        given = len(args) + len(kwargs)
+        known = name == "cumsum" and self.kind is not list and set(kwargs) <= {"axis"}
+        if not known or len(axis) != given or axis not in ([], [0], [-1]):
+            return super().call_method(tx, name, args, kwargs)
+        return Counts(self.counts, so_far(tx, self.read), self.kind, self.short)
+
+
+def so_far(tx: Any, numbers: list[Any]) -> list[Any]:
+    """The sums of numbers up to each of them."""
+    added = BuiltinVariable(operator.add)
+    found = numbers[:1]
+    for one in numbers[1:]:
+        found.append(added.call_function(tx, [found[-1], one], {}))
+    return found
 
 
 def put_together(function: Any, args: Any) -> Any:
@@ -89,18 +126,17 @@ def read_by(tx: Any, counts: Any, name: str) -> Any:
         name == "numpy" and np is not None and example.device.type == "cpu"
     )
     found = counted_by(node) if known else None
-    if found is None:
-        return None
-    experts, indices = found
-    if experts < 2 or _is_empty(indices):
+    if found is None or found.experts < 2 or _is_empty(found.indices):
         return None  # a number that is known would leave no mark behind
+    tracer = tx.output.current_tracer
     read = list[Any]()
-    for expert in range(experts):
-        given = (counts.as_proxy(), expert, experts, Proxy(indices, tx.output.current_tracer))
+    for expert in range(found.experts):
+        given = (Proxy(found.counts, tracer), expert, found.experts, Proxy(found.indices, tracer))
         before = (one.as_proxy() for one in read)
         read.append(wrap_fx_proxy(tx, _call(tx, number, *given, *before)))
-    if name == "numpy":
-        return Counts(read, np.ndarray)
+    read = so_far(tx, read) if found.summed else read
+    if name == "numpy" or found.short:
+        return Counts(counts, read, np.ndarray if name == "numpy" else list, found.short)
     return ListVariable(read, mutation_type=ValueMutationNew())
 
 

@@ -13,6 +13,7 @@ graph in which one is left is not compiled. `dynamo_private` puts them there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def number(counts: Tensor, expert: int, experts: int, indices: Tensor, *before: 
     """Here Python reads how many of `indices`, all of which are experts, are this one; `before` are
     the numbers of those before it."""
     if not isinstance(counts, FakeTensor):
-        return int(counts[expert])
+        return int(counts[expert]) if expert < len(counts) else 0
     most = indices.numel()
     return most - sum(before) if expert == experts - 1 else fresh_size(counts, most)
 
@@ -106,47 +107,98 @@ def turns_of(hit: Any) -> int | None:
         hit: the node that a loop runs over, made by `nonzero` of one mask, or by `unique` of
             indices among n.
     """
-    node, unique = hit, False
+    node = hit
     for _ in range(_MAX_STEPS):
-        if not isinstance(node, Node) or not node.args or not isinstance(node.args[0], Node):
+        source = _source(node)
+        if source is None:
             return None
-        name = str(getattr(node.target, "__name__", node.target))
-        source = node.args[0].meta.get("example_value")
-        if name in _POSITIONS and not unique and isinstance(source, Tensor):
-            return bins_of(node.args[0]) if source.ndim == 1 else None
-        if name in _CHOOSING and unique and isinstance(source, Tensor):
-            return _width(node, name, source)
-        unique = unique or "unique" in name
-        node = node.args[0]
+        if name_of(node) in _POSITIONS and isinstance(_example(source), Tensor):
+            return bins_of(source) if _example(source).ndim == 1 else None
+        if "unique" in name_of(node):
+            return _among(source)
+        node = source
     return None
 
 
-def counted_by(node: Any) -> tuple[int, Node] | None:
-    """Of how many experts a vector counts the tokens, and which indices it counts, if it looks like
-    that; proved later."""
-    example = node.meta.get("example_value")
-    bins = bins_of(node)
+@dataclass(frozen=True)
+class Counted:
+    """How many tokens each expert has.
+
+    Attributes:
+        counts: the vector.
+        experts: how many there are.
+        indices: what is counted.
+        summed: Python is told the sums so far.
+        short: experts after the last one with tokens are not told.
+    """
+
+    counts: Node
+    experts: int
+    indices: Node
+    summed: bool = False
+    short: bool = False
+
+
+def counted_by(node: Any) -> Counted | None:
+    """What a vector tells of experts, if it looks like that; proved later."""
+    node, summed = _uncopied(node), False
+    if name_of(node) == "cumsum" and isinstance(node.args[0], Node):
+        plain = [*node.args[1:], *node.kwargs.values()] in ([0], [-1])
+        node, summed = (_uncopied(node.args[0]), True) if plain else (node, False)
+    example, counts = _example(node), node
     whole = isinstance(example, Tensor) and example.dtype in (torch.int32, torch.int64)
-    if not whole or example.ndim != 1 or bins is None:
+    if not whole or example.ndim != 1:
         return None
+    bins = bins_of(node)
+    short = bins is None and name_of(node) == "bincount" and node.args[1:] == () == (*node.kwargs,)
     for _ in range(_MAX_STEPS):
         writes = [u for u in node.users if name_of(u) in _WRITING and u.args[:1] == (node,)]
         node = writes[0] if len(writes) == 1 else node
         at = _COUNTING.get(name_of(node))
         if at is not None:
             index = node.args[at] if at < len(node.args) else node.kwargs.get("index")
-            return (bins, index) if isinstance(index, Node) else None
-        if not node.args or not isinstance(node.args[0], Node):
+            if not isinstance(index, Node):
+                return None
+            experts = _among(index) if short else bins
+            return None if experts is None else Counted(counts, experts, index, summed, short)
+        source = _source(node)
+        if source is None:
             return None
-        node = node.args[0]
+        node = source
     return None
+
+
+def _among(node: Node) -> int | None:
+    """Among how many positions indices were chosen; what they were chosen along is proved later."""
+    for _ in range(_MAX_STEPS):
+        source = _source(node)
+        if source is None:
+            return None
+        if name_of(node) in _CHOOSING and isinstance(_example(source), Tensor):
+            return _width(node, name_of(node), _example(source))
+        node = source
+    return None
+
+
+def _source(node: Any) -> Node | None:
+    known = isinstance(node, Node) and node.args and isinstance(node.args[0], Node)
+    return node.args[0] if known else None
+
+
+def _example(node: Node) -> Any:
+    return node.meta.get("example_value")
+
+
+def _uncopied(node: Node) -> Node:
+    while name_of(node) in _COPYING and (source := _source(node)) is not None:
+        node = source
+    return node
 
 
 def bins_of(node: Node) -> int | None:
     """How many elements a vector has, if all indices are that of one: `bincount` has a length that
     depends on data."""
-    while name_of(node) in _COPYING and node.args and isinstance(node.args[0], Node):
-        node = node.args[0]
+    node = _uncopied(node)
     example = node.meta.get("example_value")
     if isinstance(example, Tensor) and example.ndim == 1 and isinstance(example.shape[0], int):
         return int(example.shape[0])

@@ -254,11 +254,11 @@ def with_runs(view: GraphView, match: Match, made: Sequence[Node]) -> Match:
     Raises:
         Declined: what was captured may be other than what eager does.
     """
-    told = next((call for call in match.calls if "indices" in call.operands), None)
-    if told is None:
+    of = next((call for call in match.calls if "indices" in call.operands), None)
+    if of is None:
         return match
     given = [o.node for call in match.calls for o in call.operands.values()]
-    indices = told.operands["indices"].node
+    indices = of.operands["indices"].node
     counts = numbers_of(view, indices)
     if not counts:
         return match
@@ -269,6 +269,7 @@ def with_runs(view: GraphView, match: Match, made: Sequence[Node]) -> Match:
             continue
         if part.taken is None:
             require(len(inside) == len(pieces) and not part.left, LEFT, part.marks[-1])
+            told = {part.hit}
         else:
             require(len(inside) == 1, _OTHER, part.hit)
             condition, (_, rows) = value(part.hit), inside[0]
@@ -276,8 +277,8 @@ def with_runs(view: GraphView, match: Match, made: Sequence[Node]) -> Match:
             require(known and tells_rows(to_expr(condition), rows, part.taken), UNKNOWN, part.hit)
             for before, now in part.left:
                 require(is_left(rows, before, now), LEFT, part.marks[-1])
-        sizes = alone(view, sizes_behind(part.hit), part, 0)
-        nodes = {*match.nodes, *part.marks, *sizes}
+            told = sizes_behind(part.hit)
+        nodes = {*match.nodes, *part.marks, *alone(view, told, part, 0)}
         match = replace(match, nodes=frozenset(with_idle(view, match, part, nodes)))
     total = value(indices).numel()
     nodes = {*match.nodes, *_held(view, made, total)}

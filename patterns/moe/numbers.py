@@ -27,7 +27,9 @@ from .cuts import CASTS, COPIES
 from .order import Order
 from .selection import sizes_of
 
-_COUNTING = {"bincount", "sum", "one_hot", "eq", "scatter", "scatter_add", "index_add", "arange"}
+_COUNTING = {
+    "bincount", "sum", "one_hot", "eq", "scatter", "scatter_add", "index_add", "arange", "cumsum",
+}  # fmt: skip
 _PASSED = {*_COUNTING, *COPIES, *CASTS, "int", "long"}
 
 
@@ -58,13 +60,16 @@ def _count(view: GraphView, read: Sequence[Node], indices: Node) -> bool:
     each = [(counts, e, experts, index) for e in range(experts - 1)]
     whole = to_expr(value(index).numel()) == to_expr(value(indices).numel())
     known = [node.args[:4] for node in read] == each and whole
-    return known and holds_counts(view, counts, indices, experts)
+    return known and holds_counts(view, counts, indices, experts, short=True)
 
 
-def holds_counts(view: GraphView, node: Node, indices: Node, experts: int) -> bool:
-    """Whether a vector has how many of the choices each expert is, which all of them are."""
+def holds_counts(
+    view: GraphView, node: Node, indices: Node, experts: int, *, short: bool = False
+) -> bool:
+    """Whether a vector has how many of the choices each expert is, which all of them are; where it
+    may be `short`, perhaps not of experts after the last one that is chosen."""
     among = value(node).ndim == 1 and experts_among(view, indices) == experts
-    return among and Order(None, indices, ()).holds_counts(view, node, experts)
+    return among and Order(None, indices, ()).holds_counts(view, node, experts, short=short)
 
 
 def with_numbers(
@@ -78,7 +83,8 @@ def with_numbers(
             found.add(node)
             continue
         size = isinstance(value(node), (torch.SymInt, torch.SymBool)) and node.op != "placeholder"
-        counts = node in behind and node not in operands and _only_counts(view, node)
+        told = node in behind or not node.users
+        counts = told and node not in operands and _only_counts(view, node)
         if node in found or not (size or counts):
             continue
         asserted = sizes_of(view, {node}, most)

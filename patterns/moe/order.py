@@ -85,18 +85,22 @@ class Order:
         counted = is_arange(view, numbers) and value(numbers).shape == (experts,)
         return counted and is_tensor(ids) and self.holds_ids(view, ids)
 
-    def holds_counts(self, view: GraphView, node: Node, experts: int) -> bool:
-        """Whether a tensor has how often each expert was chosen."""
+    def holds_counts(
+        self, view: GraphView, node: Node, experts: int, *, short: bool = False
+    ) -> bool:
+        """Whether a tensor has how often each expert was chosen; where it may be `short`, perhaps
+        not those after the last one that was."""
         op = view.op(node)
         moved = node.target == "cpu"  # which is no operator of the canonical view
         source: Any = node.args[0] if moved else op.args.get("input")
         if value(node).dtype not in WIDE:
             return False
         if moved or (op.name in ("to", "int", "long", "float", *COPIES) and is_tensor(source)):
-            return self.holds_counts(view, source, experts)
+            return self.holds_counts(view, source, experts, short=short)
         if op.name == "bincount":
-            enough = op.args.get("minlength") == experts and op.args.get("weights") is None
-            return enough and self._same_ids(view, source)
+            least = op.args.get("minlength", 0)
+            whole = least == experts or (short and least == 0)
+            return whole and op.args.get("weights") is None and self._same_ids(view, source)
         if op.name == "histc":
             bins = (op.args.get("bins"), op.args.get("min"))
             whole = op.args.get("max") in (experts - 1, experts)  # bins of one number each

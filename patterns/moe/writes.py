@@ -73,7 +73,14 @@ def accumulators(view: GraphView) -> Iterator[Accumulator]:
             target, index, source = node.args
             if isinstance(target, Node) and isinstance(source, Node) and _is_picked(index):
                 assigned.setdefault(target, []).append(_assigned(view, node, target, index, source))
-        elif _index_add(view, node) is not None and not _is_continued(view, node):
+            continue
+        write = _index_add(view, node)
+        if write is None:
+            continue
+        op, target = view.op(node), view.op(node).args["input"]
+        if op.inplace and not node.users and _index_add(view, target) is None:
+            assigned.setdefault(target, []).append(write)
+        elif not _is_continued(view, node):
             yield from _chained(view, node)
     for target, writes in assigned.items():
         if len(writes) > 1:
