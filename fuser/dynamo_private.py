@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .bytecode import RETURNS, follow, place, returned
 from .errors import NotWhole
 from .frames_private import MADE, Iterators, Names, iterating
-from .runs_private import Counts, kept, put_together, read_by, realized, run_of, same, size
+from .runs_private import Counts, Pieces, kept, put_together, read_by, realized, run_of, same, size
 from .torch_private import known_true, unbacked
 from .turns import (
     OVER_ALL,
@@ -167,7 +167,7 @@ class Reader:
             return
         tx.stack[-1] = ListIteratorVariable([], mutation_type=ValueMutationNew())
         usual(tx, inst)
-        self._end(tx, loop.loop)
+        self._end(tx, loop.loop, ended=True)
 
     def subscript(self, usual: Handler, tx: Any, inst: Any) -> None:
         """`mask[e]`, `modules[e]`: by a number that is known."""
@@ -194,7 +194,9 @@ class Reader:
         usual(tx, inst)
 
     def truth(self, usual: Handler, tx: Any, inst: Any) -> None:
-        """`if e == n:`, with a number that is known."""
+        """`if e == n:`, with a number that is known; `if outputs:`, of a list of pieces."""
+        if type(tx.stack[-1].realize()) is Pieces:
+            tx.stack[-1] = tx.stack[-1].realize().sq_length(tx)
         known = _known(tx.stack[-1].realize())
         if known is not None:
             tx.stack[-1] = ConstantVariable.create(bool(_alone(known)))
@@ -202,7 +204,8 @@ class Reader:
 
     def jump(self, usual: Handler, tx: Any, inst: Any) -> None:
         """`if mask.any():`, `if idx.numel() == 0: continue`: as for an expert with tokens."""
-        condition = _condition(tx.stack[-1].realize())
+        top = tx.stack[-1].realize()
+        condition = None if type(top) is Pieces else _condition(top)
         taken = None if condition is None else with_tokens(condition.node)
         if taken is not None:
             jumps = inst.opname.endswith("TRUE") is not taken
@@ -277,7 +280,7 @@ class Reader:
                 why = f"`{name}` goes on from one turn to the next"
                 raise NotWhole(f"{UNPROVED}: {why}", place(tx), OVER_ALL)
 
-    def _end(self, tx: Any, part: Supposed) -> None:
+    def _end(self, tx: Any, part: Supposed, ended: bool = False) -> None:
         """What is left behind must be in the graph, where it can be proved: beside each tensor that
         a name is given, the one that it has where this is left out.
 
@@ -285,7 +288,7 @@ class Reader:
             NotWhole: objects were changed, or names that are read later and are no tensors.
         """
         pairs = list[Any]()
-        for name, before, now in part.names.changed():
+        for name, before, now in part.names.changed(ended):
             pairs += self._pair(tx, part, before, now, f"`{name}` is read after it")
         self._over(tx, part, pairs)
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch._dynamo.variables.functions import LocalGeneratorObjectVariable
 from torch._dynamo.variables.iter import IteratorVariable
 
-from .bytecode import is_read
+from .bytecode import follow, is_read, returned
 
 MADE = (IteratorVariable, LocalGeneratorObjectVariable)
 _MOVING = ("tp_iternext_impl", "next_variable", "unpack_var_sequence")
@@ -27,13 +27,18 @@ class Names:
         """What a name of the innermost function was."""
         return self.frames[0][1].get(name)
 
-    def changed(self) -> Iterator[tuple[str, Any, Any]]:
+    def changed(self, ended: bool = False) -> Iterator[tuple[str, Any, Any]]:
         """Names that are read later and are another thing now: what they were, and what they are.
 
-        A function that called the innermost one is where it has called it.
+        A function that called the innermost one is where it has called it; or, where a generator
+        has `ended` as the loop that it is, behind the loop over it.
         """
         for depth, (frame, names) in enumerate(self.frames):
             at = frame.instruction_pointer - (depth > 0)
+            inst = frame.instructions[at]
+            ended = ended and (depth == 0 or inst.opname == "FOR_ITER")
+            at = frame.indexof[inst.target] if ended and depth else at
+            ended = ended and returned(frame, frame.instructions[follow(frame, at)]) is not None
             for name, now in frame.symbolic_locals.items():
                 before = names.get(name)
                 if now is not before and is_read(frame, name, at):
