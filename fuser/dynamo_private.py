@@ -17,7 +17,6 @@ import contextlib
 import dis
 import functools
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .bytecode import RETURNS, follow, place, returned
 from .errors import NotWhole
-from .frames_private import MADE, Iterators, Names, iterating
+from .frames_private import MADE, Iterators, Names, Supposed, Turns, iterating
 from .runs_private import Counts, Pieces, kept, put_together, read_by, realized, run_of, same, size
 from .torch_private import known_true, unbacked
 from .turns import (
@@ -59,48 +58,6 @@ _TRANSLATORS: list[Any] = [
 
 _NUMBERS = ("item", "tolist", "__int__", "__index__", "__bool__")
 _MUTATORS = ("mutation", "store_attr", "store_cell", "store_global", "store_instance_dict_attr")
-
-
-@dataclass
-class Supposed:
-    """A part of a function that eager runs only for experts with tokens.
-
-    Attributes:
-        condition: what tells for which.
-        mark: where it begins in the graph.
-        names: those of the function and its callers, before it.
-        since: when it began.
-        end: the instruction that comes next where it is left out, if it is no loop.
-    """
-
-    condition: Any
-    mark: Node
-    names: Names
-    since: tuple[int, int, int]
-    end: Any = None
-
-
-class Turns(VariableTracker):
-    """What a loop over the experts that were hit iterates over, and nothing else may look at.
-
-    Attributes:
-        hit: the tensor.
-        count: how many numbers it may hold.
-        as_numbers: whether it was asked for as a list of numbers.
-        counts: the numbers that it gives instead, of the experts up to the last one with tokens.
-        done: how many turns have begun.
-        loop: the loop, once it has begun.
-        names: before the last turn.
-    """
-
-    def __init__(
-        self, hit: Any, count: int, as_numbers: bool, counts: Counts | None = None
-    ) -> None:
-        super().__init__()
-        self.hit, self.count, self.as_numbers, self.counts = hit, count, as_numbers, counts
-        self.done = 0
-        self.loop: Supposed | None = None
-        self.names: Names | None = None
 
 
 class Reader:

@@ -1,4 +1,5 @@
-"""What Dynamo holds of a function that it reads, and of those that called it, at one point.
+"""What Dynamo holds of a function that it reads, and of those that called it, at one point: where a
+part begins that eager runs only for experts with tokens.
 
 A generator runs in a frame of its own, while names of the function that asks it go on.
 """
@@ -6,12 +7,16 @@ A generator runs in a frame of its own, while names of the function that asks it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.functions import LocalGeneratorObjectVariable
 from torch._dynamo.variables.iter import IteratorVariable
+from torch.fx import Node
 
 from .bytecode import follow, is_read, returned
+from .runs_private import Counts
 
 MADE = (IteratorVariable, LocalGeneratorObjectVariable)
 _MOVING = ("tp_iternext_impl", "next_variable", "unpack_var_sequence")
@@ -86,3 +91,45 @@ def _frames(tx: Any) -> Iterator[Any]:
     while tx is not None:
         yield tx
         tx = getattr(tx, "parent", None)
+
+
+@dataclass
+class Supposed:
+    """A part of a function that eager runs only for experts with tokens.
+
+    Attributes:
+        condition: what tells for which.
+        mark: where it begins in the graph.
+        names: those of the function and its callers, before it.
+        since: when it began.
+        end: the instruction that comes next where it is left out, if it is no loop.
+    """
+
+    condition: Any
+    mark: Node
+    names: Names
+    since: tuple[int, int, int]
+    end: Any = None
+
+
+class Turns(VariableTracker):
+    """What a loop over the experts that were hit iterates over, and nothing else may look at.
+
+    Attributes:
+        hit: the tensor.
+        count: how many numbers it may hold.
+        as_numbers: whether it was asked for as a list of numbers.
+        counts: the numbers that it gives instead, of the experts up to the last one with tokens.
+        done: how many turns have begun.
+        loop: the loop, once it has begun.
+        names: before the last turn.
+    """
+
+    def __init__(
+        self, hit: Any, count: int, as_numbers: bool, counts: Counts | None = None
+    ) -> None:
+        super().__init__()
+        self.hit, self.count, self.as_numbers, self.counts = hit, count, as_numbers, counts
+        self.done = 0
+        self.loop: Supposed | None = None
+        self.names: Names | None = None

@@ -23,7 +23,12 @@ from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.constant import ConstantVariable
-from torch._dynamo.variables.lists import ListIteratorVariable, ListVariable, SliceVariable, TupleVariable
+from torch._dynamo.variables.lists import (
+    ListIteratorVariable,
+    ListVariable,
+    SliceVariable,
+    TupleVariable,
+)
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch.fx import Node, Proxy
 
@@ -80,9 +85,7 @@ class Counts(VariableTracker):
         return list(self.read)
 
     def tp_iter_impl(self, tx: Any) -> Any:
-        return ListIteratorVariable(
-            self.unpack_var_sequence(tx), mutation_type=ValueMutationNew()
-        )
+        return ListIteratorVariable(self.unpack_var_sequence(tx), mutation_type=ValueMutationNew())
 
     def mp_subscript_impl(self, tx: Any, key: Any) -> Any:
         number = key.value if isinstance(key, ConstantVariable) else None

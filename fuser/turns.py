@@ -181,8 +181,8 @@ def _among(node: Node) -> int | None:
 
 
 def _source(node: Any) -> Node | None:
-    known = isinstance(node, Node) and node.args and isinstance(node.args[0], Node)
-    return node.args[0] if known else None
+    source = node.args[0] if isinstance(node, Node) and node.args else None
+    return source if isinstance(source, Node) else None
 
 
 def _example(node: Node) -> Any:

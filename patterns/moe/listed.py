@@ -22,17 +22,19 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fuser.graph.axes import Dims, fresh, leaves, resolve
+from fuser.graph.axes import Axis, Dims, fresh, leaves, resolve
 from fuser.graph.ops import is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.pattern import Match
 from fuser.torch_private import known_true, to_expr
 from fuser.turns import held, number, piece, run
 
+from .arange import divided
 from .branches import same
 from .cuts import arranged
 from .expert import Expert, ExpertWalk
 from .numbers import numbers_of, with_numbers
+from .order import Order, ordered
 from .restoring import tokens_at
 from .rows import rows_of
 from .selection import sizes_of
@@ -50,15 +52,22 @@ class _Run(Space):
 
     Attributes:
         every: the space of all sorted rows.
-        start, end: where the run is.
+        ends: where the run begins and ends.
     """
 
     every: Space | None = None
-    start: Any = 0
-    end: Any = 0
+    ends: tuple[Any, Any] = (0, 0)
+
+    @property
+    def chosen_axes(self) -> set[Axis]:
+        return set[Axis]() if self.every is None else self.every.chosen_axes
 
     def _is_choice(self, index: Node, dims: Dims) -> bool:
         return False  # rows of one expert
+
+    def weight(self, place: Place) -> Place:
+        """Where a factor of rows is from, as one of all rows."""
+        return self.whole(self.locate(place.node, place.dims))
 
     def whole(self, place: Place) -> Place:
         """All rows, where a tensor has those of the run, or is read where they are.
@@ -66,24 +75,23 @@ class _Run(Space):
         Raises:
             Declined: it has others.
         """
-        every = self.every
+        every, row, dims = self.every, leaves((self.tokens,)), resolve(place.dims)
         assert every is not None
         assert every.order is not None
-        row, dims = leaves((self.tokens,)), resolve(place.dims)
-        read = None if _cut(place.node) is not None else self._selected(place.node, dims)
+        read = None if _cut(self.view, place.node) else self._selected(place.node, dims)
         node = place.node if read is None else read[1]
-        cut = _cut(node)
+        cut = _cut(self.view, node)
         along = dims[:1] == (row,) and (read is None or read[2] == (row,))
         require(cut is not None and along, "an expert is given no run", place.node)
         assert cut is not None
-        own = (to_expr(cut.start), to_expr(cut.end)) == (self.start, self.end)
-        require(own, "an expert is given another run than its own", place.node)
-        pieces = () if node.target is run else node.all_input_nodes
-        every.interior.update((node, *pieces, *arranged(self.view, node), place.node))
-        every.interior.update(arranged(self.view, place.node))
-        if read is None:
-            return every.locate(cut.source, (every.order.row, *dims[1:]))
-        return every.locate_at(read[0], cut.source, read[3])
+        require(cut.ends == self.ends, "an expert is given another run than its own", place.node)
+        every.interior |= {place.node, *cut.made_by, *arranged(self.view, place.node)}
+        for made in cut.made_by:
+            every.interior |= arranged(self.view, made) if is_tensor(made) else set()
+        if read is not None:
+            return every.locate_at(read[0], cut.source, cut.by, read[3])
+        require(cut.by == 1, "an expert is given no run", place.node)
+        return every.locate(cut.source, (every.order.row, *dims[1:]))
 
 
 def listed(space: Space, node: Node, dims: Dims) -> list[Expert] | None:
@@ -101,9 +109,7 @@ def listed(space: Space, node: Node, dims: Dims) -> list[Expert] | None:
     return on_runs(space, tensors, dims, node)
 
 
-def on_runs(
-    space: Space, tensors: Sequence[Node], dims: Dims, reader: Node
-) -> list[Expert] | None:
+def on_runs(space: Space, tensors: Sequence[Node], dims: Dims, reader: Node) -> list[Expert] | None:
     """The experts that gave tensors, each on the run of its rows; None where nothing tells how
     long runs are.
 
@@ -128,9 +134,7 @@ def _ends(space: Space) -> list[tuple[Any, Any]]:
     return found
 
 
-def accumulated(
-    space: Space, found: Accumulator, out_dims: Dims
-) -> list[Expert] | None:
+def accumulated(space: Space, found: Accumulator, out_dims: Dims) -> list[Expert] | None:
     """The experts that add their rows to an accumulator, each on the run of its rows; None where
     they are not added at runs of sorted tokens.
 
@@ -143,23 +147,33 @@ def accumulated(
         Declined, Unproven: an expert is missing, or adds to other tokens than it was given.
     """
     view, anchor = space.view, found.writes[-1].node
-    cuts = [_cut(write.index[0]) if is_tensor(write.index[0]) else None for write in found.writes]
-    known = [cut for cut in cuts if cut is not None]
-    if len(known) < len(cuts) or any(len(write.index) != 1 for write in found.writes):
+    cuts = list[_Cut]()
+    for write in found.writes:
+        index = write.index[0] if len(write.index) == 1 else None
+        cut = _cut(view, index) if is_tensor(index) else None
+        if cut is None:
+            return None
+        cuts.append(cut)
+    told = [_told(view, cut) for cut in cuts]
+    if told[0] is None:
         return None
-    told = tokens_at(view, known[0].source)
-    if told is None:
-        return None
-    order, choices = told
+    order, choices = told[0]
     space.chosen = fresh((choices,), "k")[0]
     dims = space.sort(order, ((*leaves((space.tokens,)), *leaves((space.chosen,))), out_dims[-1]))
-    ends = [(to_expr(cut.start), to_expr(cut.end)) for cut in known]
-    own = ends == _ends(space) and all(cut.source is known[0].source for cut in known)
+    own = [cut.ends for cut in cuts] == _ends(space) and all(one == told[0] for one in told)
     require(own, "rows are not added where the tokens of a run are", anchor)
-    for write in found.writes:
-        space.interior.update((write.node, *write.passed, write.index[0]))
+    for write, cut in zip(found.writes, cuts, strict=True):
+        space.interior.update((write.node, *write.passed, *cut.made_by))
         space.interior |= arranged(view, write.index[0])
     return on_runs(space, [write.rows for write in found.writes], dims, anchor)
+
+
+def _told(view: GraphView, cut: _Cut) -> tuple[Order, int] | None:
+    """The order, and how many choices a token has, of which a cut has the tokens."""
+    if cut.by == 1:
+        return tokens_at(view, cut.source)
+    order = ordered(view, cut.source)
+    return None if order is None else (order, cut.by)
 
 
 def weights_of(experts: Sequence[Expert], anchor: Node) -> Weights:
@@ -187,36 +201,39 @@ def _on_run(space: Space, rows: Node, ends: tuple[Any, Any], dims: Dims) -> Expe
     if rows.target is piece:
         space.interior.add(rows)
         (rows,) = rows.all_input_nodes
-    row, (start, end) = fresh(value(rows).shape[:1], "row")[0], ends
+    row = fresh(value(rows).shape[:1], "row")[0]
     alone = _Run(
         space.view, space.dtype, row, interior=space.interior, followed=space.followed,
-        every=space, start=start, end=end,
+        every=space, ends=ends,
     )  # fmt: skip
     given = rows_of(alone, rows, (row, *dims[1:]))
     expert = ExpertWalk(alone).run(given.node, given.dims)
-
-    def weights(of: Weights) -> Weights:
-        """Those of all rows."""
-        return Weights(tuple(map(alone.whole, of.factors)), of.scale)
-
-    before, after = weights(expert.before), weights(given.weights.times(expert.inside))
-    return replace(expert, x=alone.whole(expert.x), before=before, inside=after)
+    return replace(expert, x=alone.whole(expert.x), inside=given.weights.times(expert.inside))
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Of what a tensor is cut, and where that begins and ends."""
+    """Of what a tensor is cut, where that begins and ends, and by which number it is divided, and
+    rounded down, then."""
 
     source: Node
-    start: Any
-    end: Any
+    ends: tuple[Any, Any]
+    made_by: tuple[Node, ...]
+    by: int = 1
 
 
-def _cut(node: Node) -> _Cut | None:
+def _cut(view: GraphView, node: Node) -> _Cut | None:
     if node.target is run:
         source, start, end = node.args
         assert isinstance(source, Node)
-        return _Cut(source, _number(start), _number(end))
+        return _Cut(source, (_number(start), _number(end)), (node,))
+    quotient = divided(view.op(node))
+    if quotient is not None:
+        found = _cut(view, quotient[0])
+        once = found is not None and found.by == 1 and not view.is_written(node)
+        if found is None or not once:
+            return None
+        return replace(found, by=quotient[1], made_by=(node, *found.made_by))
     source = node.args[0] if node.args else None
     if getattr(node.target, "__name__", "") != "getitem" or not isinstance(source, Node):
         return None
@@ -228,12 +245,12 @@ def _cut(node: Node) -> _Cut | None:
     known = isinstance(sizes, (list, tuple)) and isinstance(rows, Node)
     if not known or not 0 <= at < len(sizes):
         return None
-    start = sum(map(_number, sizes[:at]))
-    return _Cut(rows, start, start + _number(sizes[at]))
+    start: Any = sum(map(_number, sizes[:at]), to_expr(0))
+    return _Cut(rows, (start, start + _number(sizes[at])), (node, source))
 
 
 def _number(size: Any) -> Any:
-    return value(size) if isinstance(size, Node) else size
+    return to_expr(value(size) if isinstance(size, Node) else size)
 
 
 def with_listed(view: GraphView, match: Match) -> Match:

@@ -83,7 +83,7 @@ def with_numbers(
             found.add(node)
             continue
         size = isinstance(value(node), (torch.SymInt, torch.SymBool)) and node.op != "placeholder"
-        told = node in behind or not node.users
+        told = node in behind or (not node.users and not view.op(node).inplace)
         counts = told and node not in operands and _only_counts(view, node)
         if node in found or not (size or counts):
             continue

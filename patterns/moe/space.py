@@ -127,14 +127,22 @@ class Space:
         same = leaves(own) == leaves(dims[:1])
         return (source, index, own, dims[1:]) if same else None
 
-    def locate_at(self, source: Node, index: Node, rest: Dims) -> Place:
-        """Where a tensor is that is read at an index of every row, with the axes of what is read.
+    def locate_at(self, source: Node, index: Node, by: int, rest: Dims) -> Place:
+        """Where a tensor is that is read at every row: at an index, divided by a number and rounded
+        down; with the axes of what is read there.
 
         Raises:
-            Unproven: nothing tells which tokens or choices the index names.
+            Unproven: nothing tells which tokens or choices those are.
         """
-        placed = None if self.order is None else self._placed(index, (self.order.row,))
-        if placed is None or self.view.is_written(index):
+        order = self.order
+        if order is None or self.view.is_written(index):
+            raise Unproven("rows are read at unknown places")
+        if by == 1:
+            placed = self._placed(index, (order.row,))
+        else:
+            tokens = order.holds_order(index) and size_of(self.chosen) == by
+            placed = self.tokens if tokens else None
+        if placed is None:
             raise Unproven("rows are read at unknown places")
         return self.locate(source, (placed, *rest))
 

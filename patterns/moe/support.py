@@ -124,5 +124,3 @@ def _is_part(space: Space, factor: Place) -> bool:
     experts = fresh((value(part.source).shape[part.dim],), "e")[0]
     whole = tuple(experts if i == part.dim % rank else dim for i, dim in enumerate(dims))
     return Routing(space.view, experts).support(part.source, whole) is not None
-
-

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from fuser.graph.ops import Kind, Op, is_tensor, value
+from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.view import GraphView
 
 from .cuts import arranged

@@ -44,22 +44,26 @@ class Listed(Mixture):
 
 
 class ListedNumbers(Listed):
-    """As a list, with a condition the other way round."""
+    """As a list, with a condition the other way round; a subclass replaces one of the steps."""
 
     def counts(self, chosen: Tensor) -> Any:
         return F.one_hot(chosen, EXPERTS).sum((0, 1)).tolist()
 
     def outputs(self, rows: Tensor, counts: Any) -> Tensor:
-        outputs, end = [], 0
+        outputs: list[Tensor] = []
+        end = 0
         for e in range(EXPERTS):
             if counts[e] > 0:
                 begin = end
                 end = begin + counts[e]
                 outputs.append(self.made(e, rows[begin:end]))
-        return torch.cat(outputs)
+        return self.result(outputs)
 
     def made(self, e: int, run: Tensor) -> Tensor:
         return self.experts[e](run)
+
+    def result(self, outputs: list[Tensor]) -> Tensor:
+        return torch.cat(outputs) if outputs else torch.zeros(0)
 
 
 class ListedAll(Listed):
@@ -125,26 +129,14 @@ class ListedTwice(ListedSplit):
 class ListedHowMany(ListedNumbers):
     """How many experts had tokens is told by the list."""
 
-    def outputs(self, rows: Tensor, counts: Any) -> Tensor:
-        outputs, end = [], 0
-        for e in range(EXPERTS):
-            if counts[e] > 0:
-                begin = end
-                end = begin + counts[e]
-                outputs.append(self.experts[e](rows[begin:end]))
+    def result(self, outputs: list[Tensor]) -> Tensor:
         return torch.cat(outputs) / len(outputs)
 
 
 class ListedFirst(ListedNumbers):
     """The first that had tokens is read once more."""
 
-    def outputs(self, rows: Tensor, counts: Any) -> Tensor:
-        outputs, end = [], 0
-        for e in range(EXPERTS):
-            if counts[e] > 0:
-                begin = end
-                end = begin + counts[e]
-                outputs.append(self.experts[e](rows[begin:end]))
+    def result(self, outputs: list[Tensor]) -> Tensor:
         return torch.cat(outputs) + outputs[0].sum(0)
 
 
@@ -240,7 +232,71 @@ class ListedDoubled(ListedNumbers):
         return super().made(e, run) * (2 if e == 1 else 1)
 
 
-LISTED = [Listed, ListedNumbers, ListedAll, ListedSplit, ListedHalved]
+class ListedWeighted(ListedNumbers):
+    """Runs are weighted one by one, and added where their tokens are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        order = self.order(chosen)
+        tokens = order // CHOICES
+        outs = self.weighted(x[tokens], self.sorted(weights, order), self.counts(chosen))
+        return torch.zeros_like(x).index_add(0, tokens, outs)
+
+    def sorted(self, weights: Tensor, order: Tensor) -> Tensor:
+        return weights.flatten()[order]
+
+    def weighted(self, rows: Tensor, weights: Tensor, counts: Any) -> Tensor:
+        outputs, end = [], 0
+        for e in range(EXPERTS):
+            if counts[e] > 0:
+                begin = end
+                end = begin + counts[e]
+                outputs.append(self.experts[e](rows[begin:end]) * weights[begin:end, None])
+        return torch.cat(outputs)
+
+
+class ListedWeightedFirst(ListedWeighted):
+    """Tokens are weighted before the experts, in the pieces of a split."""
+
+    def counts(self, chosen: Tensor) -> Any:
+        return torch.bincount(chosen.flatten(), minlength=EXPERTS).tolist()
+
+    def weighted(self, rows: Tensor, weights: Tensor, counts: Any) -> Tensor:
+        runs = zip(self.experts, rows.split(counts), weights.split(counts), strict=True)
+        return torch.cat([expert(run * own.unsqueeze(-1)) for expert, run, own in runs])
+
+
+class ListedUnsortedWeights(ListedWeighted):
+    """Weights of other choices."""
+
+    def sorted(self, weights: Tensor, order: Tensor) -> Tensor:
+        return weights.flatten()
+
+
+class ListedNextWeights(ListedWeightedFirst):
+    """Weights of the run before."""
+
+    def weighted(self, rows: Tensor, weights: Tensor, counts: Any) -> Tensor:
+        outputs, end = [], 0
+        for e in range(EXPERTS):
+            begin = end
+            end = begin + counts[e]
+            outputs.append(self.experts[e](rows[begin:end]) * weights[: counts[e]].unsqueeze(-1))
+        return torch.cat(outputs)
+
+
+class ListedOneWeighted(ListedWeightedFirst):
+    """Runs of one expert have no weights."""
+
+    def weighted(self, rows: Tensor, weights: Tensor, counts: Any) -> Tensor:
+        runs = enumerate(zip(rows.split(counts), weights.split(counts), strict=True))
+        return torch.cat([
+            self.experts[e](run) * (own.unsqueeze(-1) if e else 1.0) for e, (run, own) in runs
+        ])  # fmt: skip
+
+
+LISTED = [Listed, ListedNumbers, ListedAll, ListedSplit, ListedHalved, ListedWeighted,
+          ListedWeightedFirst]  # fmt: skip
 LOOK_ALIKES = [
     (ListedFromZero, "another run than its own"),
     (ListedOthers, "not proved"),
@@ -256,4 +312,7 @@ LOOK_ALIKES = [
     (ListedTokens, "not proved"),
     (ListedScaled, "not proved"),
     (ListedDoubled, "not proved"),
+    (ListedUnsortedWeights, "not proved"),
+    (ListedNextWeights, "another run than its own"),
+    (ListedOneWeighted, "experts are weighted differently"),
 ]

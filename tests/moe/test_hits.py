@@ -17,7 +17,8 @@ from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
 from tests.every import EVERY
 
-from . import conditions, counted, hits, listed, returns
+from . import added_runs, conditions, counted, hits, listed, returns
+from .added_runs import ADDED, Added
 from .conditions import CONDITIONS, IfAny, IfNone
 from .counted import COUNTED, Counted, CountedHot
 from .forms import EXPERTS, Mixture
@@ -26,13 +27,14 @@ from .listed import LISTED, Listed, ListedAll, ListedFew
 from .returns import RETURNS, KeepsOther, ReturnsRows
 from .test_compile import OPTIONS, ours, tokens
 
-ANY = [*HITS, *CONDITIONS, *RETURNS, *COUNTED, *LISTED]
+ANY = [*HITS, *CONDITIONS, *RETURNS, *COUNTED, *LISTED, *ADDED]
 LOOK_ALIKES = [
     *hits.LOOK_ALIKES,
     *conditions.LOOK_ALIKES,
     *returns.LOOK_ALIKES,
     *counted.LOOK_ALIKES,
     *listed.LOOK_ALIKES,
+    *added_runs.LOOK_ALIKES,
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
@@ -119,7 +121,7 @@ def test_fullgraph() -> None:
 
 @pytest.mark.parametrize(
     "form",
-    ANY if EVERY else [HitStacked, IfAny, IfNone, ReturnsRows, Counted, Listed],
+    ANY if EVERY else [HitStacked, IfAny, IfNone, ReturnsRows, Counted, Listed, Added],
     ids=lambda f: f.__name__,
 )
 def test_no_recompile_from_one_routing_to_the_next(form: type[Mixture]) -> None:
