@@ -121,7 +121,8 @@ def mixture(
     for indices, weights in chosen:
         own = leaves((space.chosen,)) if isinstance(indices, Mask) else leaves(indices.dims)
         choices = tuple(a for a in own if a not in space.token_axes)
-        scaled = Weights(weights.factors, before.scale * after.scale)
+        beside = after.scale if before.factors else before.scale
+        scaled = Weights(weights.factors, weights.scale * beside)
         made = Mixture(
             experts, count, indices, scaled, space.dense,
             choices if space.dense else space.chosen, space.chosen,
@@ -131,11 +132,17 @@ def mixture(
 
 
 def together(found: Sequence[Match]) -> Match:
-    """One region of mixtures of the same experts that are added up, each with indices of its own."""
+    """One region of mixtures of the same experts, added up, each with indices of its own.
+
+    Raises:
+        Declined: they are multiplied with different numbers.
+    """
     first, *others = found
     if not others:
         return first
     (call,) = first.calls
+    alike = all(match.calls[0].spec == call.spec for match in others)
+    require(alike, "choices are multiplied with different numbers", first.anchor)
     operands = dict(call.operands)
     for number, match in enumerate(others, 1):
         own = match.calls[0].operands

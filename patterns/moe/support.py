@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from fuser.graph.axes import fresh, leaves, resolve
+from fuser.graph.axes import Dims, fresh, leaves, resolve
 from fuser.graph.ops import value
 from fuser.graph.pull import pull_pointwise
 
@@ -19,7 +19,7 @@ from .additions import added_by
 from .cuts import part_of
 from .routing import Mask, Routing
 from .space import Place, Space, require
-from .weights import Weights, unchanged
+from .weights import Weights, number_of, unchanged
 
 MOST = 8
 """Terms that are looked at."""
@@ -53,8 +53,7 @@ def _by_term(space: Space, weights: Weights) -> list[tuple[Place, Weights]]:
         parts = _terms(space, factor)
         if not 1 < len(parts) <= MOST:
             continue
-        rest = weights.without(i)
-        found = [Weights((part,)).times(rest) for part in parts]
+        found = [part.times(weights.without(i)) for part in parts]
         chosen = [(_indices(space, part), part) for part in found]
         known = [(place, part) for place, part in chosen if place is not None]
         if len(known) == len(chosen):
@@ -62,12 +61,12 @@ def _by_term(space: Space, weights: Weights) -> list[tuple[Place, Weights]]:
     return []
 
 
-def _terms(space: Space, factor: Place) -> list[Place]:
+def _terms(space: Space, factor: Place) -> list[Weights]:
     """What a factor adds up, with the same axes and of the same dtype."""
-    view, node, dims = space.view, factor.node, resolve(factor.dims)
-    while not view.is_written(node):
+    view, node, dims, by = space.view, factor.node, resolve(factor.dims), Weights()
+    while not view.is_written(node) and not view.op(node).inplace:
         inputs = added_by(view, node)
-        if inputs is not None and not view.op(node).inplace:
+        if inputs is not None:
             pulled = pull_pointwise(view.op(node), node, dims)
             same = len(pulled) == len(inputs) and all(
                 resolve(own) == dims and value(n).dtype is value(node).dtype
@@ -75,12 +74,31 @@ def _terms(space: Space, factor: Place) -> list[Place]:
             )
             if not same:
                 break
-            return [t for pair in pulled.items() for t in _terms(space, Place(*pair))]
+            return [t.times(by) for pair in pulled.items() for t in _terms(space, Place(*pair))]
         step = unchanged(space, node, dims)
         if step is None:
-            break
+            apart = _apart(space, node, dims)
+            if apart is None:
+                break
+            by, step = by.times(apart[0]), apart[1:]
         node, dims = step[0], resolve(step[1])
-    return [factor]
+    return [Weights((factor,))]
+
+
+def _apart(space: Space, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] | None:
+    """A number, or what is the same for all experts, by which weights are multiplied."""
+    op = space.view.op(node)
+    number = number_of(op)
+    if op.name not in ("mul", "div") or op.args.get("rounding_mode") is not None:
+        return None
+    pulled = list(pull_pointwise(op, node, dims).items())
+    if number is not None:
+        return Weights(scale=number), *pulled[0]
+    own = [pair for pair in pulled if space.chosen_axes & set(leaves(pair[1]))]
+    rest = [pair for pair in pulled if pair not in own]
+    if op.name == "div" or len(own) != 1 or len(rest) != 1:
+        return None
+    return Weights((Place(*rest[0]),)), *own[0]
 
 
 def _indices(space: Space, weights: Weights) -> Place | None:

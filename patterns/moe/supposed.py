@@ -25,6 +25,7 @@ from .selection import sizes_of
 from .space import require
 
 LEFT = "what is read later is another where an expert has no tokens"
+_SIZES = (torch.SymInt, torch.SymBool, torch.Size, int)
 UNKNOWN = "the experts that a loop runs over may be others than those that tokens chose"
 
 
@@ -145,7 +146,7 @@ def with_idle(view: GraphView, match: Match, part: Part, nodes: set[Node]) -> se
     for node in reversed(inside):
         if node in nodes or node.op in ("placeholder", "get_attr"):
             continue
-        if isinstance(value(node), (torch.SymInt, torch.SymBool)) and node.target not in MARKS:
+        if isinstance(value(node), _SIZES) and node.target not in MARKS:
             continue  # what is computed of numbers, whose own marks are left where others read it
         require(_is_pure(view, node), "a turn does more than adding the rows of an expert", node)
         later = any(user not in nodes and view.order[user] > part.last for user in node.users)

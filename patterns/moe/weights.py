@@ -47,14 +47,14 @@ def weighted(space: Space, op: Op, node: Node, dims: Dims) -> tuple[Weights, Nod
         return None if leaves((product.inner,)) else _split(space, sides)
     if op.name not in ("mul", "div") or op.args.get("rounding_mode") is not None:
         return None
-    number = _number(op)
+    number = number_of(op)
     if number is not None:
         ((rows, own),) = pull_pointwise(op, node, dims).items()
         return Weights(scale=number), rows, own
     return None if op.name == "div" else _split(space, list(pull_pointwise(op, node, dims).items()))
 
 
-def _number(op: Op) -> float | None:
+def number_of(op: Op) -> float | None:
     """By which number a tensor is multiplied, if it is by one."""
     tensor, number = op.args.get("input"), op.args.get("other")
     if op.name == "mul" and is_tensor(number):
@@ -91,7 +91,7 @@ def _factors(space: Space, node: Node, dims: Dims) -> Weights:
     elif op.name not in ("mul", "div") or op.inplace or op.args.get("rounding_mode") is not None:
         return whole
     else:
-        number, inputs = _number(op), list(pull_pointwise(op, node, dims).items())
+        number, inputs = number_of(op), list(pull_pointwise(op, node, dims).items())
         if number is None and (op.name == "div" or len(inputs) != 2):
             return whole
         found = Weights(scale=1.0 if number is None else number)

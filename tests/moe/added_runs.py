@@ -131,7 +131,7 @@ class AddedOthers(AddedByNumbers):
     """Numbers are those of other choices."""
 
     def counts(self, flat: Tensor) -> Any:
-        return (EXPERTS - 1 - flat).bincount().tolist()
+        return (flat - EXPERTS + 1).abs().bincount().tolist()
 
 
 class AddedLast(AddedByNumbers):

@@ -20,13 +20,13 @@ from .lookalikes_rows import ROWS
 from .masked import LOOK_ALIKES as MASKED
 from .picks import LOOK_ALIKES as PICKS
 from .taken import LOOK_ALIKES as TAKEN
+from .two_best import LOOK_ALIKES as TWO_BEST
 
-EACH = [*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES, *ARRANGED]
+EACH = [
+    *LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES, *ARRANGED, *TWO_BEST
+]  # fmt: skip
 CASES = [
-    pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__)
-    for i, case in enumerate(
-        [*LOOKALIKES, *PLACES, *ROWS, *PICKS, *MASKED, *TAKEN, *CHOICES, *ARRANGED]
-    )
+    pytest.param(case, EVERY or i % 2 == 0, id=case.module.__name__) for i, case in enumerate(EACH)
 ]
 
 

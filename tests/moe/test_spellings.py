@@ -24,6 +24,7 @@ from .picks import PICKED
 from .routers import ROUTERS
 from .sorting import SORTED
 from .taken import TAKEN
+from .two_best import TWO_BEST
 
 SPELLINGS = [
     *ARRANGED,
@@ -36,6 +37,7 @@ SPELLINGS = [
     *ROUTERS,
     *SORTED,
     *TAKEN,
+    *TWO_BEST,
 ]
 LOWERINGS = ["aten", "reference"]
 CASES = [
