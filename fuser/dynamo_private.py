@@ -5,7 +5,7 @@ holds the experts that were hit is read as a loop over all experts, and a condit
 as it is for an expert with tokens (see `turns`). The number of a turn is a tensor of which Dynamo
 knows what it holds, so that it may choose a module or be part of a name.
 
-Runs of rows, and numbers of them, are `runs_private`'s.
+Runs of rows, and numbers of them, are `runs_private`'s; names and iterators are `frames_private`'s.
 
 Versions: written against torch 2.13. What another version does differently makes a try fail, and
 nothing else.

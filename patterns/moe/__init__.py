@@ -19,6 +19,7 @@ products    rows times a matrix of the expert, in every spelling
 space       which token and which expert a row is of
 order       rows sorted by their experts
 restoring   sorted rows that are put back, or added where their tokens are
+support     which experts weights choose, and sums of weights
 routing     whose weights are zero whatever the numbers are
 choices     which indices are distinct, and which certainly name an expert
 filling     what is written into tensors of one number
