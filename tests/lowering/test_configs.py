@@ -10,13 +10,16 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fuser.lowering.attention.generated import config
 from fuser.lowering.attention.generated.catalogue import Entry, builtin
 from fuser.lowering.attention.generated.config import Config, choose, shared_bytes
+from fuser.lowering.attention.generated.layout import Operand
 from fuser.lowering.triton.aot import Failure, Resources
 from fuser.lowering.triton.launch import TARGETS
 from fuser.lowering.triton.pool import compile_all
+from tests.lowering.generated import spec
 
 ENTRIES = tuple(builtin())
 ARCHS = sorted(TARGETS)
@@ -147,6 +150,23 @@ def test_what_full_precision_keeps_over_a_loop(stage: str, arch: str, kept: bool
         of = entry(f"causal, 64 {dtype}", stage)
         assert chosen(of, arch).hoists == (kept or not unrolled)
         assert ("disable_licm=True" in of.kernel(arch).source) == (unrolled and not kept)
+
+
+@pytest.mark.parametrize(("features", "in_flight"), [(40, 1), (72, 2), (96, 2), (128, 1)])
+def test_many_pieces_in_full_precision_pass_through_shared_memory(
+    features: int, in_flight: int
+) -> None:
+    """Two products, each of which is cut where features are no power of two."""
+    of = entry("plain, 64 float32", "forward")
+    q = (Operand(torch.float32, features),) * 2
+    score = spec(lambda s0, s1: (s0 + s1) * 0.1).score
+    layout = replace(of.layout, q=q, k=q, spec=replace(of.layout.spec, contractions=2, score=score))
+    kernel = replace(of, layout=layout).kernel("sm_100")
+    assert kernel.num_stages == in_flight
+    if features == 96:
+        (found,) = compile_all([(kernel, "sm_100")])
+        assert isinstance(found, Resources)
+        assert found.spills <= 8  # ptxas's choice; held by threads, they were hundreds
 
 
 def test_tf32_has_a_unit() -> None:

@@ -173,6 +173,11 @@ UNROLLED_SHAPES = (
 """Where products are unrolled: with more for a thread, or in flight, ptxas would rather spill a few
 bytes than have fewer programs resident. It spills what is computed before a loop and waits for its
 end: where programs own queries, nothing is hoisted out of loops. Of those for sm_90 none spills."""
+UNROLLED_IN_PIECES = (Config(16, 16, 8, 2),)
+"""Of the forward kernel, where more than `TOGETHER` / 2 features of q are multiplied in more than
+two pieces (several products, or chunks of features): with two tiles in flight these pass through
+shared memory (72 to 100 registers). Held by threads they took all registers and up to 388 bytes
+beyond on sm_100."""
 OF_ROWS = ("forward", "rows", "delta")
 """Stages whose programs own queries."""
 OF_KEYS = ("keys", "dk", "dv")
@@ -222,6 +227,9 @@ def _shapes(
     decoding = stage == "forward" and rows <= 16
     if _is_unrolled(layout, target):
         shapes = UNROLLED_SHAPES[2 if decoding or stage == "tiles" else 0 :]
+        pieces = sum(len(chunks(x.features)) for x in layout.q)
+        if stage == "forward" and pieces > 2 and _widths(layout)[0] > TOGETHER // 2:
+            shapes = UNROLLED_IN_PIECES
         hoists = target.arch == "sm_90" or stage not in OF_ROWS
         return tuple(replace(c, hoists=hoists) for c in shapes)
     if decoding:
