@@ -91,6 +91,8 @@ def _refuse(call: Call, context: Context) -> str:
         return "q, k, v and the result differ in dtype"
     if narrower(spec.score_dtype, spec.dtype) or rounds_coarsely(spec.score, spec.dtype):
         return "scores are rounded more coarsely than the result"
+    if rounds_coarsely(spec.probs, spec.dtype):
+        return "probabilities are rounded more coarsely than the result"
     if not spec.dead_rows_are_zero and not _keeps_a_key(call, context):
         return "a query may have no key at all, where it gives zeros and softmax NaN"
     return ""

@@ -53,6 +53,8 @@ def read(call: Call, context: Context) -> Form:
     evaluator = Evaluator(call, context.folder)
     if narrower(spec.score_dtype, spec.dtype) or rounds_coarsely(spec.score, spec.dtype):
         raise NotAffine("scores are rounded more coarsely than the result")
+    if rounds_coarsely(spec.probs, spec.dtype):
+        raise NotAffine("probabilities are rounded more coarsely than the result")
     scores, _ = affine.read(spec.score, evaluator.number)
     probs, _ = affine.read(spec.probs, evaluator.number)
     if probs.terms or probs.keeps:

@@ -482,3 +482,19 @@ def test_random_numbers_that_are_drawn_twice_differ() -> None:
     ours = compiled(fn, args)
     assert ours.rewrites() == 0
     assert "combined with each other" in ours.reasons()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_probabilities_that_are_rounded_more_coarsely_than_the_result(
+    dtype: torch.dtype, grad: bool
+) -> None:
+    """Library kernels would not round them."""
+
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT * 0.4).softmax(-1).to(dtype).to(v.dtype) @ v
+
+    inputs = _inputs(12, 12, 12, grad=grad)
+    ours, eager = compiled(program, inputs, grad=grad), run(program, inputs, grad=grad)
+    assert ours.rewrites() == 1
+    torch.testing.assert_close(ours.outputs[0], eager.outputs[0], rtol=1e-5, atol=1e-6)
