@@ -30,7 +30,10 @@ PROJECTIONS = {
 """Products besides those of the attention: projections, and positions that make a bias."""
 PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "mm")
 
-MODES = [(s, grad) for s in SPELLINGS for grad in (False, True) if s.trains or not grad]
+TRAINED = [s for s in SPELLINGS if s.trains]
+INFERRED = [*(s for s in SPELLINGS if not s.trains), *some(TRAINED, 3)]
+MODES = [*((s, True) for s in TRAINED), *((s, False) for s in INFERRED)]
+"""Most that train are trained alone; `FUSER_EVERY=1` has all infer as well."""
 IDS = [f"{s.name}-{'training' if grad else 'inference'}" for s, grad in MODES]
 
 
