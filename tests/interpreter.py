@@ -1,7 +1,7 @@
 """Triton's interpreter without work that takes half of its time, and that tests do not need.
 
-- Whether sums and products of integers overflow is not checked, as it is not on a GPU: they wrap,
-  and wrong numbers are what tests look for.
+- Whether sums and products of integers overflow is not computed: the interpreter asserts it only
+  in debugging, and throws it away otherwise. They wrap, and wrong numbers are what tests look for.
 - What dtype NumPy has for one of Triton's is looked up in a dict that is made once, not each time.
 - Triton's library stays replaced while one interpreted function calls another.
 """

@@ -24,9 +24,22 @@ class Block(nn.Module):
         each = (batch, length, self.heads, width // self.heads)
         q, k, v = (part.view(each).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
         scores = q @ k.transpose(-1, -2) * each[-1] ** -0.5
-        keep = torch.ones(length, length, dtype=torch.bool).tril()
-        probabilities = scores.masked_fill(~keep, -torch.inf).softmax(-1)
+        probabilities = scores.masked_fill(~self.keep(length), -torch.inf).softmax(-1)
         return x + self.out((probabilities @ v).transpose(1, 2).reshape(x.shape))
+
+    def keep(self, length: int) -> Tensor:
+        return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+class Masked(Block):
+    """The same with a mask that it holds, for so many positions."""
+
+    def __init__(self, width: int, heads: int, length: int) -> None:
+        super().__init__(width, heads)
+        self.register_buffer("mask", super().keep(length))
+
+    def keep(self, length: int) -> Tensor:
+        return self.mask[:length, :length]
 
 
 def block() -> tuple[nn.Module, tuple[Tensor]]:
