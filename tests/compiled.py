@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from fuser.backend import listening
 from fuser.events import Record
 
+from . import every
+
 # Added to "times eager's own error": a few roundings of a result of size one.
 TOLERANCES: dict[torch.dtype, float] = {
     torch.float32: 4e-6,
@@ -45,15 +47,21 @@ def compiled(
     kwargs: Mapping[str, Any] | None = None,
     *,
     grad: bool = False,
-    inner: str = "aot_eager",
+    inner: str | None = None,
     policy: str = "always",
     dynamic: bool | None = None,
     **options: Any,
 ) -> Run:
-    """Run `fn` compiled with this backend; failures of ours raise."""
+    """Run `fn` compiled with this backend, by default over what `tests.every` says; failures of
+    ours raise."""
     torch._dynamo.reset()
     record = Record()
-    settings = {"fuser.inner": inner, "fuser.policy": policy, "fuser.strict": True, **options}
+    settings = {
+        "fuser.inner": inner or every.inner(),
+        "fuser.policy": policy,
+        "fuser.strict": True,
+        **options,
+    }
     target = torch.compile(fn, backend="fuser", options=settings, dynamic=dynamic)
     with listening(record.extend):
         found = run(target, args, kwargs, grad=grad)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 EVERY = os.environ.get("FUSER_EVERY") == "1"
+
+
+def inner() -> str:
+    """What runs the rewritten graph of a test: for every fourth, by its name, `aot_eager`, which
+    takes as long as all the rest; under `FUSER_EVERY` for all. Else the graph runs as it is."""
+    name = os.environ.get("PYTEST_CURRENT_TEST", "")
+    return "aot_eager" if EVERY or zlib.crc32(name.encode()) % 4 == 0 else "eager"
 
 
 def some(cases: Sequence[T], each: int, start: int = 0) -> Sequence[T]:

@@ -1,4 +1,4 @@
-"""Inner backends that keep what reached them, then run it.
+"""An inner backend that keeps what reached it, then has it run as in other tests.
 
 graphs = caught()
 compiled(fn, args, inner=CATCH)
@@ -18,9 +18,9 @@ from torch.fx import GraphModule
 from fuser.graph.view import GraphView
 from fuser.transform import bodies
 
+from . import every
+
 CATCH = "fuser_tests_catch"
-CATCH_EAGER = "fuser_tests_catch_eager"
-"""Runs the graph node by node, which takes half the time to compile; for inference."""
 
 _graphs: list[GraphModule] = []
 _keywords: list[dict[str, Any]] = []
@@ -28,18 +28,10 @@ _keywords: list[dict[str, Any]] = []
 
 @register_backend(name=CATCH)
 def catch(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    """`aot_eager`, after the very graph module and the keywords were kept."""
+    """What `every.inner` says, after the very graph module and the keywords were kept."""
     _graphs.append(gm)
     _keywords.append(dict(kwargs))
-    return lookup_backend("aot_eager")(gm, inputs)
-
-
-@register_backend(name=CATCH_EAGER)
-def catch_eager(gm: GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-    """The graph itself, kept."""
-    _graphs.append(gm)
-    _keywords.append(dict(kwargs))
-    return gm.forward
+    return lookup_backend(every.inner())(gm, inputs)
 
 
 def caught() -> list[GraphModule]:

@@ -19,7 +19,7 @@ from fuser.graph.view import GraphView
 from fuser.transform import bodies
 from tests.compiled import Run, assert_near, compiled, run, wide
 from tests.every import EVERY, some
-from tests.inner import CATCH, CATCH_EAGER, caught
+from tests.inner import CATCH, caught
 from tests.lowering.generated import FACTOR
 from tests.models import CASES, ModelCase, experts, table
 from tests.models.case import Outputs, logits
@@ -79,8 +79,7 @@ def _check(name: str, form: str, dtype: torch.dtype, grad: bool) -> Run:
     eager = run(Outputs(case, model), (), inputs, grad=grad)
     exact = run(_exact(case, model), (), wide(inputs), grad=grad)
     graphs = caught()
-    inner = CATCH if grad else CATCH_EAGER
-    ours = compiled(Outputs(case, model), (), inputs, grad=grad, inner=inner)
+    ours = compiled(Outputs(case, model), (), inputs, grad=grad, inner=CATCH)
     assert_near(ours, eager, exact)
     left = sum(_library_calls(graph) for graph in graphs) - _emitted(ours)
     assert left == 0 or form == "sdpa"

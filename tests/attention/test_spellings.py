@@ -46,7 +46,7 @@ def _check(
     dtype: torch.dtype,
     grad: bool,
     *,
-    inner: str = "aot_eager",
+    inner: str | None = None,
     inputs: tuple[Tensor, ...] | None = None,
 ) -> Run:
     """The compiled run, compared with eager in `dtype` and in fp64; rewrites are not counted."""

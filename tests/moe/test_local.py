@@ -147,7 +147,7 @@ def test_by_default_rows_that_are_sorted_are_left() -> None:
 def test_lookalikes(case: LookAlike, grad: bool) -> None:
     module, args = case.module(), given(case.module)
     with torch._dynamo.config.patch(READS):
-        ours = compiled(module, args, grad=grad, inner="aot_eager" if grad else "eager")
+        ours = compiled(module, args, grad=grad)
     assert ours.rewrites("moe") == 0
     assert case.reason in ours.reasons()
     assert bool(case.reason) == ("moe." in str(ours.record.near_misses)), ours.reasons()

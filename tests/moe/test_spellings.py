@@ -54,7 +54,6 @@ def test_spellings(form: type[Mixture], lowering: str, grad: bool) -> None:
     torch.manual_seed(2)
     module, x = form().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
     options: dict[str, Any] = {"fuser.lowering": lowering}
-    inner = "aot_eager" if grad else "eager"
-    ours = compiled(module, (x,), grad=grad, inner=inner, **options)
+    ours = compiled(module, (x,), grad=grad, **options)
     assert ours.rewrites("moe") == 1, ours.reasons()
     assert_near(ours, run(module, (x,), grad=grad), run(wide(module), wide((x,)), grad=grad))
