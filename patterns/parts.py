@@ -11,15 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 from torch.fx import Node
 
-from fuser.graph.axes import Axis, Dims, Size, Unproven, quotient, same_size
-from fuser.graph.index import full_index
-from fuser.graph.index_rules import size_expr
+from fuser.graph.axes import Axis, Dims, Unproven, quotient, same_size
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
+
+from .cuts import Cut, cut_at, cut_of, one_index
 
 MOST = 8
 LISTS = ("chunk", "split", "unbind")
@@ -79,54 +78,48 @@ def part_of(view: GraphView, node: Node) -> Part | None:
     """What a tensor is a part of."""
     op = view.op(node)
     source = op.args.get("input")
-    if not is_tensor(node) or op.inplace:
+    if not is_tensor(node) or op.inplace or not isinstance(source, Node):
         return None
     try:
-        if op.name == "getitem" and isinstance(source, Node) and not is_tensor(source):
+        if op.name == "getitem" and not is_tensor(source):
             return _of_list(view, op, node, source)
-        if not is_tensor(source):
-            return None
-        if op.name == "narrow":
-            return _slice(source, op.args["dim"], slice(op.args["start"], None), (node,))
         if op.name == "select":
             return _position(source, op.args["dim"], op.args["index"], (node,))
-        return _indexed(source, op.args["index"], (node,)) if op.kind is Kind.SLICE else None
+        if op.kind is Kind.SLICE and op.name != "narrow":
+            at = one_index(op.args["index"], value(source).ndim)
+            if at is not None and isinstance(at[1], int):
+                return _position(source, *at, (node,))
     except Unproven:
         return None
+    return _equal(cut_of(view, node))
 
 
 def part_at(source: Node, index: Any) -> Part | None:
     """What an index takes of a tensor, where something is written to."""
     try:
-        return _indexed(source, index, ())
+        at = one_index(index, value(source).ndim)
     except Unproven:
         return None
+    if at is not None and isinstance(at[1], int):
+        return _position(source, *at, ())
+    return _equal(cut_at(source, index))
 
 
-def _of_list(view: GraphView, op: Op, node: Node, cut: Node) -> Part | None:
-    of, index = view.op(cut), op.args.get("index")
-    source, dim = of.args.get("input"), of.args.get("dim", 0)
-    if of.name not in LISTS or not is_tensor(source) or not isinstance(index, int):
+def _of_list(view: GraphView, op: Op, node: Node, pieces: Node) -> Part | None:
+    """One of several tensors of equal sizes, known or not."""
+    cut, index, count = view.op(pieces), op.args.get("index"), len(value(pieces))
+    if not isinstance(index, int) or not 1 < count <= MOST:
         return None
-    pieces = value(cut)
-    if not isinstance(dim, int) or not 1 < len(pieces) <= MOST:
+    if cut.name == "unbind":
+        made_by, source = (node, pieces), cut.args["input"]
+        return _position(source, cut.args.get("dim", 0), index, made_by)
+    found = cut_of(view, node)
+    if found is None:
         return None
-    dim, kept = dim % value(source).ndim, of.name != "unbind"
-    sizes = [to_expr(piece.shape[dim]) for piece in pieces] if kept else []
-    if not all(same_size(size, sizes[0]) for size in sizes):
+    sizes = [to_expr(piece.shape[found.dim]) for piece in value(pieces)]
+    if not all(same_size(size, found.length) for size in sizes):
         return None
-    index %= len(pieces)
-    return Part(source, dim, index, len(pieces), kept=kept, made_by=(node, cut))
-
-
-def _indexed(source: Node, index: Any, made_by: tuple[Node, ...]) -> Part | None:
-    parts = full_index(index, value(source).ndim)
-    cut = [i for i, part in enumerate(parts) if part != slice(None)]
-    if len(cut) != 1 or len(parts) != value(source).ndim:
-        return None
-    (dim,), part = cut, parts[cut[0]]
-    take = _slice if isinstance(part, slice) else _position
-    return take(source, dim, part, made_by)
+    return Part(found.source, found.dim, index % count, count, made_by=found.made_by)
 
 
 def _position(source: Node, dim: Any, index: Any, made_by: tuple[Node, ...]) -> Part | None:
@@ -140,37 +133,19 @@ def _position(source: Node, dim: Any, index: Any, made_by: tuple[Node, ...]) -> 
     return Part(source, dim, index % size, size, kept=False, made_by=made_by)
 
 
-def _slice(source: Node, dim: Any, part: slice, made_by: tuple[Node, ...]) -> Part | None:
-    step = 1 if part.step is None else part.step
-    if not isinstance(dim, int) or not isinstance(step, int) or step < 1:
+def _equal(cut: Cut | None) -> Part | None:
+    """Which of equal parts a cut is."""
+    if cut is None:
         return None
-    dim %= value(source).ndim
-    size = to_expr(value(source).shape[dim])
-    first = size_expr(0 if part.start is None else part.start)
-    if first.is_negative:
-        first = size + first
-    length = to_expr(value(made_by[0]).shape[dim]) if made_by else _length(size, first, part)
-    if step > 1:
-        count, index = step, first
-        if not same_size(size, step * length):
+    in_turn, count, index = cut.step > 1, cut.step, cut.start
+    if in_turn and not same_size(cut.size, cut.step * cut.length):
+        return None
+    if not in_turn:
+        try:
+            count = quotient(cut.size, cut.length)
+            index = 0 if same_size(cut.start, 0) else quotient(cut.start, cut.length)
+        except Unproven:
             return None
-    else:
-        count = quotient(size, length)
-        index = quotient(first, length) if not same_size(first, 0) else 0
-    known = isinstance(count, int) and 1 < count <= MOST and index in range(count)
-    return Part(source, dim, int(index), int(count), step > 1, made_by=made_by) if known else None
-
-
-def _length(size: Size, first: sympy.Expr, part: slice) -> Size:
-    """Elements of a slice.
-
-    Raises:
-        Unproven: it is not known where it ends.
-    """
-    given = (part.start, part.stop, part.step)
-    if isinstance(size, int) and all(end is None or isinstance(end, int) for end in given):
-        return len(range(*part.indices(size)))
-    end = size if part.stop is None else size_expr(part.stop)
-    if not isinstance(quotient(size, end), int):
-        raise Unproven("a slice that may end beyond the tensor")
-    return end - first if part.step in (None, 1) else quotient(end, part.step)
+    if not isinstance(count, int) or not 1 < count <= MOST or index not in range(count):
+        return None
+    return Part(cut.source, cut.dim, int(index), count, in_turn, made_by=cut.made_by)

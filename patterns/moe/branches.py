@@ -13,7 +13,7 @@ from fuser.graph.ops import Kind, Op, value
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
-from .cuts import part_of
+from ..cuts import known_cut
 from .expert import Expert, ExpertWalk, same_rows
 from .products import Product
 from .rows import rows_of
@@ -155,11 +155,10 @@ def column(view: GraphView, place: Place) -> tuple[Node, Dims, Dim, int] | None:
             dim = cut.args.get("dim", 0) % value(cut.args["input"]).ndim
             parts = [slice(None)] * dim + [place.node.args[1]]
             return _taken(cut.args["input"], parts, place.dims)
-    part = part_of(view, place.node)
-    if part is not None and part.step == 1 and part.stop == part.start + 1:
-        dim = part.dim % value(part.source).ndim
-        parts = [slice(None)] * dim + [slice(part.start, part.stop)]
-        return _taken(part.source, parts, place.dims)
+    cut = known_cut(view, place.node)
+    if cut is not None and cut.length == 1:
+        parts = [slice(None)] * cut.dim + [slice(cut.start, cut.start + 1)]
+        return _taken(cut.source, parts, place.dims)
     return None
 
 

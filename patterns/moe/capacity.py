@@ -22,7 +22,7 @@ from fuser.pattern import Match
 
 from .branches import column, same, stacked
 from .choices import found_by
-from .cuts import CASTS, COPIES, arranged
+from .copies import CASTS, COPIES, arranged
 from .expert import Expert, ExpertWalk, NoExpert
 from .places import Places, parts
 from .region import Sent, keeps_zero, sent

@@ -10,7 +10,8 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 
-from .cuts import COPIES, part_of
+from ..cuts import cut_of
+from .copies import COPIES
 
 MAX_DEPTH = 64
 WHOLE = ("to", "long", "int")
@@ -51,9 +52,9 @@ def _rearranged(
         return source, resolve(pulled), leaves((along,))
     if op.name in (*COPIES, "flip") or _is_whole(op, node):
         return op.args["input"], dims, along
-    part = part_of(view, node)
-    if part is not None:
-        return _taken(part.source, part.dim % len(dims), dims, along)
+    cut = cut_of(view, node)
+    if cut is not None:
+        return _taken(cut.source, cut.dim, dims, along)
     at = _position(dims, along)
     ordered = found_by(view, node, 0)
     if ordered is not None and ordered.name == "sort" and _dim(ordered, len(dims)) == at:
@@ -128,11 +129,11 @@ def experts_among(view: GraphView, node: Node) -> int | None:
             listed = tensors if isinstance(tensors, (tuple, list)) else ()
             counts = {experts_among(view, n) for n in listed}
             return counts.pop() if len(counts) == 1 else None
-        part = part_of(view, node)
+        cut = cut_of(view, node)
         if ordered is not None and ordered.name == "sort":
             node = ordered.args["input"]
-        elif part is not None:
-            node = part.source
+        elif cut is not None:
+            node = cut.source
         elif op.inplace or not _holds_some(op, node):
             break
         else:

@@ -19,8 +19,9 @@ from fuser.graph.program import Program, ProgramBuilder
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.specs import TOKEN, Columns
 
+from ..cuts import known_cut
 from ..declined import Declined, spelled
-from .cuts import CASTS, COPIES, part_of
+from .copies import CASTS, COPIES
 from .products import Product, Products
 from .space import Place, Space, require
 from .weights import Weights, same_weights, unchanged, weighted
@@ -186,24 +187,22 @@ class ExpertWalk:
 
     def _columns_of(self, node: Node, dims: Dims, features: Dim) -> Node | None:
         """An input of the activation: a first product, or columns of one."""
-        part = part_of(self.view, node)
-        if part is None:
+        cut = known_cut(self.view, node)
+        if cut is None:
             index = self._first(node, dims)
             return None if index is None else self._input(Columns(index))
-        at = part.dim % len(dims)
+        at = cut.dim
         require(
             set(leaves((dims[at],))) == set(leaves((features,))),
             "a part is cut of something else than features",
             node,
         )
-        cut = fresh((value(part.source).shape[at],), "columns")[0]
-        index = self._first(part.source, (*dims[:at], cut, *dims[at + 1 :]))
+        whole = fresh(value(cut.source).shape[at : at + 1], "columns")[0]
+        index = self._first(cut.source, (*dims[:at], whole, *dims[at + 1 :]))
         require(index is not None, "columns are cut of something else than a product", node)
         assert index is not None
-        self.interior.update((node, *part.passed))
-        size = value(part.source).shape[at]
-        stop = None if part.stop == size else part.stop
-        return self._input(Columns(index, part.start, stop, part.step))
+        self.interior.update(cut.made_by)
+        return self._input(Columns(index, *cut.bounds))
 
     def _input(self, columns: Columns) -> Node:
         if columns not in self._inputs:

@@ -21,7 +21,7 @@ from fuser.torch_private import eager_world
 
 from ..declined import Declined, spelled
 from .choices import found_by
-from .cuts import COPIES
+from .copies import COPIES
 from .filling import filled_with, writer
 from .ranking import Choice, Ranking, choice_of
 from .routing import summed

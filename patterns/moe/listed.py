@@ -31,7 +31,7 @@ from fuser.turns import held, number, piece, run
 
 from .arange import divided
 from .branches import same
-from .cuts import arranged
+from .copies import arranged
 from .expert import Expert, ExpertWalk
 from .numbers import numbers_of, with_numbers
 from .order import Order, ordered

@@ -19,7 +19,7 @@ from fuser.graph.view import GraphView
 from fuser.turns import turn
 
 from .branches import column
-from .cuts import CASTS, COPIES
+from .copies import CASTS, COPIES
 from .routing import Routing, summed
 from .space import Place, first_alike
 

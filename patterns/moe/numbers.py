@@ -23,7 +23,7 @@ from fuser.torch_private import to_expr
 from fuser.turns import name_of, number
 
 from .choices import experts_among
-from .cuts import CASTS, COPIES
+from .copies import CASTS, COPIES
 from .order import Order
 from .selection import sizes_of
 

@@ -20,7 +20,7 @@ from fuser.torch_private import to_expr
 
 from .arange import divided, is_arange
 from .choices import distinct
-from .cuts import COPIES
+from .copies import COPIES
 from .filling import filled_with, put, writer
 
 GROUPED = ("_grouped_mm", "grouped_mm", "grouped_mm_fallback")

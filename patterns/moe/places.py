@@ -33,9 +33,10 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
+from ..cuts import cut_of
 from .arange import is_arange
 from .choices import found_by, reads_as_told
-from .cuts import COPIES, part_of
+from .copies import COPIES
 from .order import WIDE
 from .routing import summed
 from .terms import MAX_STEPS, WHOLE, Factor, Masks
@@ -99,11 +100,10 @@ class Places(Masks):
     def _slot(self, factor: Factor) -> tuple[Node, Dims]:
         """The positions of which a factor is the one-hot form."""
         node, dims = factor.node, factor.dims
-        part = part_of(self.view, node)
-        if part is not None and part.start == 0 and part.step == 1:
-            at = part.dim % len(dims)
-            if at == len(dims) - 1 and leaves((dims[at],)) == leaves((self.slots,)):
-                node = part.source
+        cut = cut_of(self.view, node)
+        if cut is not None and cut.start == 0 and cut.step == 1 and cut.dim == len(dims) - 1:
+            if leaves(dims[-1:]) == leaves((self.slots,)):
+                node = cut.source
         op = self.view.op(node)
         if op.name == "one_hot" and leaves(dims[-1:]) == leaves((self.slots,)):
             return op.args["input"], dims[:-1]

@@ -35,7 +35,7 @@ from fuser.graph.view import GraphView
 
 from .arange import is_arange
 from .choices import MAX_DEPTH, are_experts, distinct
-from .cuts import CASTS, COPIES
+from .copies import CASTS, COPIES
 from .filling import filled_with, put, writer
 from .space import Place
 

@@ -21,7 +21,7 @@ from fuser.graph.view import GraphView
 from ..declined import Declined
 from .arange import repeated
 from .choices import reads_as_told
-from .cuts import CASTS, COPIES
+from .copies import CASTS, COPIES
 from .order import Order, picked
 
 

@@ -14,9 +14,9 @@ from fuser.graph.axes import Dims, fresh, leaves, resolve
 from fuser.graph.ops import value
 from fuser.graph.pull import pull_pointwise
 
+from ..cuts import cut_of
 from ..declined import Declined
 from .additions import added_by
-from .cuts import part_of
 from .routing import Mask, Routing
 from .space import Place, Space, require
 from .weights import Weights, number_of, unchanged
@@ -135,10 +135,9 @@ def _support(space: Space, weights: Weights, anchor: Node) -> Place:
 
 def _is_part(space: Space, factor: Place) -> bool:
     """Whether weights are those of some experts, of weights that choose among all."""
-    part, dims = part_of(space.view, factor.node), resolve(factor.dims)
-    if part is None or set(leaves((dims[part.dim],))) != set(leaves((space.chosen,))):
+    cut, dims = cut_of(space.view, factor.node), resolve(factor.dims)
+    if cut is None or set(leaves((dims[cut.dim],))) != set(leaves((space.chosen,))):
         return False
-    rank = len(dims)
-    experts = fresh((value(part.source).shape[part.dim],), "e")[0]
-    whole = tuple(experts if i == part.dim % rank else dim for i, dim in enumerate(dims))
-    return Routing(space.view, experts).support(part.source, whole) is not None
+    experts = fresh((value(cut.source).shape[cut.dim],), "e")[0]
+    whole = tuple(experts if i == cut.dim else dim for i, dim in enumerate(dims))
+    return Routing(space.view, experts).support(cut.source, whole) is not None

@@ -24,7 +24,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
 from fuser.graph.view import GraphView
 
-from .cuts import CASTS, COPIES
+from .copies import CASTS, COPIES
 from .routing import Routing, summed
 from .space import Place, Space
 from .weights import Weights

@@ -13,7 +13,7 @@ from fuser.graph.effects import draws
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import is_contraction, pull_contraction, pull_pointwise, pull_view
 
-from .cuts import CASTS, COPIES
+from .copies import CASTS, COPIES
 from .space import Place, Space
 
 _HALVES = {torch.float16, torch.bfloat16}

@@ -21,7 +21,7 @@ from torch.fx import Node
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.view import GraphView
 
-from .cuts import arranged
+from .copies import arranged
 from .restoring import lined
 
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}

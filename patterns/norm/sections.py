@@ -18,33 +18,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch.fx import Node
 
 from fuser.graph.axes import Axis, Dim, Dims, Unproven, leaves, resolve, split_dim
-from fuser.graph.index import full_index
 from fuser.graph.ops import Kind, is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.specs.norm import MEMBERS
 
 from ..captured import loses_nothing
+from ..cuts import Cut, known_cut
 from ..parts import part_of
 
 MOST = len(MEMBERS)
 """Members of a row: kernels have a tensor for each."""
 _LIMIT = 64
-
-
-@dataclass(frozen=True)
-class Range:
-    """Some elements of a tensor, along one dimension."""
-
-    source: Node
-    dim: int
-    start: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -66,11 +55,11 @@ class Row:
     starts: tuple[int, ...]
     parts: tuple[Node, ...]
     length: int
-    pieces: tuple[Range, ...]
+    pieces: tuple[Cut, ...]
 
-    def before(self, part: int) -> Range:
+    def before(self, part: int) -> Cut:
         """What a part was."""
-        return Range(self.source, self.dim, self.starts[part], self.length)
+        return Cut(self.source, self.dim, self.starts[part], self.length)
 
     @property
     def cut(self) -> tuple[int, int, tuple[int, ...]]:
@@ -241,7 +230,7 @@ def _row(view: GraphView, node: Node) -> Row | None:
     (source,) = sources or {_divided(view, given[0], dim, sizes)}  # where no part was kept
     if source is None or value(source).ndim != value(node).ndim:
         return None
-    pieces = [Range(source, dim, first, size) for first, size in zip(starts, sizes, strict=True)]
+    pieces = [Cut(source, dim, first, size) for first, size in zip(starts, sizes, strict=True)]
     if value(source).shape[dim] != sum(sizes):
         return None
     if any(found[i] not in (None, piece) for i, piece in enumerate(pieces)):
@@ -259,53 +248,10 @@ def rows_around(view: GraphView, node: Node) -> dict[Node, Row]:
     return {} if own is None else {n: row for n, row in _rows(view).items() if own in row.pieces}
 
 
-def range_of(view: GraphView, node: Node) -> Range | None:
+def range_of(view: GraphView, node: Node) -> Cut | None:
     """Which elements of a tensor a node has, if these follow each other."""
-    op = view.op(node)
-    source = op.args.get("input")
-    if not is_tensor(node) or op.inplace or not isinstance(source, Node):
-        return None
-    if op.name == "getitem" and not is_tensor(source):
-        return _of_list(view, node, source, op.args.get("index"))
-    if not is_tensor(source):
-        return None
-    if op.name == "narrow":
-        return _known(source, op.args["dim"], op.args["start"], op.args["length"])
-    return _sliced(source, op.args["index"], node) if op.kind is Kind.SLICE else None
-
-
-def _of_list(view: GraphView, node: Node, cut: Node, index: Any) -> Range | None:
-    of = view.op(cut)
-    source, dim = of.args.get("input"), of.args.get("dim", 0)
-    if of.name not in ("chunk", "split") or not is_tensor(source) or not isinstance(index, int):
-        return None
-    if not isinstance(dim, int):
-        return None
-    sizes = [piece.shape[dim] for piece in value(cut)]
-    return _known(source, dim, sum(sizes[: index % len(sizes)]), value(node).shape[dim])
-
-
-def _sliced(source: Node, index: Any, node: Node) -> Range | None:
-    try:
-        parts = full_index(index, value(source).ndim)
-    except Unproven:
-        return None
-    cut = [i for i, part in enumerate(parts) if part != slice(None)]
-    if len(cut) != 1 or len(parts) != value(source).ndim or not isinstance(parts[cut[0]], slice):
-        return None
-    part, size = parts[cut[0]], value(source).shape[cut[0]]
-    if part.step not in (None, 1) or not all(
-        isinstance(n, (int, type(None))) for n in (part.start, part.stop, size)
-    ):
-        return None
-    start, _, _ = part.indices(size)
-    return _known(source, cut[0], start, value(node).shape[cut[0]])
-
-
-def _known(source: Node, dim: Any, start: Any, length: Any) -> Range | None:
-    if not all(isinstance(n, int) for n in (dim, start, length)):
-        return None
-    return Range(source, dim % value(source).ndim, start, length)
+    cut = known_cut(view, node)
+    return cut if cut is not None and cut.step == 1 else None
 
 
 def _copied(view: GraphView, node: Node) -> Node:
@@ -331,7 +277,7 @@ def _divided(view: GraphView, node: Node, dim: int, sizes: list[int]) -> Node | 
     )
 
 
-def _above(view: GraphView, node: Node, first: int = 0, own: Range | None = None) -> Iterator[Node]:
+def _above(view: GraphView, node: Node, first: int = 0, own: Cut | None = None) -> Iterator[Node]:
     """What a node is made of, from some position on; nothing above a range of elements."""
     pending, seen = [node], set[Node]()
     while pending and len(seen) <= _LIMIT:
@@ -344,7 +290,7 @@ def _above(view: GraphView, node: Node, first: int = 0, own: Range | None = None
             pending += node.all_input_nodes
 
 
-def _is_made_of(view: GraphView, node: Node, own: Range, divided: bool) -> bool:
+def _is_made_of(view: GraphView, node: Node, own: Cut, divided: bool) -> bool:
     """Whether of a tensor nothing but one range is in a node; if that is to be, in pairs."""
     above = [*_above(view, node, view.order[own.source], own)]
     if len(above) > _LIMIT or own.source in above:
@@ -352,7 +298,7 @@ def _is_made_of(view: GraphView, node: Node, own: Range, divided: bool) -> bool:
     return any(_takes_pairs(view, n, own) if divided else range_of(view, n) == own for n in above)
 
 
-def _takes_pairs(view: GraphView, node: Node, own: Range) -> bool:
+def _takes_pairs(view: GraphView, node: Node, own: Cut) -> bool:
     """Whether a node takes members of pairs out of a part, which is no member itself."""
     part = part_of(view, node)
     member = part is not None and part.count == 2 and range_of(view, node) != own
