@@ -19,6 +19,7 @@ from ..lowering.attention.generated import catalogue as attention
 from ..lowering.attention.generated.lowering import layout_of_call as attention_layout
 from ..lowering.attention.positions import absorb
 from ..lowering.base import Context, size
+from ..lowering.moe.cost import rows_of_expert
 from ..lowering.moe.generated import catalogue as moe
 from ..lowering.moe.generated.lowering import layout_of_call as moe_layout
 from ..lowering.moe.router import catalogue as router
@@ -89,11 +90,8 @@ def _attention(label: str, call: Call, context: Context) -> Iterator[attention.E
 
 
 def _mixture(label: str, call: Call, context: Context) -> Iterator[moe.Entry]:
-    layout, tokens = moe_layout(call, context), size(call, "x", 0)
-    spec: MoeSpec = call.spec
-    choices = 1 if spec.runs else spec.sent or sum(size(call, n, 1) or 1 for n in spec.indices)
-    rows = moe.MANY if tokens is None else tokens * choices / spec.experts
-    yield from moe.of_layout(label, layout, rows, training=context.training)
+    layout = moe_layout(call, context)
+    yield from moe.of_layout(label, layout, rows_of_expert(call), training=context.training)
 
 
 def _router(label: str, call: Call, training: bool) -> Iterator[router.Entry]:

@@ -13,7 +13,7 @@ from fuser.pattern import Call
 from fuser.specs import ActivationSpec
 
 from ...base import Context, Emission, register_lowering
-from ...triton.kernel import BYTES, require_dtypes
+from ...triton.kernel import require_dtypes
 from ...triton.lowering import GeneratedLowering, printing
 from ..reference import emit_operator
 from .config import Config
@@ -52,6 +52,7 @@ def _print(spec: ActivationSpec, dtypes: list[torch.dtype], training: bool) -> N
     varies = tuple((name, (True, True)) for name in (*names, "y", "grad"))
     layout = Layout(spec, tuple(dtypes), 0, 1, 64, varies, False)
     build(layout, "forward", (), Config(1, 64))
-    if training and spec.dtype not in (*BYTES, torch.int8):  # no gradient goes through these
+    differentiable = spec.dtype.is_floating_point and spec.dtype.itemsize > 1
+    if training and differentiable:
         wanted = tuple(j for j, dtype in enumerate(dtypes) if dtype.is_floating_point)
         build(layout, "backward", (wanted,), Config(1, 64))
