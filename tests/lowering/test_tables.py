@@ -76,11 +76,12 @@ def test_negative_indices_count_from_the_end(bias: Bias, dynamic: bool) -> None:
 @pytest.mark.parametrize("bias", [by_both, by_sum, embedded, selected])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_nothing_beyond_a_table_is_read(bias: Bias, dynamic: bool) -> None:
-    """Eager raises an error for these; a kernel reads the nearest element."""
+    """Eager raises an error for these; a kernel reads the nearest element. What nobody reads any
+    more, which would raise it still, is left to AOTAutograd to drop."""
     fn, args = _attention(bias), _args(-2 * ROWS, 2 * ROWS, dynamic)
     with pytest.raises((IndexError, RuntimeError)):
         fn(*args)
-    ours = compiled(fn, args, **TRITON)
+    ours = compiled(fn, args, inner="aot_eager", **TRITON)
     assert ours.rewrites() == 1
     assert ours.outputs[0].isfinite().all()
 
