@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 import fuser
 from fuser.capture import failures_of
 from tests.compiled import Run, assert_near, run, wide
-from tests.every import EVERY
+from tests.every import EVERY, crossed
 
 from . import added_runs, conditions, counted, hits, listed, returns
 from .added_runs import ADDED, Added
@@ -67,8 +67,7 @@ def filled(found: Run, module: Mixture, x: Tensor) -> Run:
     return found
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("form", ANY, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("form", "grad"), crossed(ANY, (False, True)))
 def test_hits(form: type[Mixture], grad: bool) -> None:
     module, x = skewed(form()), tokens().abs().requires_grad_(grad)
     assert module.route(x)[1].unique().numel() < EXPERTS
