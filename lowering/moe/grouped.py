@@ -20,6 +20,7 @@ from fuser.pattern import Call
 from fuser.specs import MoeSpec
 
 from ..base import Context, Emission, Lowering, Refusal, register_lowering
+from ..operator import operator
 from . import cost
 from .composite import Places, compose
 from .experts import is_choice, numbered, of_product, spec_of
@@ -27,8 +28,7 @@ from .operators import OPERANDS, emit
 from .runs import Runs
 
 
-@torch.library.custom_op("fuser::sort_choices", mutates_args=())
-def sort_choices(indices: Tensor, experts: int, dropping: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _sort(indices: Tensor, experts: int, dropping: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Choices in the order of their experts.
 
     Args:
@@ -50,14 +50,12 @@ def sort_choices(indices: Tensor, experts: int, dropping: bool) -> tuple[Tensor,
     return order, inverse, counts.cumsum(0)
 
 
-@sort_choices.register_fake
-def _(indices: Tensor, experts: int, dropping: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_sort(indices: Tensor, experts: int, dropping: bool) -> tuple[Tensor, Tensor, Tensor]:
     order = indices.new_empty(indices.numel(), dtype=torch.long)
     return order, torch.empty_like(order), indices.new_empty(experts, dtype=torch.long)
 
 
-@torch.library.custom_op("fuser::sorted_product", mutates_args=())
-def sorted_product(
+def _product(
     rows: Tensor, matrices: Sequence[Tensor], biases: Sequence[Tensor], ends: Tensor, turned: bool
 ) -> Tensor:
     """Rows times the matrices of their experts, and what those add.
@@ -79,13 +77,13 @@ def sorted_product(
     return out
 
 
-@sorted_product.register_fake
-def _(rows: Tensor, matrices: Sequence[Tensor], biases: Any, ends: Tensor, turned: bool) -> Tensor:
+def _fake_product(
+    rows: Tensor, matrices: Sequence[Tensor], biases: Any, ends: Tensor, turned: bool
+) -> Tensor:
     return rows.new_empty(rows.shape[0], matrices[0].shape[-2 if turned else -1])
 
 
-@torch.library.custom_op("fuser::sorted_gradients", mutates_args=())
-def sorted_gradients(
+def _gradients(
     grad: Tensor,
     rows: Tensor,
     matrices: Sequence[Tensor],
@@ -101,10 +99,16 @@ def sorted_gradients(
     return [t for t in found if t is not None]
 
 
-@sorted_gradients.register_fake
-def _(grad: Tensor, rows: Tensor, matrices: Any, biases: Any, ends: Tensor, needs: Any) -> Any:
+def _fake_gradients(
+    grad: Tensor, rows: Tensor, matrices: Any, biases: Any, ends: Tensor, needs: Any
+) -> Any:
     tensors = (*matrices, *biases)
     return [torch.empty_like(t) for t, n in zip(tensors, needs, strict=True) if n]
+
+
+sort_choices = operator("sort_choices", _sort, _fake_sort)
+sorted_product = operator("sorted_product", _product, _fake_product)
+sorted_gradients = operator("sorted_gradients", _gradients, _fake_gradients)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,7 +128,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return of_rows, of_tensors[: ctx.count], of_tensors[ctx.count :], None, None
 
 
-sorted_product.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("fuser::sorted_product", _backward, setup_context=_save)
 
 
 def grouped_moe(

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..operator import operator
+
 aten: Any = torch.ops.aten
 Gradients: TypeAlias = Callable[..., Sequence[Tensor]]
 _OPERANDS = "Tensor x, Tensor? weight, Tensor? bias, int size"
@@ -79,16 +81,9 @@ def _define(
     """Makes `fuser::name`, and its gradients of x, weight and bias; in half precision these are
     operators that Inductor opens, where they are to be `half_open`."""
     schema = f"({_OPERANDS}, float eps) -> (Tensor, Tensor, Tensor)"
-    run = _plain(forward)
-    made = torch.library.custom_op(f"fuser::{name}", run, mutates_args=(), schema=schema)
-    made.register_fake(forward)
-    gradients: Any = torch.library.custom_op(
-        f"fuser::{name}_backward",
-        _plain(backward),
-        mutates_args=(),
-        schema=f"({_SAVED}, {_OPERANDS}, bool[] needs) -> Tensor[]",
-    )
-    gradients.register_fake(backward)
+    operator(name, _plain(forward), forward, schema)
+    schema = f"({_SAVED}, {_OPERANDS}, bool[] needs) -> Tensor[]"
+    gradients = operator(f"{name}_backward", _plain(backward), backward, schema)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, bias, ctx.size, _ = inputs
@@ -107,7 +102,7 @@ def _define(
         found = iter(given(grad, mean, rstd, x, weight, bias, ctx.size, ctx.needs))
         return *(next(found) if n else None for n in ctx.needs), None, None
 
-    made.register_autograd(differentiate, setup_context=save)
+    torch.library.register_autograd(f"fuser::{name}", differentiate, setup_context=save)
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
