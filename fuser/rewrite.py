@@ -39,6 +39,7 @@ class Rewriter:
         self.module, self.fake_mode = module, fake_mode
         self.shared: dict[Any, Node] = {}
         self.replaced: dict[Node, Node] = {}
+        self._returned: dict[Any, Any] = {}
 
     def builder(self, anchor: Node, sizes_from: list[Node], *, share: bool) -> Builder:
         return Builder(
@@ -72,6 +73,9 @@ class Rewriter:
         for index, (old, new) in enumerate(zip(outputs, results, strict=True)):
             _require_same(pattern, index, value(old), value(new))
         results = _separate(builder, pattern, outputs, results, inputs)
+        results = [
+            self._apart(builder, old, new) for old, new in zip(outputs, results, strict=True)
+        ]
         pairs = list(zip(outputs, results, strict=True))
         placed = [
             new
@@ -82,6 +86,14 @@ class Rewriter:
         for old, new in zip(outputs, placed, strict=True):
             old.replace_all_uses_with(new)
             self.replaced[old] = new
+
+    def _apart(self, builder: Builder, old: Node, new: Node) -> Node:
+        """A copy of what equal regions have in common, where both of them return it: the caller may
+        write to one, and read the other."""
+        if not _is_returned(old):
+            return new
+        first = self._returned.setdefault(_memory(new), _memory(old))
+        return new if first == _memory(old) else builder.unshared(torch.clone, new)
 
     def _follow(self, old: Node, new: Node) -> bool:
         """Whether all values downstream keep their strides; updates examples where they may not."""
@@ -170,12 +182,27 @@ def _separate(
     return separate
 
 
+def _is_returned(node: Node) -> bool:
+    """Whether a tensor, or a view of it, is an output of the graph."""
+    memory, pending, seen = _memory(node), [node], set[Node]()
+    while pending:
+        users = [u for u in pending.pop().users if u not in seen]
+        if any(u.op == "output" for u in users):
+            return True
+        seen.update(users)
+        pending += [u for u in users if _memory(u) == memory]
+    return False
+
+
 def _memory(node: Node) -> Any:
     example = value(node)
     return memory(example) if isinstance(example, torch.Tensor) else node
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether nobody can tell; of no elements, nobody can."""
+    if any(isinstance(size, int) and size == 0 for size in a.shape):
+        return True
     for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True):
         if isinstance(size, int) and size == 1:
             continue

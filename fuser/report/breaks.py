@@ -61,7 +61,8 @@ class GraphBreaks:
                 self.lines.append(_whole_frame(message, told, self.raised))
         if self.whole:
             self.lines = [line.removesuffix(_WHOLE) for line in self.lines]
-            self.lines = [_ALL.join(line.rsplit(_HIT, 1)) for line in self.lines]
+            for advice in (_HIT, _EVERY):
+                self.lines = [_ALL.join(line.rsplit(advice, 1)) for line in self.lines]
 
 
 def _line(reason: Any) -> str:

@@ -110,7 +110,7 @@ def _prove(view: GraphView, anchor: Node) -> Match | Decline | None:
         source, dims, axis = found
         if op.name == "sum":
             return _along(view, anchor, out_dims, (source, dims), axis, Weights())
-        if not isinstance(count, int):
+        if not isinstance(count, int) or not count:
             return None
         return _along(view, anchor, out_dims, (source, dims), axis, Weights(scale=1 / count))
     if op.name == "add":

@@ -19,7 +19,7 @@ from tests.every import EVERY, crossed
 
 from . import added_runs, conditions, counted, hits, listed, returns
 from .added_runs import ADDED, Added
-from .conditions import CONDITIONS, IfAny, IfNone
+from .conditions import CONDITIONS, IfAny, IfNone, IfTwo
 from .counted import COUNTED, Counted, CountedHot
 from .forms import EXPERTS, Mixture
 from .hits import HITS, Hit, HitStacked, Popular, Used
@@ -161,6 +161,9 @@ def test_explain() -> None:
     assert "hits.py" in line
     assert "`for e in hit:`" in line
     assert line.endswith("`for e in range(number of experts)`, without conditions.")
+    lines = fuser.explain(fuser.compile(IfTwo().eval()), x, options=options).breaks
+    assert any("let it run over all of them" in line for line in lines)
+    assert not any("fuser.compile(model)" in line for line in lines)
 
 
 @pytest.mark.parametrize("form", [Listed, CountedHot, HitStacked])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -54,6 +55,16 @@ def test_no_token(form: type[Mixture]) -> None:
     for a, b in zip(ours.grads, eager.grads, strict=True):
         assert (a is None) == (b is None)
         assert a is None or b is None or torch.equal(a, b)
+
+
+def test_a_mean_over_no_token() -> None:
+    def loads(x: Tensor, weight: Tensor) -> Tensor:
+        return F.relu(x @ weight.t()).mean(0)
+
+    args = torch.randn(0, FEATURES), torch.randn(EXPERTS, FEATURES)
+    ours = compiled(loads, args, **OPTIONS)
+    assert ours.rewrites("moe") == 0
+    assert ours.outputs[0].isnan().all()
 
 
 @pytest.mark.parametrize("form", [*FORMS, *MORE], ids=lambda f: f.__name__)
