@@ -80,7 +80,7 @@ def _normalised(spec: NormSpec, wide: Tensor) -> Tensor:
         return wide / root.clamp_min(spec.eps)
     squares = wide.square()
     v = squares.sum(dims, keepdim=True) if spec.summed else squares.mean(dims, keepdim=True)
-    return wide * torch.rsqrt(v + spec.eps)
+    return wide / torch.sqrt(v + spec.eps)  # whose gradient has no third power of a deviation
 
 
 def _result(

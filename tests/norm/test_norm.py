@@ -128,6 +128,26 @@ def test_special_numbers(form: Form, special: float, lowering: str) -> None:
 
 
 @pytest.mark.parametrize("lowering", BY)
+@pytest.mark.parametrize("scale", [1e16, 1e-13])
+def test_deviations_far_from_one(scale: float, lowering: str) -> None:
+    """The third power of one is no number in fp32."""
+
+    def form(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-30)
+
+    x = (scale * torch.randn(3, 1, FEATURES)).requires_grad_()
+    ours = compiled(form, (x,), grad=True, **{"fuser.lowering": lowering})
+    exact = run(form, (wide(x),), grad=True)
+    assert ours.rewrites("norm") == 1
+    torch.testing.assert_close(ours.outputs[0].double(), exact.outputs[0], rtol=1e-5, atol=1e-6)
+    own, other = ours.grads[0], exact.grads[0]
+    assert own is not None
+    assert other is not None
+    torch.testing.assert_close(own.double() * scale, other * scale, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lowering", BY)
 @pytest.mark.parametrize("shape", [(0, 3, FEATURES), (1, 1, FEATURES), (3, 1, FEATURES)], ids=str)
 def test_few_rows(shape: tuple[int, ...], lowering: str) -> None:
     def form(x: Tensor, w: Tensor) -> Tensor:
