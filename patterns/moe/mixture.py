@@ -46,6 +46,7 @@ from .space import Place, Space, require
 from .taken import Taken, taken
 from .unrolled import Unrolled, unrolled
 from .weights import Weights
+from .written import looped_rows
 
 _SUMS = ("sum", "mean")
 _ALONE = ("mul", "where", "masked_fill")
@@ -166,6 +167,11 @@ def _along(
             of = None if dense else taken(space, rows.node, rows.dims)
             if of is not None:
                 return _of_all(space, anchor, out_dims, rows.node, of, rows.weights)
+            loop = None if dense else looped_rows(space, rows.node, rows.dims)
+            if loop is not None:
+                after = rows.weights.times(loop.first.after)
+                match = mixture(space, anchor, out_dims, loop.experts, after)
+                return loop.ended(view, match)
             experts, inside = _experts_of(space, rows, anchor)
             return mixture(space, anchor, out_dims, experts, rows.weights.times(inside))
         except NoExpert:

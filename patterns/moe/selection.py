@@ -35,6 +35,7 @@ from fuser.torch_private import to_expr
 from fuser.turns import bins_of, held, name_of
 
 from .branches import column
+from .masks import chosen
 from .space import Place, Space
 
 _LIMIT = 64
@@ -150,15 +151,25 @@ class Picked(Space):
 
     def _axes_of(self, part: Node) -> Dims | None:
         """The axes that a tensor of positions, or the mask itself, stands for."""
-        if part is self.mask:
+        if self._is_mask(part):
             return self.mask_dims
         found = coordinate(self.view, part)
-        if found is None or found.mask is not self.mask:
+        if found is None or not self._is_mask(found.mask):
             return None
         if not same_size(to_expr(value(part).shape[0]), size_of(self.row)):
             return None
         self.interior.update(found.passed)
         return (self.mask_dims[found.dim],)
+
+    def _is_mask(self, node: Node) -> bool:
+        """Whether a node is the mask, or another spelling of it."""
+        if node is self.mask or self.mask is None:
+            return node is self.mask
+        sizes = [list(map(to_expr, value(n).shape)) for n in (node, self.mask)]
+        if len(sizes[0]) != len(sizes[1]) or not all(map(same_size, *sizes)):
+            return False
+        known = chosen(self.view, node, self.mask_dims)
+        return known is not None and known == chosen(self.view, self.mask, self.mask_dims)
 
 
 def mask_of(view: GraphView, index: Sequence[Any]) -> Node | None:
