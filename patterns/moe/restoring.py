@@ -18,6 +18,7 @@ from fuser.graph.pull import pull_view
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
+from ..neighbours import same_shape
 from .arange import divided, repeated
 from .filling import filled_with, is_fresh, put, writer
 from .order import Order, ordered, picked, undone
@@ -86,7 +87,7 @@ def restored(view: GraphView, node: Node, passed: Sequence[Node] = ()) -> Restor
     statement = writer(view, node, passed) if view.is_written(node) else None
     by = node if statement is None else statement
     write = _written(view, view.op(by), by)
-    if write is None or value(write.base).shape != value(write.rows).shape:
+    if write is None or not same_shape(write.base, write.rows):
         return None
     if not is_fresh(view, write.base) or (statement is not None and write.base is not node):
         return None

@@ -24,9 +24,11 @@ from fuser.graph.axes import (
     Unproven,
     fresh,
     leaves,
+    quotient,
     resolve,
     same_size,
     size_of,
+    split_dim,
 )
 from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.pull import pull_view
@@ -34,6 +36,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 from fuser.turns import bins_of, held, name_of
 
+from .arange import divided, repeated
 from .branches import column
 from .masks import chosen
 from .space import Place, Space
@@ -153,13 +156,24 @@ class Picked(Space):
         """The axes that a tensor of positions, or the mask itself, stands for."""
         if self._is_mask(part):
             return self.mask_dims
+        part, choices, made = tokens_of(self.view, part)
         found = coordinate(self.view, part)
+        if found is None and self._is_mask(part):
+            found = Coordinate(part, 0, ())
         if found is None or not self._is_mask(found.mask):
             return None
-        if not same_size(to_expr(value(part).shape[0]), size_of(self.row)):
+        if found.mask is not part and not same_size(
+            to_expr(value(part).shape[0]), size_of(self.row)
+        ):
             return None
-        self.interior.update(found.passed)
-        return (self.mask_dims[found.dim],)
+        dim = self.mask_dims[found.dim]
+        if choices is not None:
+            try:
+                dim, _ = split_dim(dim, (quotient(size_of(dim), choices), choices))
+            except Unproven:
+                return None
+        self.interior.update((*found.passed, *made))
+        return (dim,)
 
     def _is_mask(self, node: Node) -> bool:
         """Whether a node is the mask, or another spelling of it."""
@@ -177,12 +191,34 @@ def mask_of(view: GraphView, index: Sequence[Any]) -> Node | None:
     for part in index:
         if not is_tensor(part):
             continue
+        part = tokens_of(view, part)[0]
         found = coordinate(view, part)
         if found is not None:
             return found.mask
         if value(part).dtype is torch.bool:
             return part
     return None
+
+
+def tokens_of(view: GraphView, part: Node) -> tuple[Node, int | None, tuple[Node, ...]]:
+    """The positions of choices, or the mask of them, of which a node has the tokens; how many
+    choices each token has; and the nodes between. The node itself where it has no tokens.
+
+    p // K              (arange(T * K) // K)[p]             arange(T).repeat_interleave(K)[mask]
+    """
+    op = view.op(part)
+    found = divided(op)
+    if found is not None and found[1] > 1 and not view.is_written(part):
+        return *found, (part,)
+    source, index = op.args.get("input"), op.args.get("index")
+    index = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+    reads = op.kind is Kind.SLICE and op.name == "getitem"
+    reads |= op.name == "index_select" and op.args.get("dim") in (0, -1)
+    if reads and is_tensor(source) and is_tensor(index) and value(source).ndim == 1:
+        choices = None if view.is_written(part) else repeated(view, source)
+        if choices is not None and choices > 1 and value(index).ndim == 1:
+            return index, choices, (part,)
+    return part, None, ()
 
 
 def coordinate(view: GraphView, node: Node) -> Coordinate | None:

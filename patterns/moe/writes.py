@@ -99,11 +99,13 @@ def _chained(view: GraphView, last: Node) -> Iterator[Accumulator]:
 
 
 def _index_add(view: GraphView, node: Node) -> Write | None:
-    """`index_add(0, ...)`, or `scatter_add` with an index that is the same for all features."""
+    """`index_add(0, ...)` or `index_copy(0, ...)`, or `scatter_add` with an index that is the same
+    for all features."""
     op = view.op(node)
     reduces = op.name == "scatter_reduce" and op.args.get("reduce") == "sum"
     scatters = op.name == "scatter_add" or (reduces and op.args.get("include_self", True) is True)
-    if not scatters and (op.name != "index_add" or op.args.get("alpha", 1) != 1):
+    copies = op.name == "index_copy"
+    if not (scatters or copies) and (op.name != "index_add" or op.args.get("alpha", 1) != 1):
         return None
     names = ("input", "index", "src" if scatters else "source")
     source, index, rows = (op.args.get(name) for name in names)
@@ -119,7 +121,7 @@ def _index_add(view: GraphView, node: Node) -> Write | None:
         if found is None:
             return None
         passed, index = arranged(view, found), found
-    return Write(node, (index,), rows, adds=True, repeats=True, passed=(*passed,))
+    return Write(node, (index,), rows, not copies, not copies, (*passed,))
 
 
 def _is_continued(view: GraphView, node: Node) -> bool:

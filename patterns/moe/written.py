@@ -14,7 +14,18 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
-from fuser.graph.axes import Dim, Dims, Size, fresh, leaves, renamed, resolve, same_size, size_of
+from fuser.graph.axes import (
+    Axis,
+    Dim,
+    Dims,
+    Size,
+    fresh,
+    leaves,
+    renamed,
+    resolve,
+    same_size,
+    size_of,
+)
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
 from fuser.pattern import Call, Match, Operand
@@ -142,14 +153,23 @@ def looped_rows(space: Space, node: Node, dims: Dims) -> Looped | None:
     loop = None if found is None else looped(view, found, dims)
     if found is None or loop is None:
         return None
-    last = view.order[found.writes[-1].node]
-    early = next((n for n in space.interior if view.order[n] < last), None)
+    early = _read_early(view, loop)
     require(early is None, "rows are read before all experts have written theirs", early or node)
     beneath = found.writes[0].adds and not made_of_zeros(view, found.start)
     require(not beneath, "experts add to what was there before the loop", found.start)
     require(not leaves((loop.first.space.chosen,)), "rows are added up twice", node)
     space.indices = loop.first.chosen.indices
     return loop
+
+
+def _read_early(view: GraphView, loop: Looped) -> Node | None:
+    """Who reads what is written to, or a view of it, before all is written."""
+    start, last = loop.found.start, view.order[loop.found.writes[-1].node]
+    key = view.storages.get(start)
+    aliases = {start, *(n for n in view.nodes if key is not None and view.storages.get(n) == key)}
+    own = {node for turn in loop.turns for node in turn.space.interior} | aliases
+    readers = (user for node in aliases for user in node.users if user not in own)
+    return next((user for user in readers if view.order[user] < last), None)
 
 
 def _with_dropped(match: Match, kept: Place | None) -> Match:
@@ -198,33 +218,29 @@ def _placed(space: Picked, write: Write, out_dims: Dims, choices: list[Dims]) ->
         Declined: rows are not written to the tokens of the mask.
     """
     assert space.mask is not None
-    shape = value(space.mask).shape
-    own = fresh(shape, "m")
-    space.mask_dims = own
+    space.mask_dims = fresh(value(space.mask).shape, "m")
     target = space.axes_at(write.index, (space.row, out_dims[-1]), len(out_dims))
     require(target is not None, "rows are not written to the tokens of a mask", write.node)
     assert target is not None
     require(target[-1] == out_dims[-1], "rows are written to a part of their features", write.node)
-    placed: list[Dim | None] = [None] * len(own)
+    names: dict[Axis, Dim] = {}
     for dim, out in zip(target[:-1], out_dims[:-1], strict=True):
         sizes = same_size(size_of(dim), size_of(out))
         require(sizes, "a mask has another number of tokens than the result", write.node)
-        at = [i for i, axes in enumerate(own) if axes == dim and placed[i] is None]
-        if not at:
-            raise Declined("rows are not written to the tokens of a mask", write.node)
-        placed[at[0]] = out
-    rest = [i for i, dim in enumerate(placed) if dim is None]
-    sizes = [shape[i] for i in rest]
+        own = leaves((dim,))
+        alone = len(own) < 2 and not set(own) & names.keys()
+        require(alone, "rows are not written to the tokens of a mask", write.node)
+        names.update(dict.fromkeys(own, leaves((out,))))
+    rest = [axis for axis in leaves(space.mask_dims) if axis not in names]
     if not choices:
-        choices.append(fresh(sizes, "k"))
-    alike = [size_of(dim) for dim in choices[0]]
-    fits = len(alike) == len(rest) and all(
-        same_size(a, size_of(own[i])) for a, i in zip(alike, rest, strict=True)
+        choices.append(tuple((Axis(size_of((axis,)), "k"),) for axis in rest))
+    alike = len(choices[0]) == len(rest) and all(
+        same_size(size_of(a), size_of((b,))) for a, b in zip(choices[0], rest, strict=True)
     )
-    require(fits, "masks of experts have different shapes", write.node)
-    for i, dim in zip(rest, choices[0], strict=True):
-        placed[i] = dim
-    return tuple(dim if dim is not None else () for dim in placed)
+    require(alike, "masks of experts have different shapes", write.node)
+    names.update(zip(rest, map(leaves, ((dim,) for dim in choices[0])), strict=True))
+    dims = [leaves((dim,)) for dim in space.mask_dims]
+    return tuple(tuple(a for own in dim for a in names[own]) for dim in dims)
 
 
 def _in_order(turns: Sequence[Turn], anchor: Node) -> list[Turn]:
@@ -298,7 +314,11 @@ def _require_weight(turn: Turn, first: Turn, anchor: Node) -> None:
         axes = set(leaves(place.dims)) - turn.space.token_axes - turn.space.chosen_axes
         apart = not axes and not set(leaves(place.dims)) & set(leaves((turn.space.row,)))
         require(apart, "rows are weighted with what is not the weight of their choice", anchor)
-    require(same_weights(own, other), "weights of experts come from different tensors", anchor)
+    before, given = turn.expert.before, first.expert.before
+    alike = bool(before.factors) == bool(given.factors)
+    require(alike, "some experts are given weighted tokens", anchor)
+    alike = same_weights(before, given) and same_weights(turn.after, first.after)
+    require(alike, "weights of experts come from different tensors", anchor)
 
 
 def whole(

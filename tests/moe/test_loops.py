@@ -13,6 +13,7 @@ from tests.compiled import Run, assert_near, compiled, run, wide
 from tests.every import EVERY, some
 from tests.inner import CATCH, caught, operators
 
+from .flat import FLAT, FLAT_LOOKALIKES
 from .forms import EXPERTS, FEATURES, TOKENS, Mixture
 from .lookalikes import LookAlike
 from .loop_lookalikes import LOOP_LOOKALIKES
@@ -35,7 +36,7 @@ REFERENCE: dict[str, Any] = {**GROUPED, "fuser.lowering": "reference"}
 KINDS = [MixtralLoop, MistralLoop, Top1Nonzero, Top1Mask]
 SOME = some(KINDS, 2, 1)
 HALVES = [torch.bfloat16, torch.float16] if EVERY else [torch.bfloat16]
-ALIKE = [case for case in LOOP_LOOKALIKES if EVERY or case.reason]
+ALIKE = [case for case in (*LOOP_LOOKALIKES, *FLAT_LOOKALIKES) if EVERY or case.reason]
 
 
 def captured(module: Mixture, x: Tensor, **options: Any) -> Run:
@@ -51,7 +52,7 @@ def check(module: Mixture, x: Tensor, **options: Any) -> Run:
     return ours
 
 
-@pytest.mark.parametrize("form", LOOPS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", [*LOOPS, *FLAT], ids=lambda f: f.__name__)
 def test_loops(form: type[Mixture]) -> None:
     torch.manual_seed(2)
     module, x = form().eval(), torch.randn(TOKENS, FEATURES, requires_grad=True)
