@@ -102,7 +102,7 @@ def emit(builder: Builder, call: Call, function: Any, *more: Any) -> Node:
 
 def weight_dtype(call: Call) -> torch.dtype:
     """Of the weights that an operator is given."""
-    kinds = ("weights", "dense", "combine")
+    kinds = ("weights", "dense", "over", "combine")
     given = [o for name, o in call.operands.items() if _kind(name) in kinds]
     dtypes = [o.dtype or value(o.node).dtype for o in given]
     found = reduce(torch.promote_types, dtypes, call.spec.dtype if not dtypes else dtypes[0])
@@ -173,7 +173,7 @@ def _of_rows(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) ->
 
 def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
     """The product of all factors, `(T, K)`: those of all experts, `dense`, where they were chosen,
-    and those of choices, `weights`; ones where there are none. Instead of indices there may be a
+    and those of choices, `weights`; ones where there are none; divided by all factors `over`. Instead of indices there may be a
     mask of all experts, which are the choices then."""
     indices, factor = place["indices"], _product(builder, place, "weights")
     masked = value(indices).dtype is torch.bool
@@ -188,6 +188,8 @@ def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) ->
         return builder.call(torch.ones_like, indices, dtype=dtype)
     if not value(factor).is_floating_point():
         factor = builder.method("to", factor, dtype=dtype)
+    over = _product(builder, place, "over")
+    factor = factor if over is None else builder.call(torch.div, factor, over)
     sizes = zip(value(factor).shape, value(indices).shape, strict=True)
     whole = all(known_true(a == b) for a, b in sizes)
     return factor if whole else builder.method("expand_as", factor, indices)

@@ -23,12 +23,12 @@ from .routing import Mask
 from .space import Place, Space, require
 from .support import chosen_by
 from .terms import only_sends
-from .weights import Weights
+from .weights import Divisor, Weights
 
 ID, LOCAL = "moe.mixture", "moe.local"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NUMBERS = ("indices", "ends", "counts")
-_OF_CHOICES = ("indices", "weights", "dense")
+_OF_CHOICES = ("indices", "weights", "dense", "over")
 
 
 @dataclass(frozen=True)
@@ -316,12 +316,14 @@ def _region(
 
 
 def _weights(found: Mixture, tokens: Dim) -> dict[str, tuple[Place, Dims]]:
-    """Factors by name: those that tell all experts apart are `dense`, others that of choices."""
+    """Factors by name: those that tell all experts apart are `dense`, others that of choices; those
+    by which is divided are `over`."""
     places: dict[str, tuple[Place, Dims]] = {}
     along = set(leaves((found.along,)))
     for i, factor in enumerate(found.weights.factors):
         dense = found.dense and bool(along & set(leaves(factor.dims)))
-        name = ("dense" if dense else "weights") + (f"_{i}" if i else "")
+        kind = "over" if isinstance(factor, Divisor) else "dense" if dense else "weights"
+        name = kind + (f"_{i}" if i else "")
         places[name] = factor, (tokens, found.along if dense else found.choices)
     return places
 
@@ -370,7 +372,7 @@ def _operand(
 def _require_dtypes(operands: Mapping[str, Operand], anchor: Node) -> None:
     for name, operand in operands.items():
         dtype = value(operand.node).dtype
-        counts = name.startswith(("dense", "weights", "dispatch", "taken", "withheld"))
+        counts = name.startswith(("dense", "weights", "over", "dispatch", "taken", "withheld"))
         counted = counts and not dtype.is_floating_point
         numbers = name.partition(".")[0] in _NUMBERS
         if not numbers and not counted and dtype not in _DTYPES:

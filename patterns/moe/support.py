@@ -19,7 +19,7 @@ from ..declined import Declined
 from .additions import added_by
 from .routing import Mask, Routing
 from .space import Place, Space, require
-from .weights import Weights, number_of, unchanged
+from .weights import Divisor, Weights, number_of, unchanged
 
 MOST = 8
 """Terms that are looked at."""
@@ -86,7 +86,7 @@ def _terms(space: Space, factor: Place) -> list[Weights]:
 
 
 def _apart(space: Space, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] | None:
-    """A number, or what is the same for all experts, by which weights are multiplied."""
+    """A number, or what all experts have alike, by which weights are multiplied or divided."""
     op = space.view.op(node)
     number = number_of(op)
     if op.name not in ("mul", "div") or op.args.get("rounding_mode") is not None:
@@ -96,14 +96,19 @@ def _apart(space: Space, node: Node, dims: Dims) -> tuple[Weights, Node, Dims] |
         return Weights(scale=number), *pulled[0]
     own = [pair for pair in pulled if space.chosen_axes & set(leaves(pair[1]))]
     rest = [pair for pair in pulled if pair not in own]
-    if op.name == "div" or len(own) != 1 or len(rest) != 1:
+    if len(own) != 1 or len(rest) != 1:
         return None
-    return Weights((Place(*rest[0]),)), *own[0]
+    if op.name == "mul":
+        return Weights((Place(*rest[0]),)), *own[0]
+    divided = own[0][0] is op.args["input"]
+    return (Weights((Divisor(*rest[0]),)), *own[0]) if divided else None
 
 
 def _indices(space: Space, weights: Weights) -> Place | None:
     """The chosen experts, beside which one of the factors is zero."""
     for factor in weights.factors:
+        if isinstance(factor, Divisor):
+            continue
         found = Routing(space.view, space.chosen).support(factor.node, factor.dims)
         if found is not None:
             return found

@@ -20,6 +20,11 @@ _HALVES = {torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
+class Divisor(Place):
+    """A factor by which is divided."""
+
+
+@dataclass(frozen=True)
 class Weights:
     """A product.
 
@@ -122,10 +127,14 @@ def unchanged(space: Space, node: Node, dims: Dims) -> tuple[Node, Dims] | None:
 
 def same_weights(one: Weights, other: Weights) -> bool:
     """Whether two products have the same factors."""
-    rest = [(place.node, resolve(place.dims)) for place in other.factors]
+    rest = [_key(place) for place in other.factors]
     for place in one.factors:
-        key = (place.node, resolve(place.dims))
+        key = _key(place)
         if key not in rest:
             return False
         rest.remove(key)
     return not rest and one.scale == other.scale
+
+
+def _key(place: Place) -> tuple[object, ...]:
+    return type(place) is Divisor, place.node, resolve(place.dims)

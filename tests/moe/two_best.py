@@ -49,6 +49,19 @@ class TwoBestMasked(Weighted):
         return 2 * (gates + torch.einsum("t,te->te", gate2 / total, mask2))
 
 
+class TwoBestNormalised(Weighted):
+    """Divided by their sum at the end; a large number is subtracted from the best score."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        scores, logits = F.softmax(self.gate(x), -1), self.gate(x)
+        mask1 = F.one_hot(logits.argmax(-1), EXPERTS).to(x.dtype)
+        mask2 = F.one_hot((logits - mask1 * 1e9).argmax(-1), EXPERTS).to(x.dtype)
+        return self.normalised(scores * mask1 + scores * mask2)
+
+    def normalised(self, weights: Tensor) -> Tensor:
+        return weights / weights.sum(-1, keepdim=True)
+
+
 class TwoBestCompared(Mixture):
     """Experts one after the other, each weighted where one of both is it."""
 
@@ -73,7 +86,9 @@ class TwoBestStacked(Mixture):
         return (rows * weights[..., None]).sum(1)
 
 
-TWO_BEST: list[type[Mixture]] = [TwoBest, TwoBestMasked, TwoBestCompared, TwoBestStacked]
+TWO_BEST: list[type[Mixture]] = [
+    TwoBest, TwoBestMasked, TwoBestCompared, TwoBestStacked, TwoBestNormalised
+]  # fmt: skip
 
 
 class TwoAndMore(TwoBest):
@@ -81,6 +96,21 @@ class TwoAndMore(TwoBest):
 
     def added(self, mask1: Tensor, mask2: Tensor, gate1: Tensor, gate2: Tensor) -> Tensor:
         return super().added(mask1, mask2, gate1, gate2) + 0.01
+
+
+class TwoByExperts(TwoBestNormalised):
+    """Divided by a sum over tokens, which is another one for each expert."""
+
+    def normalised(self, weights: Tensor) -> Tensor:
+        return weights / (weights.sum(0) + 0.1)
+
+
+class TwoRounded(TwoBestNormalised):
+    """A quotient that is rounded down is no sum of two."""
+
+    def normalised(self, weights: Tensor) -> Tensor:
+        total = weights.sum(-1, keepdim=True)
+        return torch.div(3 * weights, total, rounding_mode="floor") + 0 * weights
 
 
 class TwoAndAll(TwoBest):
@@ -125,6 +155,8 @@ class TwoProducts(TwoBestCompared):
 LOOK_ALIKES = [
     LookAlike(TwoAndMore, "every expert has a weight"),
     LookAlike(TwoAndAll, "every expert has a weight"),
+    LookAlike(TwoByExperts, "every expert has a weight"),
+    LookAlike(TwoRounded, "every expert has a weight"),
     LookAlike(TwoBestOfOthers, "a choice goes through other experts than the others do"),
     LookAlike(TwoBestFirst),
     LookAlike(TwoButOne),
