@@ -43,16 +43,18 @@ def is_fresh(view: GraphView, node: Node) -> bool:
     return name in {*_NUMBERS, *_FILL_AT, "empty", "empty_like", "new_empty"}
 
 
-def writer(view: GraphView, node: Node, passed: Sequence[Node] = ()) -> Node | None:
-    """The one operator that writes to a tensor, before all others that read it; but for those that
-    were passed on the way to it, which change what it has written."""
+def writer(
+    view: GraphView, node: Node, passed: Sequence[Node] = (), reader: Node | None = None
+) -> Node | None:
+    """The one operator that writes to a tensor, before a reader, or before all others that read it;
+    but for those that were passed on the way to it, which change what it has written."""
     key = view.storages.get(node)
     found = [view.nodes[i] for i, n in view.mutations if n is node or view.storages.get(n) == key]
     found = [write for write in found if write not in passed]
     if len(found) != 1 or found[0].all_input_nodes.count(node) != 1:
         return None
     position = view.order[found[0]]
-    others = [user for user in node.users if user is not found[0]]
+    others = [user for user in node.users if user is not found[0]] if reader is None else [reader]
     return found[0] if all(view.order[user] > position for user in others) else None
 
 

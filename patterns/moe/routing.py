@@ -39,6 +39,7 @@ from .copies import CASTS, COPIES
 from .filling import filled_with, put, writer
 from .space import Place
 
+_WRITING = ("scatter", "scatter_add", "scatter_reduce", "index_put", "masked_fill")
 ZERO, ONE, LOWEST = 0.0, 1.0, -math.inf
 
 
@@ -61,6 +62,7 @@ class Routing:
     def __init__(self, view: GraphView, experts: Dim, *, masks: bool = False) -> None:
         self.view, self.experts, self.masks = view, experts, masks
         self._depth = 0
+        self._reader: Node | None = None
 
     def support(self, node: Node, dims: Dims, number: float = ZERO) -> Place | None:
         """The chosen experts, `(..., K)`, beside which a tensor is `number`; None if unknown.
@@ -71,6 +73,7 @@ class Routing:
             number: zero or one, which the truth values of a mask are too, or -inf.
         """
         self._depth += 1
+        reader, self._reader = self._reader, node
         try:
             if self._depth > MAX_DEPTH:
                 return None
@@ -78,12 +81,13 @@ class Routing:
                 return Mask(node, resolve(dims), inverted=number == ONE)
             if not self.view.is_written(node):
                 return self._support(node, resolve(dims), number)
-            written = writer(self.view, node)
-            return None if written is None else self._written(written, resolve(dims), number)
+            self._reader = writer(self.view, node, reader=reader)
+            known = self._reader is not None
+            return self._written(self._reader, resolve(dims), number) if known else None
         except Unproven:
             return None
         finally:
-            self._depth -= 1
+            self._depth, self._reader = self._depth - 1, reader
 
     def _is_mask(self, node: Node, dims: Dims, number: float) -> bool:
         """Whether a tensor tells by itself where it is that number, and no gradient passes it."""
@@ -138,7 +142,7 @@ class Routing:
 
     def _written(self, node: Node, dims: Dims, number: float) -> Place | None:
         """Of a tensor that an operator has written to."""
-        if self.view.op(node).name in ("scatter", "scatter_add", "scatter_reduce", "index_put"):
+        if self.view.op(node).name in _WRITING:
             return self._support(node, dims, number)
         return self._put(self.view.op(node), node, dims, number)
 

@@ -135,7 +135,35 @@ class StatementOfChosen(ZeroedByStatement):
         return super().others(x).logical_not()
 
 
+class FilledInPlace(Weighted):
+    """nanoGPT: logits that the choice has read already are overwritten."""
+
+    def filled(self, logits: Tensor, mask: Tensor) -> Tensor:
+        logits[mask] = -math.inf
+        return logits
+
+    def weights(self, x: Tensor) -> Tensor:
+        logits = self.gate(x)
+        last = logits.topk(CHOICES, -1).values[:, [-1]]
+        return self.filled(logits, logits < last).softmax(-1)
+
+
+class FilledAfterAnother(FilledInPlace):
+    """After a loss has read them, too."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        logits = self.gate(x)
+        chosen = logits.topk(CHOICES, -1).indices
+        level = logits.mean(-1, keepdim=True)
+        mask = torch.ones_like(logits).scatter(1, chosen, 0.0).bool()
+        return self.filled(logits, mask).softmax(-1) * (1.0 + level.square())
+
+    def filled(self, logits: Tensor, mask: Tensor) -> Tensor:
+        return logits.masked_fill_(mask, -math.inf)
+
+
 MASKED: list[type[Mixture]] = [
+    FilledInPlace, FilledAfterAnother,
     Threshold, LikelyEnough, TiesAreKept, AboveTheNext, KthValue, ByRank, TopP, ChosenByTwo,
     AlwaysTheFirst, OfLogits, MaskedFirst, MaskedChain, StatementOfChosen,
 ]  # fmt: skip
@@ -237,10 +265,35 @@ class StatementOfMore(ZeroedByStatement):
         return weights
 
 
+class FilledTooLate(FilledInPlace):
+    """What is read are the numbers from before."""
+
+    def filled(self, logits: Tensor, mask: Tensor) -> Tensor:
+        kept = logits.view(-1, EXPERTS) + 0.0
+        logits[mask] = -math.inf
+        return kept
+
+
+class FilledWithTen(FilledInPlace):
+    """exp(-10) is no zero."""
+
+    def filled(self, logits: Tensor, mask: Tensor) -> Tensor:
+        return logits.masked_fill_(mask, -10.0)
+
+
+class FilledTwice(FilledInPlace):
+    """Some of them get a number again."""
+
+    def filled(self, logits: Tensor, mask: Tensor) -> Tensor:
+        logits[mask] = -math.inf
+        logits[mask.roll(1, 0)] = 0.5
+        return logits
+
+
 LOOK_ALIKES = [
     *(LookAlike(module, EVERY) for module in (
         OfTokens, FilledWithLittle, FilledWithMore, AddedAfterwards, SteepGate, SoftmaxOfZeros,
-        OneWhereMasked, MaskedWithinExperts, WrittenAfterwards, StatementOfLittle, StatementOfMore,
+        FilledTooLate, FilledWithTen, FilledTwice, OneWhereMasked, MaskedWithinExperts, WrittenAfterwards, StatementOfLittle, StatementOfMore,
     )),
     LookAlike(MaskedFeatures),
 ]  # fmt: skip

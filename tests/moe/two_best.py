@@ -53,7 +53,8 @@ class TwoBestNormalised(Weighted):
     """Divided by their sum at the end; a large number is subtracted from the best score."""
 
     def weights(self, x: Tensor) -> Tensor:
-        scores, logits = F.softmax(self.gate(x), -1), self.gate(x)
+        logits = self.gate(x)
+        scores = F.softmax(logits, -1)
         mask1 = F.one_hot(logits.argmax(-1), EXPERTS).to(x.dtype)
         mask2 = F.one_hot((logits - mask1 * 1e9).argmax(-1), EXPERTS).to(x.dtype)
         return self.normalised(scores * mask1 + scores * mask2)
