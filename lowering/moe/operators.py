@@ -173,8 +173,8 @@ def _of_rows(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) ->
 
 def _weights(builder: Builder, place: Mapping[str, Node], dtype: torch.dtype) -> Node:
     """The product of all factors, `(T, K)`: those of all experts, `dense`, where they were chosen,
-    and those of choices, `weights`; ones where there are none; divided by all factors `over`. Instead of indices there may be a
-    mask of all experts, which are the choices then."""
+    and those of choices, `weights`, divided by those `over`; ones where there are none. Instead of
+    indices there may be a mask of all experts, which are the choices then."""
     indices, factor = place["indices"], _product(builder, place, "weights")
     masked = value(indices).dtype is torch.bool
     dense = _product(builder, place, "dense")

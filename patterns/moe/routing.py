@@ -81,9 +81,8 @@ class Routing:
                 return Mask(node, resolve(dims), inverted=number == ONE)
             if not self.view.is_written(node):
                 return self._support(node, resolve(dims), number)
-            self._reader = writer(self.view, node, reader=reader)
-            known = self._reader is not None
-            return self._written(self._reader, resolve(dims), number) if known else None
+            written = self._reader = writer(self.view, node, reader=reader)
+            return None if written is None else self._written(written, resolve(dims), number)
         except Unproven:
             return None
         finally:

@@ -293,7 +293,8 @@ class FilledTwice(FilledInPlace):
 LOOK_ALIKES = [
     *(LookAlike(module, EVERY) for module in (
         OfTokens, FilledWithLittle, FilledWithMore, AddedAfterwards, SteepGate, SoftmaxOfZeros,
-        FilledTooLate, FilledWithTen, FilledTwice, OneWhereMasked, MaskedWithinExperts, WrittenAfterwards, StatementOfLittle, StatementOfMore,
+        FilledTooLate, FilledWithTen, FilledTwice,
+        OneWhereMasked, MaskedWithinExperts, WrittenAfterwards, StatementOfLittle, StatementOfMore,
     )),
     LookAlike(MaskedFeatures),
 ]  # fmt: skip
