@@ -25,7 +25,7 @@ from fuser.torch_private import to_expr
 from ..declined import Declined
 from .choices import experts_among
 from .masks import Chosen, hot, peeled
-from .masks import chosen as chosen_by
+from .masks import told as told_by
 from .numbers import holds_counts, numbers_of, with_numbers
 from .selection import Coordinate, coordinate, gives_positions, sizes_of
 from .space import Place, require
@@ -125,7 +125,7 @@ def _told_alone(view: GraphView, part: Part, write: Write, chosen: Chosen) -> se
         return alone(view, sizes, part, 0)
     chain = set[Node]()
     mask = _counted(view, part.hit, chain, bool(part.taken))
-    known = chosen_by(view, mask, fresh(value(mask).shape, "m"))
+    known = told_by(view, mask, fresh(value(mask).shape, "m"))
     same = known is not None and known.expert == chosen.expert
     require(same, UNKNOWN, part.hit)
     assert known is not None

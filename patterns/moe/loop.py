@@ -74,17 +74,19 @@ def _of_tokens(view: GraphView, loop: Looped, out_dims: Dims) -> Match | None:
     if not set(leaves(out_dims[:-1])) <= set(leaves(loop.experts[0].x.dims)):
         return None
     space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), first.space.chosen)
+    choices = (*leaves((space.chosen, first.chosen.choices)),)
+    dense = [axis for factor in first.weights.factors for axis in leaves((factor.experts,))]
     made = Mixture(
         loop.experts,
         len(loop.turns),
         first.chosen.indices,
         first.weights,
-        dense=False,
-        choices=space.chosen,
-        along=space.chosen,
+        dense=bool(dense),
+        choices=choices,
+        along=tuple(dense[:1]) or choices,
     )
     match = matched(space, found.output, out_dims, made, found.writes[-1].node)
-    return loop.ended(view, match)
+    return loop.ended(view, replace(match, drops_nonfinite=False))
 
 
 def _on_runs(view: GraphView, found: Accumulator, out_dims: Dims) -> Match | None:

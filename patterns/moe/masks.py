@@ -36,12 +36,14 @@ class Chosen:
         expert: where the mask is true, they are this one.
         classes: how many there are, if the mask tells.
         kept: what else must not be zero at the expert that a choice is, with an axis of experts.
+        choices: their axis, where the mask is of tokens, of which one choice has to be the expert.
     """
 
     indices: Place
     expert: int
     classes: int | None = None
     kept: Place | None = None
+    choices: Dim = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ def mark(view: GraphView, place: Place) -> Mark | None:
         return None
     counts &= op.name == "sum" and value(node).dtype is not torch.bool
     return Mark(known.indices, inner[2], known.expert, counts=counts)
+
+
+def told(view: GraphView, node: Node, dims: Dims) -> Chosen | None:
+    """Which expert a mask is of, each of whose elements is a choice of a token, or a token."""
+    found = chosen(view, node, dims)
+    if found is not None:
+        return found
+    known = mark(view, Place(node, dims))
+    if known is None or known.negated or known.counts or value(node).dtype is not torch.bool:
+        return None
+    return Chosen(known.indices, known.expert, choices=known.choices)
 
 
 def chosen(view: GraphView, node: Node, dims: Dims) -> Chosen | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import Node
@@ -25,6 +25,8 @@ from fuser.graph.axes import (
     fresh,
     leaves,
     quotient,
+    regroup,
+    renamed,
     resolve,
     same_size,
     size_of,
@@ -38,7 +40,7 @@ from fuser.turns import bins_of, held, name_of
 
 from .arange import divided, repeated
 from .branches import column
-from .masks import chosen
+from .masks import told
 from .space import Place, Space
 
 _LIMIT = 64
@@ -52,6 +54,19 @@ class Coordinate:
     mask: Node
     dim: int
     passed: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Column(Place):
+    """One column of a tensor, read at rows.
+
+    Attributes:
+        axis: of the columns.
+        number: which one.
+    """
+
+    axis: Dim = ()
+    number: int = 0
 
 
 @dataclass
@@ -83,14 +98,42 @@ class Picked(Space):
         """
         inner, own = self._peel(node, dims)
         if set(leaves(own)) & set(leaves((self.row,))) and not self.view.is_written(inner):
-            source = self._picked(self.view.op(inner), own)
+            op, cut = self.view.op(inner), None
+            source = self._picked(op, own)
+            if source is None:
+                cut = self._column(op, own)
+                source = cut and cut[:2]
             if source is not None:
                 while node is not inner:
                     self.interior.add(node)
                     node = self.view.op(node).args["input"]
                 self.interior.add(inner)
-                return self.locate(*source)
+                found = self.locate(*source)
+                return found if cut is None else Column(found.node, found.dims, (), *cut[2:])
         return super().locate(inner, own)
+
+    def _column(self, op: Op, dims: Dims) -> tuple[Node, Dims, Dim, int] | None:
+        """The tensor of which a column is read at the places of the rows, `t[rows, number]`: its
+        axes, that of the columns, and which."""
+        index = op.args.get("index")
+        if op.kind is not Kind.SLICE or op.name != "getitem" or not isinstance(index, tuple):
+            return None
+        source, count = op.args["input"], sum(map(is_tensor, index))
+        first = index[:count]
+        number = index[count] if len(index) > count else None
+        rest = index[count + 1 :]
+        at = sum(value(part).ndim for part in first if is_tensor(part))
+        plain = all(map(is_tensor, first)) and all(part is None for part in rest)
+        if not plain or type(number) is not int or at >= value(source).ndim or not dims:
+            return None
+        size = value(source).shape[at]
+        if not isinstance(size, int) or size < 2:
+            return None
+        axis = fresh((size,), "e")[0]
+        whole = self.axes_at((*first, slice(None), *rest), (dims[0], axis, *dims[1:]), at + 1)
+        if value(source).ndim != at + 1 or not _is_whole(source, whole):
+            return None
+        return source, whole, axis, number % size
 
     def _picked(self, op: Op, dims: Dims) -> tuple[Node, Dims] | None:
         """The tensor that is read at the places of the rows, and its axes."""
@@ -104,12 +147,7 @@ class Picked(Space):
         else:
             return None
         whole = self.axes_at(index, dims, value(source).ndim)
-        if whole is None:
-            return None
-        sizes = zip(whole, value(source).shape, strict=True)
-        if not all(same_size(size_of(dim), to_expr(size)) for dim, size in sizes):
-            return None  # longer than the mask
-        return source, whole
+        return (source, whole) if _is_whole(source, whole) else None
 
     def axes_at(self, index: Sequence[Any], dims: Dims, rank: int) -> Dims | None:
         """Axes of a tensor of which rows with these axes are read at, or written to, an index."""
@@ -154,19 +192,20 @@ class Picked(Space):
 
     def _axes_of(self, part: Node) -> Dims | None:
         """The axes that a tensor of positions, or the mask itself, stands for."""
-        if self._is_mask(part):
-            return self.mask_dims
+        whole = self._alike(part)
+        if whole is not None:
+            return whole
         part, choices, made = tokens_of(self.view, part)
         found = coordinate(self.view, part)
-        if found is None and self._is_mask(part):
-            found = Coordinate(part, 0, ())
-        if found is None or not self._is_mask(found.mask):
+        found = Coordinate(part, 0, ()) if found is None else found
+        whole = self._alike(found.mask)
+        if whole is None:
             return None
         if found.mask is not part and not same_size(
             to_expr(value(part).shape[0]), size_of(self.row)
         ):
             return None
-        dim = self.mask_dims[found.dim]
+        dim = whole[found.dim]
         if choices is not None:
             try:
                 dim, _ = split_dim(dim, (quotient(size_of(dim), choices), choices))
@@ -175,15 +214,29 @@ class Picked(Space):
         self.interior.update((*found.passed, *made))
         return (dim,)
 
-    def _is_mask(self, node: Node) -> bool:
-        """Whether a node is the mask, or another spelling of it."""
+    def _alike(self, node: Node) -> Dims | None:
+        """The axes of the mask, or of another spelling of it that is true in the same order."""
         if node is self.mask or self.mask is None:
-            return node is self.mask
-        sizes = [list(map(to_expr, value(n).shape)) for n in (node, self.mask)]
-        if len(sizes[0]) != len(sizes[1]) or not all(map(same_size, *sizes)):
-            return False
-        known = chosen(self.view, node, self.mask_dims)
-        return known is not None and known == chosen(self.view, self.mask, self.mask_dims)
+            return self.mask_dims if node is self.mask else None
+        try:
+            own = regroup(self.mask_dims, value(node).shape)
+        except Unproven:
+            return None
+        one, other = told(self.view, node, own), told(self.view, self.mask, self.mask_dims)
+        if one is None or other is None:
+            return None
+        names = dict(zip(leaves((one.choices,)), leaves((other.choices,)), strict=False))
+        indices = replace(one.indices, dims=renamed(one.indices.dims, names))
+        renamed_one = replace(one, indices=indices, choices=leaves(renamed((one.choices,), names)))
+        return own if renamed_one == replace(other, choices=leaves((other.choices,))) else None
+
+
+def _is_whole(source: Node, dims: Dims | None) -> TypeGuard[Dims]:
+    """Whether a tensor has these axes, and is no longer than the mask."""
+    if dims is None:
+        return False
+    sizes = zip(dims, value(source).shape, strict=True)
+    return all(same_size(size_of(dim), to_expr(size)) for dim, size in sizes)
 
 
 def mask_of(view: GraphView, index: Sequence[Any]) -> Node | None:

@@ -25,6 +25,7 @@ from fuser.graph.axes import (
     resolve,
     same_size,
     size_of,
+    split_dim,
 )
 from fuser.graph.ops import value
 from fuser.graph.view import GraphView
@@ -33,14 +34,14 @@ from fuser.specs import MoeSpec
 from fuser.torch_private import to_expr
 
 from ..declined import Declined
-from .branches import in_one, same
-from .choices import experts_among
+from .branches import column, in_one, same
+from .choices import distinct, experts_among
 from .expert import Expert, ExpertWalk, NoExpert
 from .hits import with_parts
-from .masks import Chosen, chosen
+from .masks import Chosen, told
 from .routing import Routing
 from .rows import rows_of
-from .selection import Picked, mask_of, sizes_of
+from .selection import Column, Picked, mask_of, sizes_of
 from .space import Place, Space, require
 from .weights import Weights, same_weights
 from .writes import (
@@ -72,6 +73,21 @@ class Turn:
     @property
     def weights(self) -> Weights:
         return self.expert.before.times(self.after)
+
+
+@dataclass
+class _Shared:
+    """Axes that all turns have.
+
+    Attributes:
+        masks: of their masks, beside those of tokens; None as long as none was read.
+        choices: that were added up in the masks.
+        experts: of weights of all experts.
+    """
+
+    masks: Dims | None = None
+    choices: Dim = ()
+    experts: Dim = ()
 
 
 @dataclass(frozen=True)
@@ -112,10 +128,10 @@ def looped(view: GraphView, found: Accumulator, out_dims: Dims) -> Looped | None
     Raises:
         Declined: something about it is not proved.
     """
-    anchor, choices, turns = found.writes[-1].node, list[Dims](), list[Turn]()
+    anchor, shared, turns = found.writes[-1].node, _Shared(), list[Turn]()
     for write in reversed(found.writes):  # of most writes nobody would say that they are a loop's
         try:
-            turn = _turn(view, found, write, out_dims, choices)
+            turn = _turn(view, found, write, out_dims, shared)
         except NoExpert as error:
             if not turns:
                 return None
@@ -129,7 +145,10 @@ def looped(view: GraphView, found: Accumulator, out_dims: Dims) -> Looped | None
     ordered = _in_order(turns, anchor)
     first = ordered[0]
     dropping = _drops(view, ordered)
-    require_statements(view, found, first.chosen.indices, first.space.chosen, dropping)
+    indices = first.chosen.indices
+    require_statements(view, found, indices, (*first.space.chosen, *shared.choices), dropping)
+    once = "a token that chooses an expert twice goes through it once"
+    require(distinct(view, indices.node, indices.dims, shared.choices), once, anchor)
     experts = [turn.expert for turn in ordered]
     same(experts, anchor)
     for turn in ordered:
@@ -157,7 +176,8 @@ def looped_rows(space: Space, node: Node, dims: Dims) -> Looped | None:
     require(early is None, "rows are read before all experts have written theirs", early or node)
     beneath = found.writes[0].adds and not made_of_zeros(view, found.start)
     require(not beneath, "experts add to what was there before the loop", found.start)
-    require(not leaves((loop.first.space.chosen,)), "rows are added up twice", node)
+    apart = leaves((loop.first.space.chosen, loop.first.chosen.choices))
+    require(not apart, "rows are added up twice", node)
     space.indices = loop.first.chosen.indices
     return loop
 
@@ -186,7 +206,7 @@ def _with_dropped(match: Match, kept: Place | None) -> Match:
 
 
 def _turn(
-    view: GraphView, found: Accumulator, write: Write, out_dims: Dims, choices: list[Dims]
+    view: GraphView, found: Accumulator, write: Write, out_dims: Dims, shared: _Shared
 ) -> Turn | None:
     """One expert, if that is what is written."""
     mask = mask_of(view, write.index)
@@ -197,21 +217,53 @@ def _turn(
     if not row or not same_size(to_expr(value(rows).shape[1]), size_of(out_dims[-1])):
         return None  # one row for all of them, or one number
     space = Picked(view, value(found.output).dtype, leaves(out_dims[:-1]), row=row, mask=mask)
-    space.mask_dims = _placed(space, write, out_dims, choices)
-    space.chosen = leaves(choices[0])
+    space.mask_dims = _placed(space, write, out_dims, shared)
+    space.chosen = leaves(shared.masks or ())
     given = rows_of(space, rows, (row, out_dims[-1]))
     expert = ExpertWalk(space).run(given.node, given.dims)
     before, after = expert.before, given.weights.times(expert.inside)
     once = not (before.factors and after.factors)
     require(once, "rows are weighted before the experts and after them", rows)
-    known = chosen(view, mask, space.mask_dims)
+    known = told(view, mask, space.mask_dims)
     if known is None:
         raise Declined("nothing tells which expert the tokens of a mask chose", mask)
+    if leaves((known.choices,)):
+        shared.choices = shared.choices or leaves((known.choices,))
+        names = dict(zip(leaves((known.choices,)), shared.choices, strict=True))
+        indices = replace(known.indices, dims=renamed(known.indices.dims, names))
+        known = replace(known, indices=indices, choices=shared.choices)
+    after = _of_expert(view, after, known, shared)
     space.interior.update((write.node, *write.passed))
     return Turn(expert, after, known, space)
 
 
-def _placed(space: Picked, write: Write, out_dims: Dims, choices: list[Dims]) -> Dims:
+def _of_expert(view: GraphView, weights: Weights, known: Chosen, shared: _Shared) -> Weights:
+    """The same, of all experts where they are the column of this one.
+
+    Raises:
+        Declined: they are that of another one.
+    """
+    found: list[Place] = []
+    for factor in weights.factors:
+        cut = None
+        if isinstance(factor, Column):
+            cut = factor.node, factor.dims, factor.axis, factor.number
+        elif leaves((known.choices,)):
+            cut = column(view, factor)
+        if cut is None:
+            found.append(factor)
+            continue
+        node, dims, axis, number = cut
+        own = "a row is weighted with the weight of another expert"
+        require(number == known.expert, own, node)
+        shared.experts = shared.experts or leaves((axis,))
+        require(size_of(axis) == size_of(shared.experts), own, node)
+        names = dict(zip(leaves((axis,)), shared.experts, strict=True))
+        found.append(Place(node, renamed(dims, names), shared.experts))
+    return Weights(tuple(found), weights.scale)
+
+
+def _placed(space: Picked, write: Write, out_dims: Dims, shared: _Shared) -> Dims:
     """Which tokens and choices the elements of a mask are, told by where rows are written.
 
     Raises:
@@ -228,17 +280,17 @@ def _placed(space: Picked, write: Write, out_dims: Dims, choices: list[Dims]) ->
         sizes = same_size(size_of(dim), size_of(out))
         require(sizes, "a mask has another number of tokens than the result", write.node)
         own = leaves((dim,))
-        alone = len(own) < 2 and not set(own) & names.keys()
+        alone = not set(own) & names.keys()
         require(alone, "rows are not written to the tokens of a mask", write.node)
-        names.update(dict.fromkeys(own, leaves((out,))))
+        names.update(zip(own, split_dim(out, [axis.size for axis in own]), strict=True))
     rest = [axis for axis in leaves(space.mask_dims) if axis not in names]
-    if not choices:
-        choices.append(tuple((Axis(size_of((axis,)), "k"),) for axis in rest))
-    alike = len(choices[0]) == len(rest) and all(
-        same_size(size_of(a), size_of((b,))) for a, b in zip(choices[0], rest, strict=True)
+    if shared.masks is None:
+        shared.masks = tuple((Axis(size_of((axis,)), "k"),) for axis in rest)
+    alike = len(shared.masks) == len(rest) and all(
+        same_size(size_of(a), size_of((b,))) for a, b in zip(shared.masks, rest, strict=True)
     )
     require(alike, "masks of experts have different shapes", write.node)
-    names.update(zip(rest, map(leaves, ((dim,) for dim in choices[0])), strict=True))
+    names.update(zip(rest, map(leaves, ((dim,) for dim in shared.masks)), strict=True))
     dims = [leaves((dim,)) for dim in space.mask_dims]
     return tuple(tuple(a for own in dim for a in names[own]) for dim in dims)
 
@@ -312,6 +364,7 @@ def _require_weight(turn: Turn, first: Turn, anchor: Node) -> None:
     require(alike, "some experts have weights and others have none", anchor)
     for place in own.factors:
         axes = set(leaves(place.dims)) - turn.space.token_axes - turn.space.chosen_axes
+        axes -= set(leaves((place.experts,)))
         apart = not axes and not set(leaves(place.dims)) & set(leaves((turn.space.row,)))
         require(apart, "rows are weighted with what is not the weight of their choice", anchor)
     before, given = turn.expert.before, first.expert.before
