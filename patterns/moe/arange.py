@@ -66,3 +66,24 @@ def repeated(view: GraphView, node: Node) -> int | None:
     dims = fresh(value(source).shape, "n")
     counts = op.name in ("reshape", "flatten") and is_arange(view, source, dims, leaves(dims[:1]))
     return value(source).shape[1] if counts else None
+
+
+def tokens_of(view: GraphView, part: Node) -> tuple[Node, int | None, tuple[Node, ...]]:
+    """The positions of choices, or the mask of them, of which a node has the tokens; how many
+    choices each token has; and the nodes between. The node itself where it has no tokens.
+
+    p // K              (arange(T * K) // K)[p]             arange(T).repeat_interleave(K)[mask]
+    """
+    op = view.op(part)
+    found = divided(op)
+    if found is not None and found[1] > 1 and not view.is_written(part):
+        return *found, (part,)
+    source, index = op.args.get("input"), op.args.get("index")
+    index = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+    reads = op.kind is Kind.SLICE and op.name == "getitem"
+    reads |= op.name == "index_select" and op.args.get("dim") in (0, -1)
+    if reads and is_tensor(source) and is_tensor(index) and value(source).ndim == 1:
+        choices = None if view.is_written(part) else repeated(view, source)
+        if choices is not None and choices > 1 and value(index).ndim == 1:
+            return index, choices, (part,)
+    return part, None, ()

@@ -27,7 +27,7 @@ from ..declined import proved
 from .expert import NoExpert
 from .listed import accumulated, weights_of, with_runs
 from .region import Mixture, matched, mixture
-from .space import Space
+from .space import Space, require
 from .writes import Accumulator, accumulators
 from .written import Looped, looped, require_statements, whole
 
@@ -76,6 +76,8 @@ def _of_tokens(view: GraphView, loop: Looped, out_dims: Dims) -> Match | None:
     space = Space(view, value(found.output).dtype, leaves(out_dims[:-1]), first.space.chosen)
     choices = (*leaves((space.chosen, first.chosen.choices)),)
     dense = [axis for factor in first.weights.factors for axis in leaves((factor.experts,))]
+    read = "a choice that may be no expert's has no weight among those of all experts"
+    require(not (dense and loop.dropping), read, found.output)
     made = Mixture(
         loop.experts,
         len(loop.turns),

@@ -38,7 +38,7 @@ from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 from fuser.turns import bins_of, held, name_of
 
-from .arange import divided, repeated
+from .arange import tokens_of
 from .branches import column
 from .masks import told
 from .space import Place, Space
@@ -131,7 +131,7 @@ class Picked(Space):
             return None
         axis = fresh((size,), "e")[0]
         whole = self.axes_at((*first, slice(None), *rest), (dims[0], axis, *dims[1:]), at + 1)
-        if value(source).ndim != at + 1 or not _is_whole(source, whole):
+        if value(source).ndim != at + 1 or not _is_whole(whole, source):
             return None
         return source, whole, axis, number % size
 
@@ -147,7 +147,7 @@ class Picked(Space):
         else:
             return None
         whole = self.axes_at(index, dims, value(source).ndim)
-        return (source, whole) if _is_whole(source, whole) else None
+        return (source, whole) if _is_whole(whole, source) else None
 
     def axes_at(self, index: Sequence[Any], dims: Dims, rank: int) -> Dims | None:
         """Axes of a tensor of which rows with these axes are read at, or written to, an index."""
@@ -231,7 +231,7 @@ class Picked(Space):
         return own if renamed_one == replace(other, choices=leaves((other.choices,))) else None
 
 
-def _is_whole(source: Node, dims: Dims | None) -> TypeGuard[Dims]:
+def _is_whole(dims: Dims | None, source: Node) -> TypeGuard[Dims]:
     """Whether a tensor has these axes, and is no longer than the mask."""
     if dims is None:
         return False
@@ -251,27 +251,6 @@ def mask_of(view: GraphView, index: Sequence[Any]) -> Node | None:
         if value(part).dtype is torch.bool:
             return part
     return None
-
-
-def tokens_of(view: GraphView, part: Node) -> tuple[Node, int | None, tuple[Node, ...]]:
-    """The positions of choices, or the mask of them, of which a node has the tokens; how many
-    choices each token has; and the nodes between. The node itself where it has no tokens.
-
-    p // K              (arange(T * K) // K)[p]             arange(T).repeat_interleave(K)[mask]
-    """
-    op = view.op(part)
-    found = divided(op)
-    if found is not None and found[1] > 1 and not view.is_written(part):
-        return *found, (part,)
-    source, index = op.args.get("input"), op.args.get("index")
-    index = index[0] if isinstance(index, tuple) and len(index) == 1 else index
-    reads = op.kind is Kind.SLICE and op.name == "getitem"
-    reads |= op.name == "index_select" and op.args.get("dim") in (0, -1)
-    if reads and is_tensor(source) and is_tensor(index) and value(source).ndim == 1:
-        choices = None if view.is_written(part) else repeated(view, source)
-        if choices is not None and choices > 1 and value(index).ndim == 1:
-            return index, choices, (part,)
-    return part, None, ()
 
 
 def coordinate(view: GraphView, node: Node) -> Coordinate | None:
@@ -350,6 +329,28 @@ def sizes_of(view: GraphView, interior: set[Node], most: Size) -> set[Node]:
     return found
 
 
+def same_sizes(interior: set[Node]) -> set[Node]:
+    """Nodes that assert of two tensors with rows of one mask that they have equally many.
+
+    Args:
+        interior: nodes with rows of one mask alone.
+    """
+    sizes = {u for node in interior for u in node.users if name_of(u).startswith("sym_size")}
+    found: set[Node] = set()
+    for size in sizes:
+        for user in size.users:
+            both = user.target is operator.eq and sizes.issuperset(user.all_input_nodes)
+            rows = both and all(n.args[1:] == (0,) for n in user.all_input_nodes)
+            if rows and len(user.args) == 2 and _is_asserted(user):
+                found |= {user, *user.users, *user.all_input_nodes}
+    return found
+
+
+def _is_asserted(node: Node) -> bool:
+    names = {str(getattr(u.target, "__name__", u.target)).partition(".")[0] for u in node.users}
+    return names <= {"_assert_scalar"}
+
+
 def _asserted(node: Node, interior: set[Node], most: Size) -> set[Node] | None:
     """A node and all that it is read by, if that ends in such assertions or in the interior."""
     if _always_holds(node, most):
@@ -390,5 +391,4 @@ def _always_holds(node: Node, most: Size) -> bool:
         holds = isinstance(known, int) and bound >= known
     else:
         return False
-    names = {str(getattr(u.target, "__name__", u.target)).partition(".")[0] for u in node.users}
-    return holds and names <= {"_assert_scalar"}
+    return holds and _is_asserted(node)

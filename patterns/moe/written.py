@@ -41,7 +41,7 @@ from .hits import with_parts
 from .masks import Chosen, told
 from .routing import Routing
 from .rows import rows_of
-from .selection import Column, Picked, mask_of, sizes_of
+from .selection import Column, Picked, mask_of, same_sizes, sizes_of
 from .space import Place, Space, require
 from .weights import Weights, same_weights
 from .writes import (
@@ -234,6 +234,7 @@ def _turn(
         known = replace(known, indices=indices, choices=shared.choices)
     after = _of_expert(view, after, known, shared)
     space.interior.update((write.node, *write.passed))
+    space.interior |= same_sizes(space.interior)
     return Turn(expert, after, known, space)
 
 

@@ -1,10 +1,14 @@
 """Loops over experts that write rows of choices, which are weighted and added up after them; loops
-over choices in one dimension, and what only looks like them."""
+over choices in one dimension, or with masks of tokens; and what only looks like them."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from fuser.soundness import SIZE_OF_DATA
 
 from .forms import CHOICES, EXPERTS, FEATURES, Mixture
 from .lookalikes import LookAlike
@@ -123,8 +127,92 @@ class FlatNumbered(Mixture):
         return torch.arange(count).repeat_interleave(self.choices)
 
 
+class OfTokens(Mixture):
+    """makeMoE: masks of tokens, and weights of all experts, read where a mask is true."""
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.gate(x)
+        top, chosen = logits.topk(self.choices, -1)
+        low = torch.full_like(logits, -math.inf)
+        return low.scatter(-1, chosen, top).softmax(-1), chosen
+
+    def mask(self, chosen: Tensor, e: int) -> Tensor:
+        return (chosen == e).any(dim=-1)
+
+    def column(self, e: int) -> int:
+        return e
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(2, -1, FEATURES)
+        weights, chosen = self.gates(x)
+        out, tokens, each = torch.zeros_like(x), x.view(-1, FEATURES), weights.view(-1, EXPERTS)
+        for e, expert in enumerate(self.experts):
+            mask = self.mask(chosen, e)
+            flat = mask.view(-1)
+            out[mask] += expert(tokens[flat]) * each[flat, self.column(e)].unsqueeze(1)
+        return out.view(-1, FEATURES)
+
+
+class OfTokensDense(OfTokens):
+    """At positions, with weights that are zero nowhere: one column, then its rows."""
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(x).softmax(-1)
+        return scores, scores.topk(self.choices, -1).indices
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gates(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t = self.mask(chosen, e).nonzero().squeeze(-1)
+            out.index_add_(0, t, expert(x[t]) * weights[:, self.column(e)][t, None])
+        return out
+
+
+class OfAllExperts(OfTokensDense):
+    """Masks of choices, and weights of all experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gates(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            t, _ = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, e, None])
+        return out
+
+
+class FlatHit(Flat):
+    """Only experts that somebody chose are run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        flat, tokens = chosen.view(-1), self.tokens(x)
+        rows = torch.zeros_like(tokens)
+        for e, expert in enumerate(self.experts):
+            mask = flat == e
+            if mask.any():
+                rows[mask] = expert(tokens[mask])
+        return self.added(rows, weights)
+
+
+class OfTokensHit(OfTokens):
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gates(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gates(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            mask = self.mask(chosen, e)
+            if mask.any():
+                out[mask] += (expert(x[mask]) * weights[mask, e].unsqueeze(1)).squeeze(1)
+        return out
+
+
+FLAT_HITS: list[type[Mixture]] = [FlatHit, OfTokensHit]
 FLAT: list[type[Mixture]] = [
-    Flat, FlatMajor, FlatCopied, FlatPairs, FlatColumns, FlatAdded, FlatNumbered
+    Flat, FlatMajor, FlatCopied, FlatPairs, FlatColumns, FlatAdded, FlatNumbered,
+    OfTokens, OfTokensDense, OfAllExperts,
 ]  # fmt: skip
 
 
@@ -238,6 +326,83 @@ class BeforeAndAfter(Mixture):
         return out
 
 
+class OtherColumn(OfTokens):
+    """The weight of the next expert."""
+
+    def column(self, e: int) -> int:
+        return (e + 1) % EXPERTS
+
+
+class OtherColumnFirst(OfTokensDense):
+    """The weight of one expert for all."""
+
+    def column(self, e: int) -> int:
+        return 1
+
+
+class OneIsLeftOut(OfAllExperts):
+    """Choices of the last expert have no weight."""
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, chosen = super().gates(x)
+        return weights[:, : EXPERTS - 1] + 0.0, chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gates(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts[: EXPERTS - 1]):  # type: ignore[arg-type]
+            t, _ = torch.where(chosen == e)
+            out.index_add_(0, t, expert(x[t]) * weights[t, e, None])
+        return out
+
+
+class OfBoth(OfTokens):
+    """Only tokens all of whose choices are the expert."""
+
+    def mask(self, chosen: Tensor, e: int) -> Tensor:
+        return (chosen == e).all(dim=-1)
+
+
+class OfOthers(OfTokens):
+    """Tokens that did not choose the expert."""
+
+    def mask(self, chosen: Tensor, e: int) -> Tensor:
+        return ~(chosen == e).any(dim=-1)
+
+
+class ChosenTwice(OfTokensDense):
+    """A token that chooses an expert twice goes through it once."""
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(x).softmax(-1)
+        return scores, torch.stack([scores.argmax(-1), (-scores).argmin(-1)], -1)
+
+
+class TheLastOne(OfTokens):
+    """An expert replaces what another one gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gates(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            mask = self.mask(chosen, e)
+            out[mask] = expert(x[mask]) * weights[mask, e].unsqueeze(1)
+        return out
+
+
+class OrderOfRows(Flat):
+    """Rows of the same choices are read choice by choice, and written token by token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        rows, tokens = x.new_zeros(len(x), CHOICES, FEATURES), torch.stack([x, x])
+        for e, expert in enumerate(self.experts):
+            rows[chosen == e] = expert(tokens[chosen.T == e])
+        return (rows * weights[..., None]).sum(1)
+
+
+COLUMN = "a row is weighted with the weight of another expert"
+NOTHING = "nothing tells which expert the tokens of a mask chose"
 FLAT_LOOKALIKES = [
     LookAlike(OneIsMissing, "tokens may keep what was there before the loop"),
     LookAlike(NotZeros, "experts add to what was there before the loop"),
@@ -248,6 +413,14 @@ FLAT_LOOKALIKES = [
     LookAlike(WrittenBetween, "a tensor is written to before the experts have read it"),
     LookAlike(FewerTokens, "a mask has another number of tokens than the result"),
     LookAlike(BeforeAndAfter, "some experts are given weighted tokens"),
-    LookAlike(NextToken, "a size depends on data"),
-    LookAlike(MajorNumbers, "a size depends on data"),
+    LookAlike(OneIsLeftOut, "a choice that may be no expert's has no weight"),
+    LookAlike(OtherColumn, COLUMN),
+    LookAlike(OtherColumnFirst, COLUMN),
+    LookAlike(OfBoth, NOTHING),
+    LookAlike(OfOthers, NOTHING),
+    LookAlike(ChosenTwice, "a token that chooses an expert twice goes through it once"),
+    LookAlike(TheLastOne, "an expert replaces what another one gave a token"),
+    LookAlike(OrderOfRows, "experts are given different tensors"),
+    LookAlike(NextToken, SIZE_OF_DATA),
+    LookAlike(MajorNumbers, SIZE_OF_DATA),
 ]

@@ -21,13 +21,14 @@ from . import added_runs, conditions, counted, hits, listed, returns
 from .added_runs import ADDED, Added
 from .conditions import CONDITIONS, IfAny, IfNone, IfTwo
 from .counted import COUNTED, Counted, CountedHot
+from .flat import FLAT_HITS
 from .forms import EXPERTS, Mixture
 from .hits import HITS, Hit, HitStacked, Popular, Used
 from .listed import LISTED, Listed, ListedAll, ListedFew
 from .returns import RETURNS, KeepsOther, ReturnsRows
 from .test_compile import OPTIONS, ours, tokens
 
-ANY = [*HITS, *CONDITIONS, *RETURNS, *COUNTED, *LISTED, *ADDED]
+ANY = [*HITS, *CONDITIONS, *RETURNS, *COUNTED, *LISTED, *ADDED, *FLAT_HITS]
 LOOK_ALIKES = [
     *hits.LOOK_ALIKES,
     *conditions.LOOK_ALIKES,
