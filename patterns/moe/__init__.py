@@ -2,6 +2,7 @@
 
 mixture     the pattern: where weighted rows are added up
 loop        the pattern: experts that write to the rows of their tokens, one after the other
+written     what each turn of such a loop writes, to tokens or to choices
 writes      what is written to, and when
 selection   which tokens an expert is given
 masks       which expert that is

@@ -38,7 +38,7 @@ from .branches import column, in_one, same
 from .choices import distinct, experts_among
 from .expert import Expert, ExpertWalk, NoExpert
 from .hits import with_parts
-from .masks import Chosen, told
+from .masks import Chosen, peeled, told
 from .routing import Routing
 from .rows import rows_of
 from .selection import Column, Picked, mask_of, same_sizes, sizes_of
@@ -255,12 +255,12 @@ def _of_expert(view: GraphView, weights: Weights, known: Chosen, shared: _Shared
             found.append(factor)
             continue
         node, dims, axis, number = cut
-        own = "a row is weighted with the weight of another expert"
-        require(number == known.expert, own, node)
         shared.experts = shared.experts or leaves((axis,))
-        require(size_of(axis) == size_of(shared.experts), own, node)
+        same = number == known.expert and size_of(axis) == size_of(shared.experts)
+        require(same, "a row is weighted with the weight of another expert", node)
         names = dict(zip(leaves((axis,)), shared.experts, strict=True))
-        found.append(Place(node, renamed(dims, names), shared.experts))
+        place = peeled(view, node, renamed(dims, names))
+        found.append(replace(place, experts=shared.experts))
     return Weights(tuple(found), weights.scale)
 
 
