@@ -320,7 +320,7 @@ LOOK_ALIKES = [
     (Numbered, "`count` goes on from one turn to the next"),
     (Listed, "it changes objects of Python's"),
     (Noted, "it changes objects of Python's"),
-    (LastRows, "a size depends on data"),
+    (LastRows, "start from the same numbers"),
     (Renamed, "`base` is read after it"),
     (FirstTwo, "not proved"),
     (Decayed, "not proved"),

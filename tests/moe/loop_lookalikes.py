@@ -270,7 +270,7 @@ LOOP_LOOKALIKES = [
     )),
     LookAlike(ScaledByExpert, "weights of experts come from different tensors"),
     LookAlike(SwappedWeights, "weighted with what is not the weight of their choice"),
-    LookAlike(OtherColumn, "weighted with what is not the weight of their choice"),
+    LookAlike(OtherColumn, "weighted with the weight of another expert"),
     LookAlike(IdentityExpert, "`getitem` stands where an expert's product was expected"),
     LookAlike(TellsItsTokens, "an intermediate value is used elsewhere: returned"),
     LookAlike(ReadsTheSum, "experts are given different tensors"),
