@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,14 +158,17 @@ def check(
     spec: NormSpec,
     x: Sequence[Tensor],
     theirs: Callable[..., list[Tensor]] = normalise,
+    *,
+    added: Mapping[int, float] | None = None,
     **more: Any,
 ) -> Run:
-    """As near to fp64 as the reference, or another: the results, and gradients of everything."""
+    """As near to fp64 as the reference, or another: the results, and gradients of everything; for
+    `added` see `assert_near`."""
 
     def ours(of: NormSpec, given: Sequence[Tensor]) -> list[Tensor]:
         return generated(of, given, **more)
 
     found = outcome(ours, spec, x)
     right = outcome(exact, in_fp64(spec), wide(list(x)))
-    assert_near(found, outcome(theirs, spec, x), right, factor=FACTOR)
+    assert_near(found, outcome(theirs, spec, x), right, factor=FACTOR, added=added)
     return found
