@@ -56,12 +56,21 @@ class Cut:
         return self.start, None if stop >= self.size else stop, self.step
 
 
-def cut_of(view: GraphView, node: Node) -> Cut | None:
-    """What a node cuts out of a tensor, if it does nothing else."""
+def taken_of(view: GraphView, node: Node) -> tuple[Op, Node] | None:
+    """The operator that gives a tensor, and the tensor or list that it may take it of."""
     op = view.op(node)
     source = op.args.get("input")
     if not is_tensor(node) or op.inplace or not isinstance(source, Node):
         return None
+    return op, source
+
+
+def cut_of(view: GraphView, node: Node) -> Cut | None:
+    """What a node cuts out of a tensor, if it does nothing else."""
+    taken = taken_of(view, node)
+    if taken is None:
+        return None
+    op, source = taken
     try:
         if op.name == "getitem" and not is_tensor(source):
             return _piece(view, op, node, source)

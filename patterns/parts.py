@@ -18,7 +18,7 @@ from fuser.graph.ops import Kind, Op, is_tensor, value
 from fuser.graph.view import GraphView
 from fuser.torch_private import to_expr
 
-from .cuts import Cut, cut_at, cut_of, one_index
+from .cuts import Cut, cut_at, cut_of, one_index, taken_of
 
 MOST = 8
 LISTS = ("chunk", "split", "unbind")
@@ -76,33 +76,33 @@ def _known(view: GraphView, node: Node) -> Part | None:
 
 def part_of(view: GraphView, node: Node) -> Part | None:
     """What a tensor is a part of."""
-    op = view.op(node)
-    source = op.args.get("input")
-    if not is_tensor(node) or op.inplace or not isinstance(source, Node):
+    taken = taken_of(view, node)
+    if taken is None:
         return None
-    try:
-        if op.name == "getitem" and not is_tensor(source):
-            return _of_list(view, op, node, source)
-        if op.name == "select":
-            return _position(source, op.args["dim"], op.args["index"], (node,))
-        if op.kind is Kind.SLICE and op.name != "narrow":
-            at = one_index(op.args["index"], value(source).ndim)
-            if at is not None and isinstance(at[1], int):
-                return _position(source, *at, (node,))
-    except Unproven:
-        return None
+    op, source = taken
+    if op.name == "getitem" and not is_tensor(source):
+        return _of_list(view, op, node, source)
+    if op.name == "select":
+        return _position(source, op.args["dim"], op.args["index"], (node,))
+    if op.kind is Kind.SLICE and op.name != "narrow":
+        found = _at_index(source, op.args["index"], (node,))
+        if found is not None:
+            return found
     return _equal(cut_of(view, node))
 
 
 def part_at(source: Node, index: Any) -> Part | None:
     """What an index takes of a tensor, where something is written to."""
+    return _at_index(source, index, ()) or _equal(cut_at(source, index))
+
+
+def _at_index(source: Node, index: Any, made_by: tuple[Node, ...]) -> Part | None:
+    """The one position that an index takes of a dimension that has a few."""
     try:
         at = one_index(index, value(source).ndim)
     except Unproven:
         return None
-    if at is not None and isinstance(at[1], int):
-        return _position(source, *at, ())
-    return _equal(cut_at(source, index))
+    return None if at is None else _position(source, *at, made_by)
 
 
 def _of_list(view: GraphView, op: Op, node: Node, pieces: Node) -> Part | None:
